@@ -1,0 +1,372 @@
+"""Every knob once: frozen settings with units and sources, and the four presets.
+
+Names follow the paper (Li et al., ISBI 2023). Where the paper and the official code differ, ``paper`` holds the paper's
+value and ``official`` the code's. ``small`` and ``tiny`` are ours. The command line of these settings is in `options.py`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from m2i2.errors import M2I2Error
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an M2I2Error with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise M2I2Error(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image encoder (ViT) and the pixel decoder of masked image modelling (MAE)."""
+
+    image_size: int = 256
+    """Side of the square input, pixels."""
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size % self.patch_size == 0,
+            f"vision.image_size={self.image_size} is not a multiple of vision.patch_size={self.patch_size}; choose one that is.",
+        )
+        require(self.width % self.heads == 0, f"vision.width={self.width} does not divide by vision.heads={self.heads}.")
+        require(
+            self.decoder_width % self.decoder_heads == 0,
+            f"vision.decoder_width={self.decoder_width} does not divide by vision.decoder_heads={self.decoder_heads}.",
+        )
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """One BERT, split: layers below ``fusion_layer`` read text alone, the rest also attend to the image."""
+
+    vocabulary_size: int = 30522
+    width: int = 768
+    depth: int = 12
+    fusion_layer: int = 6
+    heads: int = 12
+    intermediate: int = 3072
+    positions: int = 512
+    """Longest text in tokens that the position table serves."""
+    dropout: float = 0.1
+    """Of hidden states; in training only."""
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    decoder_depth: int = 6
+    """Layers of the answer decoder (VQA only)."""
+
+    def __post_init__(self) -> None:
+        require(self.width % self.heads == 0, f"text.width={self.width} does not divide by text.heads={self.heads}.")
+        require(
+            0 < self.fusion_layer < self.depth,
+            f"text.fusion_layer={self.fusion_layer} must lie between 1 and text.depth - 1 = {self.depth - 1}.",
+        )
+        require(0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1, "text.dropout rates must lie in [0, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectivesConfig:
+    """The four objectives; the loss is their weighted sum (paper: all weights 1). Weight 0 leaves an objective out."""
+
+    mim: float = 1.0
+    mlm: float = 1.0
+    itm: float = 1.0
+    itc: float = 1.0
+    image_mask_ratio: float = 0.15
+    """Share of the patches that are dropped; floor(patches * (1 - ratio)) stay."""
+    text_mask_ratio: float = 0.15
+    projection: int = 256
+    """Width of the contrastive features."""
+    temperature: float = 0.07
+    """Start value; learnable, clamped to [0.001, 0.5]."""
+    distillation: float = 0.4
+    """Share a of the teacher's soft targets in ITC and MLM, ramped linearly from 0 over the first epoch."""
+    queue: int = 65536
+    """Pairs kept as further negatives of ITC."""
+    momentum: float = 0.995
+    """Of the teacher's moving average, per optimizer step."""
+    negatives: Literal["global", "local"] = "global"
+    """Where ITC's in-batch and ITM's hard negatives come from: all ranks' batches, or (official) the rank's own."""
+    false_negatives: Literal["exclude", "official"] = "exclude"
+    """Whether pairs that share an image or a caption may be each other's negatives (official: they may)."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.image_mask_ratio < 1, f"objectives.image_mask_ratio={self.image_mask_ratio} must lie in (0, 1).")
+        require(0 < self.text_mask_ratio < 1, f"objectives.text_mask_ratio={self.text_mask_ratio} must lie in (0, 1).")
+        require(0 <= self.distillation <= 1, f"objectives.distillation={self.distillation} must lie in [0, 1].")
+        require(0 <= self.momentum <= 1, f"objectives.momentum={self.momentum} must lie in [0, 1].")
+        require(self.queue >= 0, f"objectives.queue={self.queue} must not be negative.")
+        weights = (self.mim, self.mlm, self.itm, self.itc)
+        require(min(weights) >= 0 and max(weights) > 0, f"objective weights {weights} must be >= 0 and one above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringConfig:
+    """Finetuning to answer questions, generatively."""
+
+    distillation: float = 0.4
+    """Share a of the teacher's soft targets, ramped over the first epoch; 0 switches the teacher off (official: PathVQA, SLAKE)."""
+    momentum: float = 0.995
+    answer_weight: float = 0.5
+    """Factor on an answer's summed token loss (official: every answer weighs 0.5)."""
+    decoder_start: Literal["text", "multimodal"] = "text"
+    """Whose layers start the answer decoder: BERT's own (paper) or the pretrained multimodal ones (official code)."""
+    normalisation: Literal["official", "fixed"] = "official"
+    """How answers and questions are cleaned; ``fixed`` trains and scores one form (see m2i2/data/text.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how it is augmented."""
+
+    shards: tuple[str, ...] = ()
+    """Folders made by tools/make_shards.py."""
+    split: str = "train"
+    max_words: int = 30
+    """Longer captions and questions are cut after this many words (official)."""
+    max_tokens: int = 25
+    """Longer captions are cut to this many tokens, [CLS] and [SEP] included."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the image's area that a random resized crop keeps."""
+    flip: bool = False
+    """Mirror half of the images. Off by default: captions and questions name sides."""
+    randaugment: tuple[int, int] = (2, 7)
+    """Operations per image, magnitude (0 to 10); 0 operations switch RandAugment off."""
+    workers: int = 2
+    """Loader processes of each rank; 0 loads in the training process."""
+    window: int = 16
+    """Shards whose samples are shuffled together."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1.")
+        require(self.workers >= 0, f"data.workers={self.workers} must not be negative.")
+        require(self.window >= 1, f"data.window={self.window} must be at least 1.")
+        require(self.max_tokens >= 3, f"data.max_tokens={self.max_tokens} leaves no room between [CLS] and [SEP].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a cosine schedule per step, and a linear warm-up before it."""
+
+    lr: float = 1e-4
+    final_lr: float = 1e-5
+    warmup_lr: float = 1e-5
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.002
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 switches clipping off (official)."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0 and self.final_lr >= 0, f"optimizer.lr={self.lr} must be above 0, final_lr={self.final_lr} not below.")
+        require(self.clip >= 0, f"optimizer.clip={self.clip} must not be negative; 0 switches clipping off.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how fast, how safe."""
+
+    epochs: int = 40
+    max_steps: int = 0
+    """Stop after this many optimizer steps, without changing the schedule; 0 = after the last epoch."""
+    batch: int = 32
+    """Global batch of an optimizer step, in samples: over all ranks and all micro-batches."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step. In-batch negatives are those of a micro-batch."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of autocast; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always."""
+    seed: int = 0
+    save_every: int = 500
+    """Optimizer steps between checkpoints; the end of the run is saved always."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    checkpoint_activations: bool = False
+    """Recompute layers in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"):
+            require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)} must be at least 1.")
+        require(
+            self.batch % self.accumulation == 0,
+            f"training.batch={self.batch} does not divide by training.accumulation={self.accumulation}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Weights and vocabulary to start from: names on the Hugging Face hub, local folders, or official .pth files."""
+
+    tokenizer: str = ""
+    """A WordPiece tokenizer (hub name or folder). Empty: that of ``text``, or the one stored with ``checkpoint``."""
+    text: str = ""
+    """A BERT (hub name or folder). Empty: random weights."""
+    image: str = ""
+    """A MAE or ViT (hub/timm name, folder or file). Empty: random weights."""
+    checkpoint: str = ""
+    """A run folder of ours or an official .pth; it takes precedence over ``text`` and ``image``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """Everything that decides a pretraining run."""
+
+    preset: str = "paper"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig:
+    """Everything that decides a VQA finetuning run."""
+
+    preset: str = "paper"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    answering: AnsweringConfig = field(default_factory=AnsweringConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+
+
+_VQA_OPTIMIZER = OptimizerConfig(lr=2e-5, final_lr=1e-6, warmup_lr=2e-5)
+
+
+def _paper() -> tuple[PretrainingConfig, FinetuningConfig]:
+    """The paper's settings (section 3): 40 epochs at batch 32, then 40 epochs at batch 8 and 384 pixels."""
+    start = StartConfig(text="bert-base-uncased", image="facebook/vit-mae-base")
+    pretraining = PretrainingConfig(preset="paper", start=start)
+    finetuning = FinetuningConfig(
+        preset="paper",
+        vision=replace(pretraining.vision, image_size=384),
+        data=DataConfig(crop_scale=(0.5, 1.0)),
+        optimizer=_VQA_OPTIMIZER,
+        training=TrainingConfig(epochs=40, batch=8),
+        start=start,
+    )
+    return pretraining, finetuning
+
+
+def _official() -> tuple[PretrainingConfig, FinetuningConfig]:
+    """The official code's settings, its habits included: flips, local negatives, no care for false negatives."""
+    pretraining, finetuning = _paper()
+    return (
+        replace(
+            pretraining,
+            preset="official",
+            objectives=replace(pretraining.objectives, negatives="local", false_negatives="official"),
+            data=replace(pretraining.data, flip=True),
+            optimizer=replace(pretraining.optimizer, weight_decay=0.02, warmup_epochs=1.0),
+            training=replace(pretraining.training, epochs=30, batch=16),
+        ),
+        replace(
+            finetuning,
+            preset="official",
+            answering=replace(finetuning.answering, decoder_start="multimodal"),
+            data=replace(finetuning.data, flip=True),
+            optimizer=replace(finetuning.optimizer, weight_decay=0.02),
+            training=replace(finetuning.training, epochs=30),
+        ),
+    )
+
+
+def _small() -> tuple[PretrainingConfig, FinetuningConfig]:
+    """384 wide: ViT-S/16 and a text stack of MiniLM-L6's shape; a CPU pretrains it on thousands of pairs in an hour."""
+    vision = VisionConfig(
+        image_size=128, width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6
+    )
+    text = TextConfig(width=384, depth=6, fusion_layer=3, intermediate=1536, decoder_depth=3)
+    pretraining = PretrainingConfig(
+        preset="small",
+        vision=vision,
+        text=text,
+        objectives=ObjectivesConfig(queue=2048),
+        optimizer=OptimizerConfig(lr=3e-4, warmup_epochs=1.0),
+        training=TrainingConfig(epochs=20, batch=32, save_every=200),
+    )
+    finetuning = FinetuningConfig(
+        preset="small",
+        vision=vision,
+        text=text,
+        data=DataConfig(crop_scale=(0.5, 1.0)),
+        optimizer=OptimizerConfig(lr=1e-4, final_lr=1e-6, warmup_epochs=0.5),
+        training=TrainingConfig(epochs=15, batch=16),
+    )
+    return pretraining, finetuning
+
+
+def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
+    """128 wide: for the demo and the tests; seconds an epoch on a laptop. Its tokenizer is trained on its own captions."""
+    vision = VisionConfig(
+        image_size=96, patch_size=16, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=2, decoder_heads=4
+    )
+    text = TextConfig(
+        vocabulary_size=1024,
+        width=128,
+        depth=4,
+        fusion_layer=2,
+        heads=4,
+        intermediate=512,
+        positions=64,
+        dropout=0.0,
+        attention_dropout=0.0,
+        decoder_depth=2,
+    )
+    pretraining = PretrainingConfig(
+        preset="tiny",
+        vision=vision,
+        text=text,
+        objectives=ObjectivesConfig(queue=512, projection=64, momentum=0.98),
+        data=DataConfig(crop_scale=(0.6, 1.0), randaugment=(0, 0), workers=1, max_tokens=32),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_epochs=1.0),
+        training=TrainingConfig(epochs=8, batch=32, save_every=200),
+    )
+    finetuning = FinetuningConfig(
+        preset="tiny",
+        vision=vision,
+        text=text,
+        answering=AnsweringConfig(momentum=0.98, decoder_start="multimodal"),
+        data=DataConfig(crop_scale=(0.6, 1.0), randaugment=(0, 0), workers=1),
+        optimizer=OptimizerConfig(lr=5e-4, final_lr=1e-5, warmup_epochs=0.5),
+        training=TrainingConfig(epochs=8, batch=32, save_every=500),
+    )
+    return pretraining, finetuning
+
+
+PRESETS = {"paper": _paper, "official": _official, "small": _small, "tiny": _tiny}
+
+
+def preset(name: str) -> tuple[PretrainingConfig, FinetuningConfig]:
+    """Pretraining and finetuning settings of a preset; an M2I2Error lists the presets where there is none of that name."""
+    if name not in PRESETS:
+        raise M2I2Error(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]()
+
+
+def pretraining_preset(name: str, **changes: Any) -> PretrainingConfig:
+    """The pretraining settings of a preset, with whole sections replaced by ``changes``."""
+    return replace(preset(name)[0], **changes)
+
+
+def finetuning_preset(name: str, **changes: Any) -> FinetuningConfig:
+    """The finetuning settings of a preset, with whole sections replaced by ``changes``."""
+    return replace(preset(name)[1], **changes)
