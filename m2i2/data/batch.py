@@ -1,0 +1,70 @@
+"""What the loader hands to a model: tensors of one rank's micro-batch.
+
+Everything random about a sample (crop, masked words, masked patches) was drawn in the loader from (seed, epoch, sample
+id), so a batch means the same whatever the number of ranks and workers. ``B`` samples, ``L`` tokens, ``P`` patches.
+"""
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound="Batch")
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Tensors that move together; `image` is uint8 until it is normalised on the device."""
+
+    image: Tensor
+    """[B, 3, H, W] uint8 from the loader; models take float, normalised."""
+    item: Tensor
+    """[B] int64, the samples' numbers in the data set."""
+
+    def to(self: T, device: torch.device) -> T:
+        """The same batch on ``device``."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def pin_memory(self: T) -> T:
+        """The same batch in page-locked memory (called by DataLoader)."""
+        return type(self)(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+
+@dataclass(kw_only=True)
+class CaptionBatch(Batch):
+    """Image-caption pairs with their masks."""
+
+    input_ids: Tensor
+    """[B, L] int64, [CLS] first, padded to the longest of the batch."""
+    attention_mask: Tensor
+    """[B, L] int64, 1 for tokens, 0 for padding."""
+    masked_input_ids: Tensor
+    """[B, L] int64, the caption with its masked words (MLM)."""
+    labels: Tensor
+    """[B, L] int64, the original token where one is to be predicted, else -100."""
+    student_noise: Tensor
+    """[B, P] float32 in [0, 1): the patches with the lowest values stay visible to the student."""
+    teacher_noise: Tensor
+    """[B, P] likewise for the teacher."""
+    image_id: Tensor
+    """[B] int64, equal for equal images."""
+    caption_id: Tensor
+    """[B] int64, equal for equal captions."""
+
+
+@dataclass(kw_only=True)
+class QuestionBatch(Batch):
+    """Questions about images, with one answer each."""
+
+    question_ids: Tensor
+    """[B, L] int64."""
+    question_mask: Tensor
+    """[B, L] int64."""
+    answer_ids: Tensor
+    """[B, A] int64: [CLS] answer [SEP] (official: [SEP] twice), padded."""
+    answer_mask: Tensor
+    """[B, A] int64."""
