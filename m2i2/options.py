@@ -1,0 +1,178 @@
+"""Settings as text: dotted overrides from the command line, JSON to and from disk. Unknown keys are fatal."""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from m2i2.errors import M2I2Error
+
+C = TypeVar("C")
+
+
+@lru_cache(maxsize=None)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _unknown(key: str, known: Sequence[str]) -> M2I2Error:
+    near = difflib.get_close_matches(key, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the keys here are {', '.join(known)}."
+    return M2I2Error(f"Unknown setting {key!r}; {hint} --help lists all of them.")
+
+
+def _typed(value: Any, kind: Any, key: str) -> Any:
+    """``value``, from JSON or from a word of the command line, as the type ``kind`` of the setting ``key``."""
+    wrong = M2I2Error(f"{key}={value!r} is not {_describe(kind)}.")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise wrong
+        return from_dict(typing.cast(type, kind), value, key + ".")
+    if origin is Literal:
+        if value not in arguments:
+            raise wrong
+        return value
+    if origin is tuple:
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise wrong
+        if arguments[-1] is Ellipsis:
+            return tuple(_typed(p, arguments[0], key) for p in parts)
+        if len(parts) != len(arguments):
+            raise wrong
+        return tuple(_typed(p, k, key) for p, k in zip(parts, arguments, strict=True))
+    if kind is bool:
+        word = str(value).lower()
+        if word not in ("true", "false"):
+            raise wrong
+        return word == "true"
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong
+        return value
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        if kind is int:
+            number = float(value)
+            if number != int(number):
+                raise wrong
+            return int(number) if not isinstance(value, str) or "e" in value.lower() or "." in value else int(value)
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        names = [a.__name__ for a in arguments if isinstance(a, type)]
+        return "a list of words, comma-separated" if arguments[-1] is Ellipsis else ",".join(names)
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, "a section")
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+    """Settings of type ``cls`` from nested mappings; a key that is not there is an M2I2Error, a missing one its default."""
+    hints = _hints(cls)
+    for key in values:
+        if key not in hints:
+            raise _unknown(prefix + key, [prefix + k for k in hints])
+    return cls(**{key: _typed(value, hints[key], prefix + key) for key, value in values.items()})
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Settings as nested plain dictionaries, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def override(settings: C, assignments: Sequence[str]) -> C:
+    """``settings`` with ``section.key=value`` assignments applied, all at once, so that their order does not matter."""
+    tree = to_dict(settings)
+    keys = [key for key, *_ in leaves(type(settings))]
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise M2I2Error(f"{assignment!r} is not a setting; write section.key=value, for example training.epochs=5.")
+        if key not in keys or key == "preset":
+            raise _unknown(key, keys)
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return from_dict(type(settings), tree)
+
+
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, type, explanation) of every single setting below ``cls``."""
+    explanations = _explanations(cls)
+    for name, kind in _hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(typing.cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind, explanations.get(name, "")
+
+
+def _explanations(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass, first sentence as it stands."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field_node, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field_node, ast.AnnAssign)
+            and isinstance(field_node.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            found[field_node.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+def explain(settings: Any) -> str:
+    """A table of every setting with its present value and what it means, for ``--help``."""
+    rows = []
+    for key, kind, text in leaves(type(settings)):
+        value: Any = settings
+        for name in key.split("."):
+            value = getattr(value, name)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        choices = f" [{'|'.join(map(str, typing.get_args(kind)))}]" if typing.get_origin(kind) is Literal else ""
+        rows.append(f"  {key + '=' + shown:<42}{choices} {text}".rstrip())
+    return "\n".join(rows)
+
+
+def read_settings(cls: type[C], path: Path) -> C:
+    """Settings from a JSON file, as stored beside every run."""
+    try:
+        values = json.loads(path.read_text())
+    except OSError as e:
+        raise M2I2Error(f"Cannot read the settings {path}: {e.strerror}.") from e
+    except ValueError as e:
+        raise M2I2Error(f"The settings {path} are not valid JSON: {e}.") from e
+    if not isinstance(values, dict):
+        raise M2I2Error(f"The settings {path} must be a JSON object of sections.")
+    return from_dict(cls, values)
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Dotted keys whose values differ between two settings of the same type."""
+    def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    left, right = dict(flat(to_dict(one))), dict(flat(to_dict(other)))
+    return [key for key in left if left[key] != right.get(key, types)]
