@@ -1,0 +1,1 @@
+"""Running the model: processes, DeepSpeed engine, schedule, loop, checkpoints, logs."""

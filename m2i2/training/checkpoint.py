@@ -1,0 +1,182 @@
+"""Checkpoints that are complete or do not exist, free of the number of ranks.
+
+A checkpoint is a folder ``step-00000200`` of safetensors files under the parameters' own names, written by rank 0 under
+a temporary name, sealed by a manifest of sizes and hashes, and given its name by one rename. Resuming takes the newest
+sealed one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from m2i2.errors import M2I2Error
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def _sha256(path: Path) -> str:
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            h.update(block)
+    return h.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file or folder has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file of CPU copies; tensors that share memory are written once each."""
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; M2I2Error where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, in place at once or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest: every file's size and sha256. A folder without a valid one is no checkpoint."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    for path in files:
+        _sync(path)
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": rows})
+    _sync(folder / MANIFEST)
+    _sync(folder)
+
+
+def flaw(folder: Path) -> str:
+    """Why a folder is not a complete checkpoint; empty for one that is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']!r}, this version reads {FORMAT}"
+        rows = [(str(name), int(row["bytes"]), str(row["sha256"])) for name, row in manifest["files"].items()]
+    except OSError:
+        return f"it has no {MANIFEST}: the save did not finish"
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        return f"its {MANIFEST} is damaged ({type(e).__name__}: {e})"
+    for name, size, digest in rows:
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"its {MANIFEST} names a file outside it: {name}"
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if _sha256(path) != digest:
+            return f"{name} does not match its hash"
+    return ""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run, in ``folder``."""
+
+    folder: Path
+    keep: int = 3
+
+    @staticmethod
+    def name(step: int) -> str:
+        """Folder name of the checkpoint after ``step`` optimizer steps."""
+        return f"step-{step:08d}"
+
+    def all(self) -> list[Path]:
+        """Checkpoint folders by name, newest first, complete or not."""
+        return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest complete checkpoint, and a line for each newer one that was passed over, with the reason."""
+        passed_over = []
+        for path in self.all():
+            reason = flaw(path)
+            if not reason:
+                return path, passed_over
+            passed_over.append(f"{path.name}: {reason}")
+        return None, passed_over
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let ``write`` fill a folder on rank 0, seal it, give it its name, and delete what is older than the last ``keep``.
+
+        Collective: every rank calls it and learns of a failure (M2I2Error), which leaves the previous checkpoints usable.
+        """
+        final = self.folder / self.name(step)
+        failure: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            temporary = self.folder / f".writing-{self.name(step)}"
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                write(temporary)
+                seal(temporary)
+                if final.exists():
+                    shutil.rmtree(final)
+                os.rename(temporary, final)
+                _sync(self.folder)
+                for old in self.all()[self.keep :]:
+                    shutil.rmtree(old)
+            except (OSError, SafetensorError) as e:
+                shutil.rmtree(temporary, ignore_errors=True)
+                failure[0] = str(e)
+        dist.broadcast_object_list(failure, src=0)
+        if failure[0]:
+            raise M2I2Error(
+                f"Saving the checkpoint {final} failed: {failure[0]}. Earlier checkpoints are untouched; "
+                f"make room or mend the folder, and start the same command again to resume."
+            )
+        return final
+
+
+def same_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
+    """M2I2Error that lists keys and shapes where ``found`` (read from ``what``) does not fit ``expected``."""
+    problems = [f"{k} is missing" for k in expected if k not in found]
+    problems += [f"{k} is unknown" for k in found if k not in expected]
+    problems += [
+        f"{k} is {tuple(found[k].shape)}, not {tuple(t.shape)}"
+        for k, t in expected.items()
+        if k in found and found[k].shape != t.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise M2I2Error(
+            f"{what} does not belong to this model: {'; '.join(problems[:8])}{more}. "
+            f"Use the settings that it was trained with (config.json beside it)."
+        )
+
+
+def copy_into(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Copy ``state`` into the module's parameters and buffers in place; everything must fit."""
+    own = module.state_dict()
+    same_shapes(own, state, what)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

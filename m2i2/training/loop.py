@@ -1,0 +1,248 @@
+"""The training loop, the same for pretraining and finetuning: one optimizer step after another, saved and resumed."""
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from m2i2.config import FinetuningConfig, PretrainingConfig
+from m2i2.data.batch import Batch
+from m2i2.data.loader import Loader, Position
+from m2i2.distributed import digest, same_on_all_ranks
+from m2i2.errors import M2I2Error
+from m2i2.options import differences, from_dict, to_dict
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_tensors, write_json, write_tensors
+from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
+from m2i2.training.monitor import Averages, RunLog
+from m2i2.training.optimizer import adamw, learning_rate
+from m2i2.training.processes import Process
+from m2i2.training.stopping import EXIT_STOPPED, StopFlag
+
+_FREE_ON_RESUME = ("training.max_steps", "training.save_every", "training.keep", "training.log_every", "data.workers",
+                   "data.shards", "start.", "training.accumulation")  # fmt: skip
+"""Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
+
+
+class Task(ABC):
+    """What is trained: the student, what stands beside it (teacher, queue), and the losses of a micro-batch."""
+
+    student: nn.Module
+    beside: Mapping[str, nn.Module]
+    """Modules outside the engine, equal on every rank, saved and loaded with the student."""
+
+    @abstractmethod
+    def begin_step(self, step: int, steps_per_epoch: int) -> None:
+        """Before the first micro-batch of an optimizer step: the teacher follows the student."""
+
+    @abstractmethod
+    def losses(self, engine: nn.Module, batch: Any, step: int, micro: int) -> dict[str, Tensor]:
+        """Losses of a micro-batch by name; ``loss`` is what is differentiated, the rest is for the log."""
+
+    def end_step(self) -> None:
+        """After the optimizer's step."""
+        return
+
+    def readings(self) -> dict[str, float]:
+        """Further figures for the log, such as the temperature."""
+        return {}
+
+
+def train(
+    task: Task,
+    loader: Loader[Any],
+    config: PretrainingConfig | FinetuningConfig,
+    deepspeed_config: Mapping[str, Any],
+    deepspeed_source: str,
+    folder: Path,
+    process: Process,
+    dtype: torch.dtype,
+    store_tokenizer: Callable[[Path], None],
+) -> int:
+    """Train ``task`` on ``loader`` to the end, resuming from the newest checkpoint in ``folder``; returns the exit code."""
+    # --- engine
+    training, optimization = config.training, config.optimizer
+    task.student.to(process.device)
+    for module in task.beside.values():
+        module.to(process.device)
+    engine = start_engine(
+        task.student,
+        adamw(task.student, optimization, process.device),
+        complete_config(dict(deepspeed_config), loader.share, optimization.clip, dtype, deepspeed_source),
+    )
+
+    # --- where we are
+    checkpoints = Checkpoints(folder / "checkpoints", training.keep)
+    steps_per_epoch = loader.steps_per_epoch
+    total = training.epochs * steps_per_epoch
+    last = min(total, training.max_steps) if training.max_steps else total
+    step = _resume(task, engine, checkpoints, config, loader, process)
+    loader.starting_at(Position(step // steps_per_epoch, step % steps_per_epoch))
+    if step >= last:
+        process.say(f"Nothing left to do: {folder} has finished {step} of {last} steps.")
+        return 0
+    process.say(
+        f"{last - step} steps to go: {len(loader.corpus)} items, {steps_per_epoch} steps an epoch, {training.epochs} epochs; "
+        f"batch {loader.share.batch} = {loader.share.ranks} rank(s) x {loader.share.micro_batch} x {loader.share.accumulation}, "
+        f"{str(dtype).removeprefix('torch.')} on {process.device.type}."
+    )
+    if loader.share.accumulation > 1:
+        process.say(
+            f"With accumulation {loader.share.accumulation}, in-batch and hard negatives come from micro-batches of "
+            f"{loader.share.batch // loader.share.accumulation} samples, not from the whole batch of {loader.share.batch}."
+        )
+
+    def save() -> None:
+        _save(task, engine, checkpoints, config, loader, step, store_tokenizer)
+
+    # --- steps
+    averages = Averages()
+    saved = step
+    batches = iter(loader)
+    with StopFlag() as stop, RunLog(folder, active=process.first, total_steps=last, done_steps=step) as log:
+        since, waited, since_step = time.monotonic(), 0.0, step
+        while step < last:
+            lr = learning_rate(optimization, step, steps_per_epoch, training.epochs)
+            set_learning_rate(engine, lr)
+            task.begin_step(step, steps_per_epoch)
+            for micro in range(loader.share.accumulation):
+                waiting = time.monotonic()
+                batch: Batch = next(batches)
+                waited += time.monotonic() - waiting
+                _seed(training.seed, step, micro, process.rank)
+                losses = task.losses(engine, batch.to(process.device), step, micro)
+                averages.add(losses)
+                engine.backward(losses["loss"])
+                engine.step()
+            task.end_step()
+            step += 1
+            if step % training.log_every == 0 or step == last:
+                seconds = time.monotonic() - since
+                row = {
+                    "step": step,
+                    "epoch": step / steps_per_epoch,
+                    **averages.read(),
+                    **task.readings(),
+                    "lr": lr,
+                    "samples_per_s": (step - since_step) * loader.share.batch / seconds,
+                    "data_wait": waited / seconds,
+                }
+                log.write(row)
+                since, waited, since_step = time.monotonic(), 0.0, step
+            signal = stop.agreed()
+            if step % training.save_every == 0 or step == last or signal:
+                save()
+                saved = step
+            if signal:
+                process.say(f"Signal {signal}: saved after step {saved}; start the same command again to go on.")
+                return EXIT_STOPPED
+    process.say(f"Done: {step} steps; the model is {checkpoints.folder / Checkpoints.name(saved)}.")
+    return 0
+
+
+def _seed(*key: int) -> None:
+    """Seed torch's generators (dropout) from (seed, step, micro-batch, rank), so that resuming needs no generator state."""
+    mixed = 0
+    for part in key:
+        mixed = (mixed * 1_000_003 + part + 1) % (1 << 61)
+    torch.manual_seed(mixed)
+
+
+def _save(
+    task: Task,
+    engine: Any,
+    checkpoints: Checkpoints,
+    config: PretrainingConfig | FinetuningConfig,
+    loader: Loader[Any],
+    step: int,
+    store_tokenizer: Callable[[Path], None],
+) -> None:
+    replicas = [t for module in task.beside.values() for t in module.state_dict().values()]
+    replicas += list(engine.module.state_dict().values())
+    if not same_on_all_ranks(digest(replicas), next(engine.module.parameters()).device):
+        raise M2I2Error(
+            f"The ranks' weights, teachers or queues differ before the checkpoint of step {step}: it was not saved. "
+            f"This is a fault of the machine or of this program; resume from the previous checkpoint and report it."
+        )
+    gathered = optimizer_state(engine)
+
+    def write(folder: Path) -> None:
+        assert gathered is not None
+        moments, optimizer_steps = gathered
+        write_tensors(folder / "model.safetensors", engine.module.state_dict())
+        write_tensors(folder / "optimizer.safetensors", moments)
+        for name, module in task.beside.items():
+            write_tensors(folder / f"{name}.safetensors", module.state_dict())
+        write_json(folder / "config.json", {"stage": type(config).__name__, **to_dict(config)})
+        write_json(
+            folder / "state.json",
+            {
+                "step": step,
+                "optimizer_steps": optimizer_steps,
+                "position": asdict(Position(step // loader.steps_per_epoch, step % loader.steps_per_epoch)),
+                "samples": step * loader.share.batch,
+                "seed": config.training.seed,
+                "data": loader.corpus.fingerprint,
+                "ranks": loader.share.ranks,
+            },
+        )
+        store_tokenizer(folder / "tokenizer")
+
+    checkpoints.save(step, write)
+
+
+def _resume(
+    task: Task,
+    engine: Any,
+    checkpoints: Checkpoints,
+    config: PretrainingConfig | FinetuningConfig,
+    loader: Loader[Any],
+    process: Process,
+) -> int:
+    """Load the newest complete checkpoint, if there is one, into everything; returns the steps done."""
+    found: list[Any] = [None]
+    if process.first:
+        path, passed_over = checkpoints.newest()
+        for line in passed_over:
+            process.say(f"Passed over the checkpoint {line}.")
+        found[0] = path
+    dist.broadcast_object_list(found, src=0)
+    path = found[0]
+    if path is None:
+        return 0
+    import json
+
+    state = json.loads((path / "state.json").read_text())
+    stored = json.loads((path / "config.json").read_text())
+    stage = stored.pop("stage")
+    if stage != type(config).__name__:
+        raise M2I2Error(f"{checkpoints.folder} holds a run of {stage}, not {type(config).__name__}; choose another --output.")
+    changed = [k for k in differences(from_dict(type(config), stored), config) if not k.startswith(_FREE_ON_RESUME)]
+    if changed:
+        raise M2I2Error(
+            f"{checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
+            f"or choose another --output for a new run."
+        )
+    if state["data"] != loader.corpus.fingerprint:
+        raise M2I2Error(
+            f"{checkpoints.folder} was trained on other data than these shards; give the same --shards in the same order, "
+            f"or choose another --output for a new run."
+        )
+    copy_into(engine.module, read_tensors(path / "model.safetensors"), f"{path}/model.safetensors")
+    for name, module in task.beside.items():
+        copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
+    load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), int(state["optimizer_steps"]))
+    process.say(f"Resuming after step {state['step']} from {path}.")
+    return int(state["step"])
+
+
+def stop_together(process: Process) -> None:
+    """End this process after an error that other ranks may not know of, so that none waits for it for ever."""
+    if process.ranks > 1:
+        os._exit(1)

@@ -1,0 +1,96 @@
+"""One process among many: its device, its threads, its place in the process group, and how it prints."""
+
+import logging
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from m2i2.errors import M2I2Error
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the one that writes and prints."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print once, from rank 0."""
+        if self.first:
+            print(text, flush=True)
+
+
+def join() -> Process:
+    """Join the process group that the launcher (deepspeed, torchrun, SLURM) described, or be alone without one.
+
+    NCCL with one GPU a rank where CUDA is available, else gloo on the CPU with the node's cores shared out among its ranks.
+    """
+    import deepspeed
+
+    _quieten()
+    alone = "RANK" not in os.environ
+    if alone:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise M2I2Error(
+                f"Local rank {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; start at most that many ranks."
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+        local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, int(os.environ.get("M2I2_THREADS") or cores // local_size)))
+        # DeepSpeed's shared-memory all-reduce serves inference only; building it needs a compiler and a minute.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+        )
+    return Process(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _quieten() -> None:
+    """DeepSpeed's own notices only from warnings upward: a run's output belongs to the run."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*barrier.*device.*")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: ``precision`` as asked for, or bfloat16 where the processor or GPU computes in it."""
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision == "float32":
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

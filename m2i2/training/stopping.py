@@ -1,0 +1,41 @@
+"""Stopping in good order: a signal sets a flag, the ranks agree on it at a step's end, save together and leave."""
+
+import signal
+from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+EXIT_STOPPED = 75
+"""Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Listens for SIGTERM, SIGINT and SIGUSR2 while it is entered; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._group = dist.new_group(backend="gloo")
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopFlag":
+        self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def agreed(self) -> int:
+        """The signal that some rank received, or 0; the same answer on every rank. Collective, on the CPU."""
+        flag = torch.tensor([self.signal])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
