@@ -4,11 +4,12 @@ Everything random about a sample (crop, masked words, masked patches) was drawn 
 id), so a batch means the same whatever the number of ranks and workers. ``B`` samples, ``L`` tokens, ``P`` patches.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 T = TypeVar("T", bound="Batch")
 
@@ -54,6 +55,19 @@ class CaptionBatch(Batch):
     """[B] int64, equal for equal images."""
     caption_id: Tensor
     """[B] int64, equal for equal captions."""
+
+    def padded(self, length: int, pad_id: int) -> "CaptionBatch":
+        """The same batch with its captions padded to ``length`` tokens, so that ranks can exchange them."""
+        more = length - self.input_ids.shape[1]
+        if more <= 0:
+            return self
+        return replace(
+            self,
+            input_ids=pad(self.input_ids, (0, more), value=pad_id),
+            attention_mask=pad(self.attention_mask, (0, more), value=0),
+            masked_input_ids=pad(self.masked_input_ids, (0, more), value=pad_id),
+            labels=pad(self.labels, (0, more), value=-100),
+        )
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,44 @@
+# Everything below needs only Python 3.10+ and make; each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint clean help
+
+help:
+	@echo "make setup   a virtual environment in .venv with the tested versions"
+	@echo "make demo    the main job end to end on built-in data: shards, pretraining, finetuning, evaluation"
+	@echo "make test    all tests (and lint)"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove runs/ and caches; .venv stays"
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed; call make PYTHON=/path/to/python3.x"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && apt-get install -q -y --no-install-recommends python3-venv && $(PYTHON) -m venv $(VENV); \
+	  else echo "Python cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; fi; }
+
+$(STAMP): setup.py constraints.txt $(BIN)/python
+	@echo "Installing the tested versions into $(VENV) (several GB, a few minutes) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@$(BIN)/pytest
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,40 @@
+"""VQA finetuning as a task: the answering model in the engine and, where it is distilled, its teacher beside it."""
+
+import torch
+from torch import Tensor, nn
+
+from m2i2.config import FinetuningConfig
+from m2i2.data.batch import QuestionBatch
+from m2i2.data.transforms import normalise
+from m2i2.models.vqa import VQAModel
+from m2i2.momentum.teacher import VQATeacher
+from m2i2.training.loop import Task
+from m2i2.training.optimizer import distillation_ramp
+from m2i2.training.processes import Process
+
+
+class FinetuningTask(Task):
+    """The answers' token loss, with soft targets of a momentum teacher unless ``answering.distillation`` is 0."""
+
+    def __init__(self, student: VQAModel, config: FinetuningConfig, process: Process, dtype: torch.dtype) -> None:
+        self.student = student
+        self.teacher = VQATeacher(student) if config.answering.distillation else None
+        self.beside = {"teacher": self.teacher} if self.teacher is not None else {}
+        self.config, self.process, self.dtype = config, process, dtype
+        self.distillation = 0.0
+
+    def begin_step(self, step: int, steps_per_epoch: int) -> None:
+        """The teacher follows the student as the last step left it."""
+        answering = self.config.answering
+        self.distillation = distillation_ramp(answering.distillation, step, steps_per_epoch)
+        if self.teacher is not None and step > 0:
+            self.teacher.update(self.student, answering.momentum)
+
+    def losses(self, engine: nn.Module, batch: QuestionBatch, step: int, micro: int) -> dict[str, Tensor]:
+        """The mean answer loss of a micro-batch."""
+        batch.image = normalise(batch.image)
+        logits = None
+        if self.teacher is not None:
+            with torch.autocast(self.process.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.teacher.logits(batch)
+        return {"loss": engine(batch, self.distillation, logits, self.config.answering.answer_weight)}

@@ -1,0 +1,82 @@
+"""Pretraining as a task: the student in the engine, the teacher and the queue beside it."""
+
+import torch
+from torch import Tensor, nn
+
+from m2i2.config import PretrainingConfig
+from m2i2.data.batch import CaptionBatch
+from m2i2.data.transforms import normalise
+from m2i2.distributed import all_gather, max_over_ranks
+from m2i2.models.pretraining import PretrainingModel, TeacherTargets
+from m2i2.momentum.queue import FeatureQueue
+from m2i2.momentum.teacher import Teacher
+from m2i2.training.loop import Task
+from m2i2.training.optimizer import distillation_ramp
+from m2i2.training.processes import Process
+
+
+class PretrainingTask(Task):
+    """The four objectives, the momentum teacher and the queue of one run."""
+
+    def __init__(
+        self, student: PretrainingModel, config: PretrainingConfig, process: Process, dtype: torch.dtype, pad_id: int
+    ) -> None:
+        self.student = student
+        self.teacher = Teacher(student)
+        self.queue = FeatureQueue(config.objectives.queue, config.objectives.projection, config.training.seed)
+        self.beside = {"teacher": self.teacher, "queue": self.queue}
+        self.config, self.process, self.dtype, self.pad_id = config, process, dtype, pad_id
+        self.distillation = 0.0
+        self._to_push: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def begin_step(self, step: int, steps_per_epoch: int) -> None:
+        """The teacher follows the student as the last step left it (the official order: average first, then use)."""
+        objectives = self.config.objectives
+        self.distillation = distillation_ramp(objectives.distillation, step, steps_per_epoch)
+        if step > 0:
+            self.teacher.update(self.student, objectives.momentum)
+
+    def losses(self, engine: nn.Module, batch: CaptionBatch, step: int, micro: int) -> dict[str, Tensor]:
+        """The four losses of a micro-batch, and their weighted sum as ``loss``."""
+        batch.image = normalise(batch.image)
+        if self.process.ranks > 1:
+            longest = int(max_over_ranks(torch.tensor([batch.input_ids.shape[1]], device=batch.item.device)))
+            batch = batch.padded(longest, self.pad_id)
+        with torch.autocast(self.process.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            targets: TeacherTargets = self.teacher.targets(batch, self.config.objectives.image_mask_ratio)
+        noise = self._negative_noise(len(batch), step, micro, batch.item.device)
+        losses = engine(batch, targets, self.queue, noise, self.distillation)
+        self._to_push.append(
+            (
+                all_gather(targets.image_features),
+                all_gather(targets.text_features),
+                all_gather(batch.image_id),
+                all_gather(batch.caption_id),
+            )
+        )
+        weights = {name: getattr(self.config.objectives, name) for name in ("mim", "mlm", "itm", "itc")}
+        named = {name: losses[name] for name, weight in weights.items() if weight}
+        total = sum((weights[name] * loss for name, loss in named.items()), losses["unused"])
+        return {"loss": total, **named}
+
+    def _negative_noise(self, rows: int, step: int, micro: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Gumbel noise [b, b * ranks] of this rank's rows, twice (images for texts, texts for images).
+
+        It is drawn for the global batch from (seed, step, micro-batch), so that it is the same for any number of ranks.
+        """
+        generator = torch.Generator().manual_seed((self.config.training.seed * 1_000_003 + step) * 4099 + micro)
+        everyone = rows * self.process.ranks
+        uniform = torch.rand((2, everyone, everyone), generator=generator).clamp_(1e-20, 1 - 1e-7)
+        mine = uniform[:, self.process.rank * rows : (self.process.rank + 1) * rows]
+        gumbel = (-(-mine.log()).log()).to(device, non_blocking=True)
+        return gumbel[0], gumbel[1]
+
+    def end_step(self) -> None:
+        """Push the step's features onto the queue, in the order of the global batch."""
+        for features in self._to_push:
+            self.queue.push(*features)
+        self._to_push.clear()
+
+    def readings(self) -> dict[str, float]:
+        """The contrastive temperature and the share of soft targets."""
+        return {"temperature": float(self.student.temp.detach()), "distillation": self.distillation}

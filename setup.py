@@ -1,0 +1,47 @@
+"""Installation of M2I2. Versions that were tested together stand in constraints.txt: pip install -c constraints.txt -e .[dev]"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2i2" / "__init__.py").read_text())
+assert VERSION
+
+setup(
+    name="m2i2",
+    version=VERSION[1],
+    description="Self-supervised vision-language pretraining and medical visual question answering, at any scale",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["m2i2", "m2i2.*"]),
+    install_requires=[
+        "torch>=2.10",
+        "torchvision",
+        "deepspeed>=0.19.8",
+        "transformers>=5",
+        "timm>=1.0",
+        "tokenizers>=0.23",
+        "safetensors",
+        "webdataset>=1.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "rich>=13",
+    ],
+    extras_require={
+        "slurm": ["submitit>=1.5"],
+        "plots": ["matplotlib"],
+        "dev": ["submitit>=1.5", "matplotlib", "pytest", "hypothesis", "ruff", "mypy"],
+    },
+    entry_points={
+        "console_scripts": [
+            "m2i2-pretrain = m2i2.commands.pretrain:main",
+            "m2i2-finetune = m2i2.commands.finetune:main",
+            "m2i2-evaluate = m2i2.commands.evaluate:main",
+            "m2i2-make-shards = m2i2.commands.make_shards:main",
+        ]
+    },
+)
