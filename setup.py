@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["m2i2", "m2i2.*"]),
     install_requires=[
-        "torch>=2.10",
+        "torch>=2.14",
         "torchvision",
         "deepspeed>=0.19.8",
         "transformers>=5",

@@ -25,7 +25,7 @@ def all_gather(x: Tensor) -> Tensor:
         return x
     x = x.contiguous()
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x)
+    dist.all_gather_single(out, x)
     return out
 
 

@@ -1,9 +1,4 @@
-"""From positions in the epoch to batches: each rank its slice of every global batch, read by worker processes.
-
-Global batch g of an epoch holds positions [g*B, (g+1)*B) of the order; the tail that fills no batch is dropped (it is
-another one in every epoch). A micro-batch is a slice of it, and a rank's share a slice of that, so that the same
-samples meet in a step whatever the number of ranks and workers.
-"""
+"""From samples to batches: rows made by worker processes, each from its sample's own random stream."""
 
 import hashlib
 import signal
@@ -13,76 +8,20 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from m2i2.data.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.data.corpus import Corpus
 from m2i2.data.masking import mask_tokens
 from m2i2.data.order import Order
 from m2i2.data.randomness import sample_generator
+from m2i2.data.sampling import Position, Share, StepSampler
 from m2i2.data.text import Tokenizer, clean_answer, clean_caption, clean_question
 from m2i2.data.transforms import Augmentation
 from m2i2.errors import M2I2Error
 
 B = TypeVar("B", bound=Batch)
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands in its data: ``step`` optimizer steps into ``epoch``. All that resuming needs."""
-
-    epoch: int = 0
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of every global batch a rank takes, and in how many micro-batches."""
-
-    batch: int
-    """Global batch, samples per optimizer step."""
-    accumulation: int
-    rank: int
-    ranks: int
-
-    def __post_init__(self) -> None:
-        if self.batch % (self.accumulation * self.ranks):
-            raise M2I2Error(
-                f"training.batch={self.batch} does not divide by {self.ranks} ranks x training.accumulation="
-                f"{self.accumulation}; choose a multiple of {self.ranks * self.accumulation}."
-            )
-
-    @property
-    def micro_batch(self) -> int:
-        """Samples that this rank sees in one forward pass."""
-        return self.batch // (self.accumulation * self.ranks)
-
-
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, item), one a micro-batch of this rank, from ``start`` to the end of the last epoch."""
-
-    def __init__(self, order: Order, share: Share, epochs: int, start: Position) -> None:
-        self.order, self.share, self.epochs, self.start = order, share, epochs, start
-        if len(order) < share.batch:
-            raise M2I2Error(
-                f"The data holds {len(order)} items, fewer than one batch of {share.batch}; lower training.batch or add data."
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch."""
-        return len(self.order) // self.share.batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share, micro = self.share, self.share.micro_batch
-        position = self.start
-        while position.epoch < self.epochs:
-            for step in range(position.step, self.steps_per_epoch):
-                items = self.order.items(position.epoch, step * share.batch, (step + 1) * share.batch)
-                for part in items.reshape(share.accumulation, share.ranks, micro)[:, share.rank]:
-                    yield [(position.epoch, int(item)) for item in part]
-            position = Position(position.epoch + 1, 0)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from m2i2.data.loader import Share
+from m2i2.data.sampling import Share
 from m2i2.errors import M2I2Error
+
+DEFAULT_CONFIG: dict[str, Any] = {
+    "zero_optimization": {
+        "stage": 2,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "overlap_comm": False,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    },
+    "steps_per_print": 1_000_000_000,
+    "wall_clock_breakdown": False,
+}
+"""What ds_configs/zero2.json says, for installations without that folder."""
 
 _OURS = {
     "optimizer": "the optimizer.* settings",

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.batch import Batch
-from m2i2.data.loader import Loader, Position
+from m2i2.data.loader import Loader
+from m2i2.data.sampling import Position
 from m2i2.distributed import digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, from_dict, to_dict

@@ -72,9 +72,10 @@ def join() -> Process:
 
 
 def _quieten() -> None:
-    """DeepSpeed's own notices only from warnings upward: a run's output belongs to the run."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    """Only errors of DeepSpeed, and no deprecations inside libraries: a run's output belongs to the run."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*barrier.*device.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -91,6 +92,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def leave() -> None:
-    """Leave the process group, if this process is in one."""
+    """Leave the process group together; gloo aborts a process whose peers are gone while it still talks to them."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
