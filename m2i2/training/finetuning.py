@@ -36,5 +36,5 @@ class FinetuningTask(Task):
         logits = None
         if self.teacher is not None:
             with torch.autocast(self.process.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                logits = self.teacher.logits(batch)
+                logits = self.teacher.targets(batch)
         return {"loss": engine(batch, self.distillation, logits, self.config.answering.answer_weight)}

@@ -1,0 +1,1 @@
+"""The networks: image encoder, text stacks, and the two models built of them."""

@@ -1,0 +1,57 @@
+"""Image-text contrast: each image finds its caption, and the reverse, among the teacher's features."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2i2.objectives import full
+
+
+class Contrast(NamedTuple):
+    """The loss, and the similarities that hard negatives are drawn by."""
+
+    loss: Tensor
+    image_to_text: Tensor
+    """[b, B + Q] student image against teacher texts, divided by the temperature."""
+    text_to_image: Tensor
+
+
+def itc_loss(
+    image: Tensor,
+    text: Tensor,
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    own: Tensor,
+    temperature: Tensor,
+    distillation: float,
+    excluded: Tensor | None,
+) -> Contrast:
+    """InfoNCE both ways against the teacher's features of the batch and the queue (paper; ALBEF).
+
+    ``image``, ``text``: [b, D] the student's. ``teacher_image``, ``teacher_text``: [B + Q, D]; ``own``: [b], the row of
+    each sample's own pair among them. Targets are (1 - a) * one-hot + a * the teacher's softmax, a = ``distillation``.
+    ``excluded``: [b, B + Q] boolean, pairs that are neither positive nor negative (they share an image or a caption).
+    """
+    image, text, temperature = full(image), full(text), full(temperature)
+    teacher_image, teacher_text = teacher_image.to(image.dtype), teacher_text.to(image.dtype)
+
+    def masked(similarity: Tensor) -> Tensor:
+        return similarity if excluded is None else similarity.masked_fill(excluded, -torch.inf)
+
+    hard = float(np.float32(1 - distillation))  # the official one-hot targets are float32, in double runs too
+
+    def one_way(query: Tensor, keys: Tensor, teacher_query: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = query @ keys.T / temperature
+        with torch.no_grad():
+            soft = F.softmax(masked(teacher_query @ keys.T / temperature), dim=1)
+        log_probabilities = F.log_softmax(masked(similarity), dim=1)
+        positive = log_probabilities.gather(1, own.unsqueeze(1)).mean()
+        distilled = (log_probabilities.masked_fill(soft == 0, 0) * soft).sum(1).mean()
+        return -hard * positive - distillation * distilled, similarity
+
+    image_loss, image_to_text = one_way(image, teacher_text, teacher_image[own])
+    text_loss, text_to_image = one_way(text, teacher_image, teacher_text[own])
+    return Contrast((image_loss + text_loss) / 2, image_to_text, text_to_image)
