@@ -1,0 +1,228 @@
+"""Weights in and out: state dictionaries of BERT, ViT, MAE and the official code, renamed, resized and accounted for.
+
+Everything here works on plain ``{name: tensor}`` dictionaries; `load` puts one into a model and insists that every key on
+both sides is accounted for.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2i2.errors import M2I2Error
+
+State = dict[str, Tensor]
+
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+# --- reading
+
+
+def read_checkpoint(path: Path) -> Any:
+    """A ``.pth``/``.bin`` file without ever running code from it; M2I2Error where it is damaged or asks for code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise M2I2Error(
+            f"Cannot read {path} as weights only: {reason}. Either the file is damaged, or it holds Python objects, which are "
+            f"refused because loading them would run code; save its state dictionary alone with torch.save or safetensors."
+        ) from e
+
+
+def read_state(source: str | Path) -> State:
+    """Tensors of a file, of a folder in the hub's format, or of a name on the Hugging Face hub."""
+    path = Path(source)
+    if not path.exists():
+        path = _from_hub(str(source))
+    if path.is_dir():
+        found = [path / name for name in _FILES if (path / name).exists()]
+        if not found:
+            raise M2I2Error(f"{path} holds none of {', '.join(_FILES)}; name a folder in the Hugging Face hub's format.")
+        path = found[0]
+    try:
+        if path.name.endswith(".index.json"):
+            parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            if any(Path(part).name != part for part in parts):
+                raise M2I2Error(f"{path} names files outside its folder.")
+            return {k: v for part in parts for k, v in load_file(path.parent / part).items()}
+        if path.suffix == ".safetensors":
+            return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as e:
+        raise M2I2Error(f"Cannot read the weights {path}: {e}. Download the file again.") from e
+    state = read_checkpoint(path)
+    for key in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
+        raise M2I2Error(f"{path} is no state dictionary of tensors.")
+    return {str(k): v for k, v in state.items()}
+
+
+def _from_hub(name: str) -> Path:
+    if name.startswith((".", "/")) or name.count("/") > 1 or name.endswith((".pth", ".bin", ".safetensors")):
+        raise M2I2Error(f"There is no file or folder {name}.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.index.json", "*.bin", "*.json", "*.txt"]))
+    except Exception as e:
+        raise M2I2Error(
+            f"{name!r} is neither a local folder nor to be had from the Hugging Face hub ({type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else 'no reason given'}). Without a connection, download it elsewhere "
+            f"(huggingface-cli download {name} --local-dir weights/{name.split('/')[-1]}) and name that folder."
+        ) from e
+
+
+# --- loading with every key accounted for
+
+
+@dataclass
+class LoadReport:
+    """What became of every key."""
+
+    loaded: list[str] = field(default_factory=list)
+    fresh: dict[str, str] = field(default_factory=dict)
+    """Parameters of the model that stay as initialised, with the reason."""
+    left_over: dict[str, str] = field(default_factory=dict)
+    """Keys of the file that the model has no use for, with the reason."""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for label, group in (("fresh", self.fresh), ("not used", self.left_over)):
+            for reason in sorted(set(group.values())):
+                parts.append(f"{sum(r == reason for r in group.values())} {label} ({reason})")
+        return ", ".join(parts)
+
+
+def load(
+    model: nn.Module,
+    state: State,
+    what: str,
+    fresh: Mapping[str, str] | None = None,
+    unused: Mapping[str, str] | None = None,
+) -> LoadReport:
+    """Copy ``state`` (read from ``what``) into ``model``.
+
+    ``fresh`` and ``unused`` map regular expressions to reasons: the model's keys that may be missing in the file, and the
+    file's keys that the model need not have. Anything else missing, unknown or of another shape is an M2I2Error.
+    """
+    own, report, problems = model.state_dict(), LoadReport(), []
+
+    def allowed(key: str, rules: Mapping[str, str] | None) -> str | None:
+        return next((reason for rule, reason in (rules or {}).items() if re.fullmatch(rule, key)), None)
+
+    for key, tensor in own.items():
+        if key in state and state[key].numel() == tensor.numel() == 1:
+            report.loaded.append(key)  # the temperature: () in official files, (1,) here
+        elif key in state and state[key].shape == tensor.shape:
+            report.loaded.append(key)
+        elif key in state:
+            problems.append(f"{key} is {tuple(state[key].shape)} there, {tuple(tensor.shape)} in the model")
+        elif reason := allowed(key, fresh):
+            report.fresh[key] = reason
+        else:
+            problems.append(f"{key} is missing there")
+    for key in state:
+        if key not in own:
+            if reason := allowed(key, unused):
+                report.left_over[key] = reason
+            else:
+                problems.append(f"{key} is unknown to the model")
+    if problems:
+        raise M2I2Error(
+            f"{what} does not fit the model in {len(problems)} keys: {listed(problems)}. "
+            f"Choose the preset or the vision.*/text.* settings that it was trained with."
+        )
+    with torch.no_grad():
+        for key in report.loaded:
+            own[key].copy_(state[key].reshape(own[key].shape))
+    return report
+
+
+def listed(problems: Iterable[str], most: int = 12) -> str:
+    """At most ``most`` problems in a line, and how many more there are."""
+    rows = list(problems)
+    return "; ".join(rows[:most]) + (f"; and {len(rows) - most} more" if len(rows) > most else "")
+
+
+# --- resizing
+
+
+def resize_positions(positions: Tensor, patches: int) -> Tensor:
+    """Position embeddings [1, 1 + P, D] on the square grid of ``patches``, interpolated bicubically ([CLS] kept)."""
+    old, new = round((positions.shape[1] - 1) ** 0.5), round(patches**0.5)
+    if old == new:
+        return positions
+    if old * old != positions.shape[1] - 1:
+        raise M2I2Error(f"Position embeddings {tuple(positions.shape)} are no square grid with [CLS].")
+    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+# --- official checkpoints
+
+
+def of_teacher(state: Mapping[str, Tensor]) -> State:
+    """The teacher's tensors of an official state (``visual_encoder_m.``, ``text_proj_m.`` ...) under the student's names."""
+    found = {}
+    for key, tensor in state.items():
+        head, dot, tail = key.partition(".")
+        if head.endswith("_m"):
+            found[head.removesuffix("_m") + dot + tail] = tensor
+    return found
+
+
+def of_student(state: Mapping[str, Tensor]) -> State:
+    """The student's tensors of an official state, without teacher, queue and the copies that PyTorch ties."""
+    skip = ("image_queue", "text_queue", "queue_ptr")
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if not key.partition(".")[0].endswith("_m") and key not in skip and not _is_tied_copy(key)
+    }
+
+
+def _is_tied_copy(key: str) -> bool:
+    return key.endswith(("cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "embeddings.position_ids"))
+
+
+# --- from pretraining to answering
+
+
+def to_answering(state: Mapping[str, Tensor], fusion_layer: int, patches: int) -> State:
+    """The official key surgery: a pretraining student's (or teacher's) state as that of a `VQAModel`.
+
+    The question encoder is the text encoder without its head; the answer decoder starts as the multimodal layers (layer
+    ``fusion_layer`` becomes 0, and so on), with copies of the embeddings and of the vocabulary head. The pixel decoder,
+    projections, matching head and temperature are left behind; positions are resized to ``patches``.
+    """
+    answering: State = {}
+    for key, tensor in state.items():
+        if key == "visual_encoder.pos_embed":
+            answering[key] = resize_positions(tensor, patches)
+        elif key.startswith("visual_encoder."):
+            if not re.match(r"visual_encoder\.(decoder_|mask_token)", key):
+                answering[key] = tensor
+        elif key.startswith("text_encoder.bert."):
+            answering[key.replace("text_encoder.bert.", "text_encoder.")] = tensor
+            layer = re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.", key)
+            if layer is None:
+                answering[key.replace("text_encoder.", "text_decoder.", 1)] = tensor
+            elif (number := int(layer[1]) - fusion_layer) >= 0:
+                name = key.replace(f".layer.{layer[1]}.", f".layer.{number}.")
+                answering[name.replace("text_encoder.", "text_decoder.", 1)] = tensor
+        elif key.startswith("text_encoder.cls."):
+            answering[key.replace("text_encoder.", "text_decoder.", 1)] = tensor
+    return answering
