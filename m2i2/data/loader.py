@@ -16,7 +16,8 @@ from m2i2.data.masking import mask_tokens
 from m2i2.data.order import Order
 from m2i2.data.randomness import sample_generator
 from m2i2.data.sampling import Position, Share, StepSampler
-from m2i2.data.text import Tokenizer, clean_answer, clean_caption, clean_question
+from m2i2.data.text import Normalisation, clean_answer, clean_caption, clean_question
+from m2i2.data.tokenizer import Tokenizer
 from m2i2.data.transforms import Augmentation
 from m2i2.errors import M2I2Error
 
@@ -79,13 +80,14 @@ class QuestionRows:
     augmentation: Augmentation
     tokenizer: Tokenizer
     max_words: int
-    normalisation: str
+    max_tokens: int
+    normalisation: Normalisation
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
         """One row; raises M2I2Error, naming the sample, for an image that cannot be decoded or an empty answer."""
         question = clean_question(sample.question.question, self.max_words, self.normalisation)
         answer = clean_answer(sample.question.answer, self.normalisation)
-        limit = self.tokenizer.max_length
+        limit = self.max_tokens
         return {
             "image": self.augmentation(sample.image, rng, sample.key),
             "question_ids": self.tokenizer.encode(question, limit),
