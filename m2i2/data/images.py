@@ -1,0 +1,55 @@
+"""Encoded images to RGB pixels, with bounds: whatever the file holds, the outcome is an 8-bit RGB image or an M2I2Error."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from m2i2.errors import M2I2Error
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded."""
+
+Image.MAX_IMAGE_PIXELS = None  # our own bound applies, as an error with a name
+_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+
+
+def decode(encoded: bytes, name: str, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """RGB pixels of an encoded image, turned upright by its EXIF orientation.
+
+    ``smallest_side``: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at least
+    this long. 16-bit greys are scaled to 8 bits over their range. M2I2Error names ``name`` for what cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(encoded))
+            width, height = image.size
+            if width * height > max_pixels:
+                raise M2I2Error(
+                    f"The image {name} has {width} x {height} pixels, more than the bound of {max_pixels}; scale it down first."
+                )
+            if smallest_side and image.format == "JPEG":
+                shrink = min(width, height) / smallest_side
+                image.draft("RGB" if image.mode != "L" else "L", (round(width / shrink), round(height / shrink)))
+            image.load()
+            if image.getexif().get(0x0112, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb(image)
+    except M2I2Error:
+        raise
+    except Exception as e:  # Pillow's decoders raise almost anything on damaged files
+        raise M2I2Error(f"The image {name} cannot be decoded ({type(e).__name__}: {e}); replace or remove it.") from e
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WIDE_MODES:
+        values = np.asarray(image, dtype=np.float64)
+        low, high = float(values.min()), float(values.max())
+        image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size)
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    return image.convert("RGB")
