@@ -1,0 +1,89 @@
+"""VQA-RAD, from its OSF publication or from the MEVF/M2I2 trainset/testset: the same 3,064 and 451 questions.
+
+The training set that every published number uses holds, beside the free-form and paraphrased training questions, the
+templated rewrite ("frame") of EVERY record, test records included: 284 of the 1,267 framed training questions are
+rewrites of test questions. Framed questions made from the OSF file name their origin in ``framed_from``.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from m2i2.data.records import ImageRecord, Kind, Question
+from m2i2.data.sources.grouping import by_image
+from m2i2.data.sources.reading import find_image, objects, text
+from m2i2.errors import M2I2Error
+
+_PUBLIC = "VQA_RAD Dataset Public.json"
+_IMAGES = "VQA_RAD Image Folder"
+
+
+class VqaRad:
+    """A folder with the public json, or with ``trainset.json`` and ``testset.json``, and the images."""
+
+    name = "vqa-rad"
+    kind: Kind = "vqa"
+
+    def __init__(self, path: Path, image_root: Path | None = None) -> None:
+        """Images lie in ``image_root``, by default in the folder that the publication has them in, or in ``images``."""
+        self.left_out: Counter[str] = Counter()
+        self._path = path
+        self._public = (path / _PUBLIC).is_file()
+        if not self._public and not all((path / f"{s}set.json").is_file() for s in ("train", "test")):
+            raise M2I2Error(f"{path} holds neither {_PUBLIC!r} nor trainset.json and testset.json.")
+        nearby = [path / _IMAGES, path / "images", path.parent / "vqa_rad" / _IMAGES, path.parent / _IMAGES]
+        folder = Path(image_root) if image_root else next((f for f in nearby if f.is_dir()), None)
+        if folder is None or not folder.is_dir():
+            raise M2I2Error(f"The images of {path} were not found; name their folder with --image-root.")
+        self._images = folder
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        for split in ("train", "test"):
+            records = self._of_public(split) if self._public else self._of_sets(split)
+            yield from by_image(split, records)
+
+    def _of_public(self, split: str) -> Iterator[tuple[str, Path, Question]]:
+        path = self._path / _PUBLIC
+        for number, record in objects(path):
+            phrase_type = text(record, "phrase_type", path, number)
+            in_test = phrase_type.startswith("test_")
+            kind = phrase_type.removeprefix("test_")
+            if in_test == (split == "test"):
+                yield self._question(record, path, number, record.get("question"), kind)
+            frame = record.get("question_frame")
+            if split == "train" and frame not in (None, "", "NULL"):
+                yield self._question(record, path, number, frame, "frame", framed_from=phrase_type)
+
+    def _of_sets(self, split: str) -> Iterator[tuple[str, Path, Question]]:
+        path = self._path / f"{split}set.json"
+        for number, record in objects(path):
+            yield self._question(
+                record, path, number, record.get("question"), text(record, "phrase_type", path, number)
+            )
+
+    def _question(
+        self, record: dict[str, Any], path: Path, number: int, question: Any, phrase_type: str, framed_from: str = ""
+    ) -> tuple[str, Path, Question]:
+        name = text(record, "image_name", path, number)
+        origin = text(record, "qid", path, number)
+        metadata = {
+            "phrase_type": phrase_type,
+            "question_type": text(record, "question_type", path, number).strip(),
+            "organ": text(record, "image_organ", path, number),
+        }
+        if linked := record.get("qid_linked_id"):
+            metadata["linked_id"] = str(linked)
+        if framed_from:
+            metadata |= {"framed_from": framed_from, "origin_id": origin}
+        return (
+            name,
+            find_image(self._images, name),
+            Question(
+                id=f"{origin}-frame" if framed_from else origin,
+                question=text({"question": question}, "question", path, number),
+                answer=text(record, "answer", path, number),
+                closed=text(record, "answer_type", path, number).strip().upper() == "CLOSED",
+                metadata=metadata,
+            ),
+        )
