@@ -1,0 +1,139 @@
+"""``tools/make_shards.py``: data sets into shards, and shards checked."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from m2i2.commands.guard import EXIT_USER_ERROR, guarded
+from m2i2.data.building import Encoding, Report, build
+from m2i2.data.images import MAX_PIXELS
+from m2i2.data.records import Kind
+from m2i2.data.shards import read_index
+from m2i2.data.sources import SOURCES, open_source
+from m2i2.data.verification import verify
+
+_SIDES = {"captions": 288, "vqa": 480}
+_OPTIONS = ("image_root", "projections", "language", "count", "seed")
+
+
+def _sources_text(kind: Kind) -> str:
+    entries = [(name, entry) for (k, name), entry in SOURCES.items() if k == kind]
+    return "sources:\n" + "\n".join(f"  {name:<9} {entry.about}\n            {entry.example}" for name, entry in entries)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="make_shards.py",
+        description="Turn a data set into shards (WebDataset tars with an index), or check shards.",
+        epilog="A killed build continues when the same command is given again. The same input and settings give the same\n"
+        "bytes, whatever the number of workers.",
+        formatter_class=raw,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="captions|vqa|verify")
+    for kind, about in (("captions", "image-caption pairs, for pretraining"), ("vqa", "questions, for finetuning")):
+        one = commands.add_parser(kind, help=about, description=about, epilog=_sources_text(kind), formatter_class=raw)  # type: ignore[arg-type]
+        add = one.add_argument
+        add("source", metavar="SOURCE", help="which data set; see below")
+        add("path", metavar="PATH", nargs="?", type=Path, help="where it lies")
+        add("--output", type=Path, required=True, metavar="DIR", help="a new folder, or that of a killed build")
+        add("--side", type=int, default=_SIDES[kind], help="scale larger images down to this shorter side (%(default)s)")
+        add("--quality", type=int, default=90, help="JPEG quality (%(default)s)")
+        add("--keep-bytes", action="store_true", help="store JPEG and PNG files untouched instead")
+        add("--samples-per-shard", type=int, default=1000, metavar="N", help="images a shard (%(default)s)")
+        add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: all cores)")
+        add("--max-rejects", type=float, default=0.01, metavar="SHARE", help="fail beyond this share (%(default)s)")
+        add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
+        add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, vqa-rad)")
+        add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
+        add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
+        add("--count", type=int, metavar="N", help="how many images to draw (phantoms)")
+        add("--seed", type=int, help="which ones (phantoms; 0)")
+    check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
+    check.add_argument("folder", type=Path, metavar="DIR")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 for shards with faults, 2 for bad input."""
+    arguments = parser().parse_args(argv)
+    return guarded(lambda: _verify(arguments.folder) if arguments.command == "verify" else _build(arguments))
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
+    source = open_source(arguments.command, arguments.source, arguments.path, **options)
+    encoding = Encoding(
+        side=arguments.side,
+        quality=arguments.quality,
+        keep_bytes=arguments.keep_bytes,
+        max_pixels=arguments.max_pixels,
+    )
+    console, started = Console(stderr=True), time.monotonic()
+    with _progress(console) as bar:
+        task = bar.add_task("starting")
+
+        def tell(samples: int, rejects: int) -> None:
+            text = f"{samples} images, {rejects} rejected, {samples / (time.monotonic() - started):.0f} a second"
+            bar.update(task, description=text)
+            if not console.is_terminal and samples % 1000 == 0:
+                print(text, file=sys.stderr, flush=True)
+
+        report = build(
+            source,
+            arguments.output,
+            encoding,
+            options=options,
+            samples_per_shard=max(1, arguments.samples_per_shard),
+            workers=max(1, arguments.workers),
+            max_rejects=arguments.max_rejects,
+            progress=tell,
+        )
+    _tell(report, arguments.output, time.monotonic() - started)
+    return 0
+
+
+def _tell(report: Report, output: Path, seconds: float) -> None:
+    if report.complete_before:
+        print(f"{output} is complete already:")
+    for split, counts in report.splits.items():
+        print(
+            f"{split}: {counts['samples']} images, {counts['items']} items, {counts['shards']} shard(s), "
+            f"{counts['bytes'] / 1e6:.1f} MB"
+        )
+    for reason, count in report.left_out.items():
+        print(f"left out: {count} x {reason}")
+    for reason, count in report.reasons.items():
+        print(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
+    if report.resumed_shards:
+        print(f"{report.resumed_shards} shard(s) were there from an earlier run.")
+    if not report.complete_before:
+        print(f"{output} written in {seconds:.1f} s.")
+
+
+def _verify(folder: Path) -> int:
+    index = read_index(folder)
+    console = Console(stderr=True)
+    with _progress(console) as bar:
+        task = bar.add_task("starting")
+        faults = verify(folder, index, lambda file: bar.update(task, description=file))
+    for fault in faults:
+        print(f"fault: {fault}", file=sys.stderr)
+    shards = sum(len(split["shards"]) for split in index["splits"].values())
+    if faults:
+        print(f"error: {folder} has {len(faults)} fault(s) in {shards} shard(s); build or copy it again.", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(f"{folder}: {shards} shard(s), every hash and member in order.")
+    return 0

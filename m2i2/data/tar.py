@@ -1,0 +1,72 @@
+"""Tar bytes of our own making: the same content gives the same bytes, and every member's place is known."""
+
+import hashlib
+import os
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2i2.data.shards import ITEM
+
+_BLOCK = 512
+
+
+def header(name: str, size: int) -> bytes:
+    """A ustar header without time, owner or machine."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+class TarWriter:
+    """Writes samples one after another and remembers where their members lie."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._number = number
+        self.size, self.samples = 0, 0
+        self.rows: list[tuple[int, int, int, int, int, int]] = []
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def _member(self, name: str, data: bytes) -> int:
+        """Append a member; returns the offset of its content."""
+        self._write(header(name, len(data)))
+        offset = self.size
+        self._write(data + bytes(-len(data) % _BLOCK))
+        return offset
+
+    def add(self, key: str, ending: str, image: bytes, text: bytes, items: int) -> None:
+        """A sample of an image and its text, counting for ``items`` items."""
+        image_offset = self._member(f"{key}.{ending}", image)
+        text_offset = self._member(f"{key}.json", text)
+        self.samples += 1
+        for part in range(items):
+            self.rows.append((self._number, part, image_offset, text_offset, len(image), len(text)))
+
+    def close(self) -> tuple[str, NDArray[np.void]]:
+        """End the archive; returns its sha256 and its rows of the table of items."""
+        self._write(bytes(2 * _BLOCK))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._hash.hexdigest(), np.array(self.rows, dtype=ITEM)
+
+
+def members(path: Path) -> dict[int, tuple[str, int]]:
+    """{offset of content: (name, size)} of a tar's regular files; tarfile.TarError where it is damaged."""
+    found: dict[int, tuple[str, int]] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if not member.isfile():
+                raise tarfile.TarError(f"{member.name} is no regular file")
+            found[member.offset_data] = (member.name, member.size)
+    return found
+

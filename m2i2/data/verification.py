@@ -1,0 +1,56 @@
+"""Checking shards: every hash, and every tar member against the table of items."""
+
+import hashlib
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2i2.data.tar import members
+
+
+def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] = lambda file: None) -> list[str]:
+    """Every fault of a shard folder: hashes, tar members that escape, repeat or are not where the table says."""
+    faults: list[str] = []
+    for name, split in index["splits"].items():
+        table = folder / f"{name}.items.npy"
+        try:
+            if hashlib.sha256(table.read_bytes()).hexdigest() != split["items_sha256"]:
+                faults.append(f"{table.name}: does not match its hash")
+            items = np.load(table, allow_pickle=False)
+        except (OSError, ValueError, EOFError, KeyError) as e:
+            faults.append(f"{table.name}: cannot be read ({e})")
+            continue
+        for number, row in enumerate(split["shards"]):
+            path = folder / row["file"]
+            progress(row["file"])
+            try:
+                digest = _file_digest(path)
+                found = members(path)
+            except (OSError, tarfile.TarError, ValueError) as e:
+                faults.append(f"{row['file']}: cannot be read ({e})")
+                continue
+            if digest != row["sha256"]:
+                faults.append(f"{row['file']}: does not match its hash")
+            names = [member for member, _ in found.values()]
+            faults += [f"{row['file']}: the member {m!r} escapes its folder" for m in names if Path(m).name != m]
+            faults += [f"{row['file']}: the member {m!r} comes twice" for m, n in Counter(names).items() if n > 1]
+            mine = items[items["shard"] == number]
+            places = {(int(r[o]), int(r[s])) for r in mine for o, s in (("image_offset", "image_size"), ("text_offset", "text_size"))}
+            faults += [
+                f"{row['file']}: no member of {size} bytes at {offset}, where {table.name} has one"
+                for offset, size in sorted(places - {(o, s) for o, (_, s) in found.items()})
+            ][:3]
+    return faults
+
+
+def _file_digest(path: Path) -> str:
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            h.update(block)
+    return h.hexdigest()
+

@@ -1,0 +1,119 @@
+"""Readers on malformed input: the error names file and record, and nothing in a file is ever run."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from m2i2.data.sources import open_source
+from m2i2.errors import M2I2Error
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def rocov2(folder: Path, table: bytes, name: str = "train_captions.csv") -> Path:
+    (folder / "train").mkdir(parents=True)
+    (folder / name).write_bytes(table)
+    return folder
+
+
+def pathvqa(folder: Path, content: bytes) -> Path:
+    (folder / "qas").mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        (folder / "qas" / f"{split}_vqa.pkl").write_bytes(content)
+    return folder
+
+
+def test_csv_and_tsv_with_quotes_commas_and_newlines(tmp_path: Path) -> None:
+    table = 'ID,Caption\nscan.1,"a ""left"", small\nnodule"\nb,plain\n'
+    records = list(open_source("captions", "rocov2", rocov2(tmp_path / "csv", table.encode())))
+    assert [(r.key, r.captions[0]) for r in records] == [("scan_1", 'a "left", small\nnodule'), ("b", "plain")]
+    tsv = rocov2(tmp_path / "tsv", b"ID\tcaption\nx\tone, two\n", "caption_prediction_train.tsv")
+    assert [r.captions[0] for r in open_source("captions", "rocov2", tsv)] == ["one, two"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"ID,Text\na,b\n", "no column 'Caption'"),
+        (b"ID,Caption\na,b,c\n", "line 2: 3 fields where the header has 2"),
+        (b"ID,Caption\n,b\n", "line 2: the ID is empty"),
+        (b"ID,Caption\na,\xff\xfe\n", "UTF-8"),
+        (b'ID,Caption\na,"b"c\n', "Cannot read"),
+        (b"", "no column 'ID'"),
+        (b"ID,Caption\n/etc/passwd,b\n", "leads out of"),
+    ],
+)
+def test_malformed_tables(tmp_path: Path, table: bytes, message: str) -> None:
+    with pytest.raises(M2I2Error, match=message):
+        list(open_source("captions", "rocov2", rocov2(tmp_path / "data", table)))
+
+
+def test_pickles_with_classes_are_refused_and_never_run(tmp_path: Path) -> None:
+    folder = pathvqa(tmp_path / "data", pickle.dumps([Evil(tmp_path / "marker")]))
+    with pytest.raises(M2I2Error, match=r"train_vqa.pkl was refused: it names (posix|nt)\.system"):
+        list(open_source("vqa", "pathvqa", folder))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no readable pickle"),
+        (b"\x80\x04garbage", "no readable pickle"),
+        (pickle.dumps({"a": 1}), "must hold a list of records"),
+        (pickle.dumps([{"img_id": "x"}]), "record 0: 'label' must be an object of one answer"),
+    ],
+)
+def test_malformed_pickles(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(M2I2Error, match=message):
+        list(open_source("vqa", "pathvqa", pathvqa(tmp_path / "data", content)))
+
+
+def test_pathvqa_json_reads_as_the_pickle_does(tmp_path: Path) -> None:
+    row = {
+        "answer_type": "yes/no",
+        "img_id": "train_0001",
+        "label": {"yes": 1},
+        "question_id": 7,
+        "question_type": "is",
+        "sent": "is it?",
+    }
+    records = [list(open_source("vqa", "pathvqa", pathvqa(tmp_path / "pkl", pickle.dumps([row]))))]
+    folder = tmp_path / "json"
+    (folder / "qas").mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        (folder / "qas" / f"{split}_vqa.json").write_text(json.dumps([row]))
+    records.append(list(open_source("vqa", "pathvqa", folder)))
+    first, second = ([(r.split, r.key, r.questions) for r in found] for found in records)
+    assert first == second and len(first) == 3 and first[0][2][0].closed and first[0][2][0].answer == "yes"
+
+
+def test_jsonl_streams_and_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"image": "a.png", "caption": ["one", "two"]}\n\n{"image": "b.png", "caption": "three"}\n{broken\n')
+    stream = iter(open_source("captions", "json", path))
+    assert [next(stream).captions, next(stream).captions] == [("one", "two"), ("three",)]
+    with pytest.raises(M2I2Error, match="line 4 is not valid JSON"):
+        next(stream)
+
+
+def test_unknown_names_options_and_paths(tmp_path: Path) -> None:
+    with pytest.raises(M2I2Error, match="there are rocov2, iu-xray, json, phantoms"):
+        open_source("captions", "coco", tmp_path)
+    with pytest.raises(M2I2Error, match="slake does not take --projections; it takes --language"):
+        open_source("vqa", "slake", tmp_path, projections="all")
+    with pytest.raises(M2I2Error, match="needs the path of its data"):
+        open_source("vqa", "slake", tmp_path / "nowhere")
+    with pytest.raises(M2I2Error, match="holds neither"):
+        open_source("vqa", "vqa-rad", tmp_path)
