@@ -1,0 +1,124 @@
+"""What pretraining and finetuning runs share before their first step."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from m2i2.config import DataConfig, FinetuningConfig, PretrainingConfig, TrainingConfig
+from m2i2.data.building import Encoding, build
+from m2i2.data.corpus import Corpus
+from m2i2.data.loader import CaptionRows, Loader, QuestionRows
+from m2i2.data.records import Kind
+from m2i2.data.sampling import Share
+from m2i2.data.sources import open_source
+from m2i2.data.tokenizer import Tokenizer, load_tokenizer, require_same
+from m2i2.data.transforms import Augmentation
+from m2i2.errors import M2I2Error
+from m2i2.options import to_dict
+from m2i2.training.checkpoint import Checkpoints, write_json
+from m2i2.training.engine import DEFAULT_CONFIG, read_deepspeed_config
+from m2i2.training.processes import Process
+from m2i2.training.provenance import provenance
+
+T = TypeVar("T")
+DEMO = Path("runs") / "demo-shards"
+
+
+def deepspeed_settings(path: Path | None) -> tuple[dict[str, Any], str]:
+    """The DeepSpeed configuration, and what to call it in messages."""
+    if path is None:
+        return dict(DEFAULT_CONFIG), "the built-in ZeRO-2 configuration"
+    return read_deepspeed_config(path), str(path)
+
+
+def on_first_rank(process: Process, work: Callable[[], T]) -> T:
+    """Let rank 0 do ``work`` and give every rank its result, or its error. Collective."""
+    outcome: list[Any] = [None, None]
+    if process.first:
+        try:
+            outcome[0] = work()
+        except (M2I2Error, OSError) as e:
+            outcome[1] = str(e)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise M2I2Error(outcome[1])
+    return outcome[0]
+
+
+def demo_shards(kind: Kind, process: Process) -> str:
+    """The folder of the built-in demo data's shards, drawn now where they are not there yet. Collective."""
+    folder = DEMO / kind
+
+    def draw() -> None:
+        build(open_source(kind, "phantoms", None), folder, Encoding(side=128), options={})
+
+    on_first_rank(process, draw)
+    return str(folder)
+
+
+def claim_run(folder: Path, config: PretrainingConfig | FinetuningConfig, process: Process) -> None:
+    """Make ``folder`` the run's own: its settings, versions, commit and command. M2I2Error where it holds other things."""
+
+    def claim() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()) and not (folder / "settings.json").exists():
+                raise M2I2Error(f"{folder} holds other data; choose an empty or new folder as --output.")
+            write_json(folder / "settings.json", to_dict(config))
+            starts = folder / "starts.jsonl"
+            with starts.open("a") as f:
+                f.write(json.dumps({**provenance(), "ranks": process.ranks, "device": str(process.device)}) + "\n")
+        except OSError as e:
+            raise M2I2Error(f"Cannot write to {folder}: {e.strerror}. Choose another --output.") from e
+
+    on_first_rank(process, claim)
+
+
+def make_loader(
+    corpus: Corpus,
+    rows: CaptionRows | QuestionRows,
+    data: DataConfig,
+    training: TrainingConfig,
+    process: Process,
+) -> Loader[Any]:
+    """The loader of this rank's share."""
+    return Loader(
+        corpus,
+        rows,
+        Share(training.batch, training.accumulation, process.rank, process.ranks),
+        epochs=training.epochs,
+        seed=training.seed,
+        window=data.window,
+        workers=data.workers,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+def make_augmentation(size: int, data: DataConfig) -> Augmentation:
+    """The augmentation that the settings describe."""
+    return Augmentation(size=size, crop_scale=data.crop_scale, flip=data.flip, randaugment=data.randaugment)
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint folder that ``source`` means: itself, or the newest complete one of the run it is."""
+    if (source / "manifest.json").exists():
+        return source
+    newest, passed_over = Checkpoints(source / "checkpoints").newest()
+    if newest is None:
+        why = f" ({'; '.join(passed_over)})" if passed_over else ""
+        raise M2I2Error(f"{source} holds no complete checkpoint{why}; name a run's folder or a checkpoint in it.")
+    return newest
+
+
+def stored_tokenizer(run: Path, given: str) -> Tokenizer | None:
+    """The tokenizer of a run's newest checkpoint, where it has one; it must be the one ``given``, where one is."""
+    newest, _ = Checkpoints(run / "checkpoints").newest()
+    if newest is None:
+        return None
+    tokenizer = load_tokenizer(newest / "tokenizer")
+    if given:
+        require_same(load_tokenizer(given), tokenizer, f"the run {run}")
+    return tokenizer
