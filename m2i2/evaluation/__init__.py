@@ -1,0 +1,1 @@
+"""From a model to numbers: answers by ranking or generation, protocols, scores, baselines, results."""

@@ -1,0 +1,118 @@
+"""The loop that asks a model every question of a split."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from m2i2.data.loader import pad
+from m2i2.data.records import Question
+from m2i2.data.shards import Sample, ShardSplit
+from m2i2.data.text import Normalisation, clean_question
+from m2i2.data.tokenizer import Tokenizer
+from m2i2.data.transforms import EvaluationTransform, normalise
+from m2i2.evaluation.generation import beam_search
+from m2i2.evaluation.protocols import Candidates
+from m2i2.evaluation.ranking import CandidateTree, log_likelihoods, rank_official
+from m2i2.models.vqa import VQAModel
+
+TEST_WORDS = 50
+"""Longest question at test time, words (official)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the model answered: the best first, with probabilities among what was considered."""
+
+    key: str
+    question: Question
+    best: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How answers are found."""
+
+    mode: str
+    """rank (exactly, all candidates), rank-official (top k by first token), or generate."""
+    k: int = 128
+    beams: int = 3
+    normalisation: Normalisation = "official"
+
+
+class Evaluator:
+    """Asks a model the questions of a split, several at a time; an image is encoded once for its questions in a batch."""
+
+    def __init__(
+        self,
+        model: VQAModel,
+        tokenizer: Tokenizer,
+        candidates: Candidates,
+        method: Method,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int = 16,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.tokenizer, self.candidates, self.method = tokenizer, candidates, method
+        self.device, self.dtype, self.batch = device, dtype, batch
+        self.transform = EvaluationTransform(size=model.vision.image_size)
+        limit = model.text.positions
+        tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
+        self.tree = CandidateTree.build(tokens).to(device)
+        self.ids, self.ids_mask = (t.to(device) for t in pad(tokens, tokenizer.pad_id))
+
+    def ask(self, split: ShardSplit, progress: bool = True) -> Iterator[Given]:
+        """Every question of ``split``, in the order of its shards."""
+        console = Console(stderr=True)
+        starts = range(0, len(split), self.batch)
+        steps = track(starts, "questions", console=console) if progress and console.is_terminal else starts
+        for start in steps:
+            if progress and not console.is_terminal and start and start % (20 * self.batch) == 0:
+                print(f"{start} of {len(split)} questions", file=sys.stderr, flush=True)
+            yield from self._ask([split.read(i) for i in range(start, min(start + self.batch, len(split)))])
+
+    @torch.inference_mode()
+    def _ask(self, samples: list[Sample]) -> Iterator[Given]:
+        images: dict[str, int] = {}
+        pixels = []
+        for sample in samples:
+            if sample.image_sha256 not in images:
+                images[sample.image_sha256] = len(images)
+                pixels.append(self.transform(sample.image, sample.key))
+        image_of = torch.tensor([images[sample.image_sha256] for sample in samples], device=self.device)
+        questions = [sample.question for sample in samples if sample.question is not None]
+        texts = [clean_question(q.question, TEST_WORDS, self.method.normalisation) for q in questions]
+        rows = [self.tokenizer.encode(text, self.model.text.positions) for text in texts]
+        ids, mask = (t.to(self.device) for t in pad(rows, self.tokenizer.pad_id))
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            keys_values = self.model.encode_image(normalise(torch.stack(pixels).to(self.device)))
+            states = self.model.encode_question(ids, mask, keys_values, image_of)
+            answers = self._answer(states, mask)
+        for sample, question, best in zip(samples, questions, answers, strict=True):
+            yield Given(sample.key, question, best)
+
+    def _answer(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
+        decoder, names = self.model.text_decoder, self.candidates.answers
+        if self.method.mode == "generate":
+            tokens, scores = beam_search(
+                decoder, states, mask, cls_id=self.tokenizer.cls_id, sep_id=self.tokenizer.sep_id, beams=self.method.beams
+            )
+            probabilities = scores.exp().tolist()
+            return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, probabilities, strict=True)]
+        if self.method.mode == "rank-official":
+            best, chances = rank_official(decoder, states, mask, self.ids, self.ids_mask, self.method.k)
+        else:
+            chances, best = log_likelihoods(decoder, states, mask, self.tree).softmax(-1).sort(1, descending=True)
+        rows = zip(best[:, :5].tolist(), chances[:, :5].tolist(), strict=True)
+        return [tuple((names[i], p) for i, p in zip(numbers, values, strict=True)) for numbers, values in rows]
+
+
+def questions_of(split: ShardSplit) -> list[Question]:
+    """The questions of a split, without reading its images."""
+    return [question for _, _, question in split.questions()]
+
