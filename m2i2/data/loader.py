@@ -58,14 +58,14 @@ class CaptionRows:
     def collate(self, rows: list[Row]) -> CaptionBatch:
         """Rows padded to the longest caption."""
         pad = self.tokenizer.pad_id
-        ids, mask = pad([row["input_ids"] for row in rows], pad)
+        ids, mask = pad_rows([row["input_ids"] for row in rows], pad)
         return CaptionBatch(
             image=torch.stack([row["image"] for row in rows]),
             item=torch.tensor([row["item"] for row in rows]),
             input_ids=ids,
             attention_mask=mask,
-            masked_input_ids=pad([row["masked_input_ids"] for row in rows], pad)[0],
-            labels=pad([row["labels"] for row in rows], -100)[0],
+            masked_input_ids=pad_rows([row["masked_input_ids"] for row in rows], pad)[0],
+            labels=pad_rows([row["labels"] for row in rows], -100)[0],
             student_noise=torch.from_numpy(np.stack([row["student_noise"] for row in rows])),
             teacher_noise=torch.from_numpy(np.stack([row["teacher_noise"] for row in rows])),
             image_id=torch.tensor([row["image_id"] for row in rows]),
@@ -96,8 +96,8 @@ class QuestionRows:
 
     def collate(self, rows: list[Row]) -> QuestionBatch:
         """Rows padded to the longest question and answer."""
-        question_ids, question_mask = pad([row["question_ids"] for row in rows], self.tokenizer.pad_id)
-        answer_ids, answer_mask = pad([row["answer_ids"] for row in rows], self.tokenizer.pad_id)
+        question_ids, question_mask = pad_rows([row["question_ids"] for row in rows], self.tokenizer.pad_id)
+        answer_ids, answer_mask = pad_rows([row["answer_ids"] for row in rows], self.tokenizer.pad_id)
         return QuestionBatch(
             image=torch.stack([row["image"] for row in rows]),
             item=torch.tensor([row["item"] for row in rows]),
@@ -108,7 +108,7 @@ class QuestionRows:
         )
 
 
-def pad(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as one [B, longest] int64 tensor, and its mask of ones and zeros."""
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), value, dtype=np.int64)

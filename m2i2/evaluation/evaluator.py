@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from m2i2.data.loader import pad
+from m2i2.data.loader import pad_rows
 from m2i2.data.records import Question
 from m2i2.data.shards import Sample, ShardSplit
 from m2i2.data.text import Normalisation, clean_question
@@ -64,7 +64,7 @@ class Evaluator:
         limit = model.text.positions
         tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
         self.tree = CandidateTree.build(tokens).to(device)
-        self.ids, self.ids_mask = (t.to(device) for t in pad(tokens, tokenizer.pad_id))
+        self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
 
     def ask(self, split: ShardSplit, progress: bool = True) -> Iterator[Given]:
         """Every question of ``split``, in the order of its shards."""
@@ -88,7 +88,7 @@ class Evaluator:
         questions = [sample.question for sample in samples if sample.question is not None]
         texts = [clean_question(q.question, TEST_WORDS, self.method.normalisation) for q in questions]
         rows = [self.tokenizer.encode(text, self.model.text.positions) for text in texts]
-        ids, mask = (t.to(self.device) for t in pad(rows, self.tokenizer.pad_id))
+        ids, mask = (t.to(self.device) for t in pad_rows(rows, self.tokenizer.pad_id))
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             keys_values = self.model.encode_image(normalise(torch.stack(pixels).to(self.device)))
             states = self.model.encode_question(ids, mask, keys_values, image_of)

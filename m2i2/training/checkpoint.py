@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2i2.errors import M2I2Error
+from m2i2.options import from_dict
+
+C = TypeVar("C")
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -180,3 +183,16 @@ def copy_into(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> N
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def read_config(kind: type[C], checkpoint: Path) -> C:
+    """The settings stored with a checkpoint; M2I2Error where they are another stage's or damaged."""
+    path = checkpoint / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+        stage = stored.pop("stage")
+    except (OSError, ValueError, KeyError, AttributeError) as e:
+        raise M2I2Error(f"{path} cannot be read ({type(e).__name__}: {e}); name another checkpoint.") from e
+    if stage != kind.__name__:
+        raise M2I2Error(f"{checkpoint} is a checkpoint of {stage}, not of {kind.__name__}.")
+    return from_dict(kind, stored)

@@ -1,6 +1,6 @@
 """The training loop, the same for pretraining and finetuning: one optimizer step after another, saved and resumed."""
 
-import os
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from m2i2.data.loader import Loader
 from m2i2.data.sampling import Position
 from m2i2.distributed import digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
-from m2i2.options import differences, from_dict, to_dict
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_tensors, write_json, write_tensors
+from m2i2.options import differences, to_dict
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.monitor import Averages, RunLog
 from m2i2.training.optimizer import adamw, learning_rate
@@ -217,14 +217,9 @@ def _resume(
     path = found[0]
     if path is None:
         return 0
-    import json
-
     state = json.loads((path / "state.json").read_text())
-    stored = json.loads((path / "config.json").read_text())
-    stage = stored.pop("stage")
-    if stage != type(config).__name__:
-        raise M2I2Error(f"{checkpoints.folder} holds a run of {stage}, not {type(config).__name__}; choose another --output.")
-    changed = [k for k in differences(from_dict(type(config), stored), config) if not k.startswith(_FREE_ON_RESUME)]
+    stored = read_config(type(config), path)
+    changed = [k for k in differences(stored, config) if not k.startswith(_FREE_ON_RESUME)]
     if changed:
         raise M2I2Error(
             f"{checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
@@ -242,8 +237,3 @@ def _resume(
     process.say(f"Resuming after step {state['step']} from {path}.")
     return int(state["step"])
 
-
-def stop_together(process: Process) -> None:
-    """End this process after an error that other ranks may not know of, so that none waits for it for ever."""
-    if process.ranks > 1:
-        os._exit(1)

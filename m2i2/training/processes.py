@@ -36,6 +36,8 @@ def join() -> Process:
 
     NCCL with one GPU a rank where CUDA is available, else gloo on the CPU with the node's cores shared out among its ranks.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     _quieten()

@@ -1,0 +1,116 @@
+"""``launchers/finetune.py``: finetune a pretrained model to answer questions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from m2i2.commands.guard import guarded
+from m2i2.commands.settings import SettingsParser
+from m2i2.config import FinetuningConfig
+from m2i2.errors import M2I2Error
+
+DESCRIPTION = """Finetune M2I2 to answer questions about images, generatively.
+
+The model comes from a pretraining run (--checkpoint), with its architecture and its tokenizer; without one, from the
+start.* settings. The same command resumes the run from its newest checkpoint."""
+
+EXAMPLES = """examples:
+  deepspeed --num_gpus 8 launchers/finetune.py --deepspeed_config ds_configs/zero2.json --preset paper \\
+      --checkpoint runs/rocov2 --shards shards/vqa_rad --output runs/rad
+  python launchers/finetune.py --preset small --checkpoint runs/small --shards shards/slake \\
+      --output runs/slake answering.distillation=0 training.epochs=20
+  python launchers/finetune.py --preset paper --checkpoint official.pth --shards shards/vqa_rad --output runs/rad \\
+      start.tokenizer=bert-base-uncased
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return guarded(lambda: _finetune(argv))
+
+
+def _finetune(argv: Sequence[str] | None) -> int:
+    settings = SettingsParser(FinetuningConfig, "finetune", DESCRIPTION, EXAMPLES)
+    settings.parser.add_argument("--checkpoint", metavar="RUN", help="a pretraining run, a checkpoint of it, or an official .pth")
+    config, arguments = settings.parse(argv, "tiny")
+    if arguments.checkpoint:
+        config = replace(config, start=replace(config.start, checkpoint=arguments.checkpoint))
+
+    import torch
+
+    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader
+    from m2i2.data.corpus import Corpus
+    from m2i2.data.loader import QuestionRows
+    from m2i2.models.start import start_answering
+    from m2i2.models.vqa import VQAModel
+    from m2i2.training.finetuning import FinetuningTask
+    from m2i2.training.loop import train
+    from m2i2.training.processes import autocast_dtype, join, leave
+
+    deepspeed_config, source = deepspeed_settings(arguments.deepspeed_config)
+    process, folder = join(), arguments.output
+    if not config.data.shards:
+        process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
+        config = replace(config, data=replace(config.data, shards=(demo_shards("vqa", process),)))
+    config, tokenizer = fitted(config, folder)
+    rows = QuestionRows(
+        augmentation=make_augmentation(config.vision.image_size, config.data),
+        tokenizer=tokenizer,
+        max_words=config.data.max_words,
+        max_tokens=config.text.positions,
+        normalisation=config.answering.normalisation,
+    )
+    corpus = Corpus.open(config.data.shards, config.data.split, "vqa")
+    loader = make_loader(corpus, rows, config.data, config.training, process)
+    torch.manual_seed(config.training.seed)
+    student = VQAModel(config.vision, config.text)
+    for line in start_answering(student, config.start, config.answering.decoder_start == "multimodal"):
+        process.say(line)
+    claim_run(folder, config, process)
+    dtype = autocast_dtype(config.training.precision, process.device)
+    task = FinetuningTask(student, config, process, dtype)
+    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save)
+    leave()
+    return code
+
+
+def fitted(config: FinetuningConfig, run: Path) -> "tuple[FinetuningConfig, Tokenizer]":  # type: ignore[name-defined]  # noqa: F821
+    """The settings with the architecture of the checkpoint that they start from, and its tokenizer."""
+    from m2i2.commands.running import find_checkpoint, stored_tokenizer
+    from m2i2.data.tokenizer import load_tokenizer, require_same, require_size
+    from m2i2.models.start import official_architecture, stored_architecture
+    from m2i2.models.weights import of_student, read_state
+
+    start = config.start
+    tokenizer = stored_tokenizer(run, start.tokenizer)
+    if start.checkpoint:
+        path = Path(start.checkpoint)
+        if path.is_dir():
+            path = find_checkpoint(path)
+            vision, text = stored_architecture(path)
+            stored = load_tokenizer(path / "tokenizer")
+            if start.tokenizer:
+                require_same(load_tokenizer(start.tokenizer), stored, str(path))
+            tokenizer = tokenizer or stored
+        else:
+            vision, text = official_architecture(of_student(read_state(path)))
+        config = replace(
+            config,
+            vision=replace(vision, image_size=config.vision.image_size),
+            text=replace(
+                text,
+                dropout=config.text.dropout,
+                attention_dropout=config.text.attention_dropout,
+                decoder_depth=text.depth - text.fusion_layer,
+            ),
+        )
+    if tokenizer is None:
+        named = start.tokenizer or start.text
+        if not named:
+            raise M2I2Error(
+                "Which tokenizer? Name a pretraining run with --checkpoint (it stores its own), or start.tokenizer=NAME_OR_FOLDER."
+            )
+        tokenizer = load_tokenizer(named)
+    if start.checkpoint:
+        require_size(tokenizer, config.text.vocabulary_size, start.checkpoint)
+    return replace(config, text=replace(config.text, vocabulary_size=tokenizer.size)), tokenizer
