@@ -4,8 +4,8 @@ import hashlib
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as autograd_dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def rank() -> int:
@@ -48,6 +48,24 @@ def max_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+class _AllToAll(torch.autograd.Function):
+    """Rows to other ranks; backwards, their gradients the other way."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, to_me: list[int], from_me: list[int]) -> Tensor:
+        ctx.splits = to_me, from_me  # type: ignore[attr-defined]
+        received = x.new_empty((sum(to_me), *x.shape[1:]))
+        dist.all_to_all_single(received, x.contiguous(), to_me, from_me)
+        return received
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        to_me, from_me = ctx.splits  # type: ignore[attr-defined]
+        returned = gradient.new_empty((sum(from_me), *gradient.shape[1:]))
+        dist.all_to_all_single(returned, gradient.contiguous(), from_me, to_me)
+        return returned, None, None
+
+
 def exchange_rows(x: Tensor, wanted: Tensor) -> Tensor:
     """Rows ``wanted`` of the global batch, of which this rank holds ``x``; the gradient flows back to their owners.
 
@@ -65,8 +83,7 @@ def exchange_rows(x: Tensor, wanted: Tensor) -> Tensor:
     requests_out = (wanted % rows_per_rank)[order]
     dist.all_to_all_single(requests_in, requests_out, asked_of_me.tolist(), asked.tolist())
     outgoing = x.index_select(0, requests_in).flatten(1)
-    incoming = outgoing.new_empty((len(wanted), outgoing.shape[1]))
-    incoming = autograd_dist.all_to_all_single(incoming, outgoing, asked.tolist(), asked_of_me.tolist())
+    incoming = _AllToAll.apply(outgoing, asked.tolist(), asked_of_me.tolist())
     unsorted = torch.empty_like(order)
     unsorted[order] = torch.arange(len(order), device=order.device)
     return incoming.index_select(0, unsorted).unflatten(1, x.shape[1:])

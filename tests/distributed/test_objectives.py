@@ -1,0 +1,139 @@
+"""The objectives on several ranks are those of the concatenated batch: losses and every gradient, in double precision."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
+from m2i2.data.batch import CaptionBatch
+from m2i2.distributed import all_gather, exchange_rows
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.momentum.queue import FeatureQueue
+from m2i2.momentum.teacher import Teacher
+from tests.distributed.processes import on_ranks
+
+VISION = VisionConfig(
+    image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2
+)
+TEXT = TextConfig(
+    vocabulary_size=50,
+    width=16,
+    depth=4,
+    fusion_layer=2,
+    heads=2,
+    intermediate=32,
+    positions=16,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+OBJECTIVES = ObjectivesConfig(projection=8, queue=10, image_mask_ratio=0.25)
+BATCH = 8
+
+
+def whole_batch() -> CaptionBatch:
+    """Eight pairs; two share an image, two a caption; different numbers of masked words."""
+    generator = torch.Generator().manual_seed(3)
+
+    def integers(high: int, *shape: int) -> Tensor:
+        return torch.randint(5, high, shape, generator=generator)
+
+    ids = integers(50, BATCH, 9)
+    mask = (torch.arange(9) < torch.tensor([9, 4, 6, 9, 7, 5, 8, 9])[:, None]).long()
+    labels = torch.where((torch.rand(BATCH, 9, generator=generator) < 0.3) & (mask == 1), ids, -100)
+    return CaptionBatch(
+        image=torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64),
+        item=torch.arange(BATCH),
+        input_ids=ids,
+        attention_mask=mask,
+        masked_input_ids=torch.where(labels != -100, 4, ids),
+        labels=labels,
+        student_noise=torch.rand(BATCH, 16, generator=generator),
+        teacher_noise=torch.rand(BATCH, 16, generator=generator),
+        image_id=torch.tensor([0, 1, 2, 3, 4, 5, 1, 7]),
+        caption_id=torch.tensor([0, 1, 2, 3, 4, 5, 6, 3]),
+    )
+
+
+def step(rank: int, ranks: int, objectives: ObjectivesConfig) -> tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]:
+    """One step on this rank's rows; the gradients are averaged over the ranks."""
+    torch.manual_seed(0)
+    student = PretrainingModel(VISION, TEXT, objectives).double()
+    teacher = Teacher(student)
+    queue = FeatureQueue(10, 8).double()
+    rows = BATCH // ranks
+    mine = slice(rank * rows, (rank + 1) * rows)
+    whole = whole_batch()
+    batch = CaptionBatch(**{name: value[mine] for name, value in vars(whole).items()})
+    uniform = torch.rand(2, BATCH, BATCH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    gumbel = -(-uniform.log()).log()
+    targets = teacher.targets(batch, objectives.image_mask_ratio)
+    losses = student(batch, targets, queue, (gumbel[0, mine], gumbel[1, mine]), 0.4)
+    names = [name for name in ("mim", "mlm", "itm", "itc") if name in losses]
+    (sum(losses[name] for name in names) + losses["unused"]).backward()
+    queue.push(*(all_gather(x) for x in (targets.image_features, targets.text_features, batch.image_id, batch.caption_id)))
+    averages = {name: float(all_gather(losses[name].detach().reshape(1)).mean()) for name in names}
+    gradients = {
+        name: all_gather(parameter.grad.unsqueeze(0)).mean(0).numpy()
+        for name, parameter in student.named_parameters()
+        if parameter.grad is not None
+    }
+    return averages, gradients, queue.image.numpy()
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]:
+    return step(0, 1, OBJECTIVES)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_compute_what_one_process_computes(
+    ranks: int, alone: tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]
+) -> None:
+    losses, gradients, queue = alone
+    for found, theirs, pushed in on_ranks(ranks, step, OBJECTIVES):
+        assert found == pytest.approx(losses, abs=1e-10)
+        assert sorted(theirs) == sorted(gradients)
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(theirs[name], gradient, atol=1e-10, rtol=0, err_msg=name)
+        np.testing.assert_allclose(pushed, queue, atol=1e-12)
+
+
+@pytest.mark.parametrize("left_out", ["mim", "mlm", "itm", "itc"])
+def test_an_objective_left_out_leaves_no_parameter_without_gradient(
+    left_out: str, alone: tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]
+) -> None:
+    losses, gradients, _ = step(0, 1, replace(OBJECTIVES, **{left_out: 0.0}))
+    assert sorted(losses) == sorted({"mim", "mlm", "itm", "itc"} - {left_out})
+    assert sorted(gradients) == sorted(alone[1])
+    for name, value in losses.items():
+        assert value == pytest.approx(alone[0][name], abs=1e-10)
+
+
+def test_local_negatives_differ_and_false_negatives_matter(
+    alone: tuple[dict[str, float], dict[str, np.ndarray], np.ndarray],
+) -> None:
+    local = on_ranks(2, step, replace(OBJECTIVES, negatives="local"))[0][0]
+    assert abs(local["itc"] - alone[0]["itc"]) > 1e-4
+    assert local["mim"] == pytest.approx(alone[0]["mim"], abs=1e-10)
+    official = step(0, 1, replace(OBJECTIVES, false_negatives="official"))[0]
+    assert abs(official["itc"] - alone[0]["itc"]) > 1e-4
+
+
+def exchange(rank: int, ranks: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Every rank asks for other rows, some twice, some of nobody's interest."""
+    x = (torch.arange(3.0) + 10 * rank).unsqueeze(1).repeat(1, 2).requires_grad_()
+    wanted = torch.tensor([[5, 0, 5, 1], [2, 2, 3, 4]][rank])
+    got = exchange_rows(x, wanted)
+    (got * torch.tensor([[1.0], [2.0], [3.0], [4.0]])).sum().backward()
+    return got.tolist(), x.grad.tolist()
+
+
+def test_exchanged_rows_and_their_gradients_reach_their_owners() -> None:
+    (first, first_gradient), (second, second_gradient) = on_ranks(2, exchange)
+    assert [row[0] for row in first] == [12, 0, 12, 1]
+    assert [row[0] for row in second] == [2, 2, 10, 11]
+    assert [row[0] for row in first_gradient] == [2, 4, 1 + 2]
+    assert [row[0] for row in second_gradient] == [3, 4, 1 + 3]
