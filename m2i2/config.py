@@ -171,7 +171,10 @@ class OptimizerConfig:
     """Largest norm of the gradient; 0 switches clipping off (official)."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0 and self.final_lr >= 0, f"optimizer.lr={self.lr} must be above 0, final_lr={self.final_lr} not below.")
+        require(
+            self.lr > 0 and self.final_lr >= 0,
+            f"optimizer.lr={self.lr} must be above 0, final_lr={self.final_lr} not below.",
+        )
         require(self.clip >= 0, f"optimizer.clip={self.clip} must not be negative; 0 switches clipping off.")
 
 
@@ -291,9 +294,7 @@ def _official() -> tuple[PretrainingConfig, FinetuningConfig]:
 
 def _small() -> tuple[PretrainingConfig, FinetuningConfig]:
     """384 wide: ViT-S/16 and a text stack of MiniLM-L6's shape; a CPU pretrains it on thousands of pairs in an hour."""
-    vision = VisionConfig(
-        image_size=128, width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6
-    )
+    vision = VisionConfig(image_size=128, width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6)
     text = TextConfig(width=384, depth=6, fusion_layer=3, intermediate=1536, decoder_depth=3)
     pretraining = PretrainingConfig(
         preset="small",

@@ -59,7 +59,7 @@ class _AllToAll(torch.autograd.Function):
         return received
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         to_me, from_me = ctx.splits  # type: ignore[attr-defined]
         returned = gradient.new_empty((sum(from_me), *gradient.shape[1:]))
         dist.all_to_all_single(returned, gradient.contiguous(), from_me, to_me)

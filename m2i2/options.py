@@ -8,7 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from m2i2.errors import M2I2Error
 C = TypeVar("C")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -83,7 +83,7 @@ def _describe(kind: Any) -> str:
 
 def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     """Settings of type ``cls`` from nested mappings; a key that is not there is an M2I2Error, a missing one its default."""
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     for key in values:
         if key not in hints:
             raise _unknown(prefix + key, [prefix + k for k in hints])
@@ -167,6 +167,7 @@ def read_settings(cls: type[C], path: Path) -> C:
 
 def differences(one: Any, other: Any) -> list[str]:
     """Dotted keys whose values differ between two settings of the same type."""
+
     def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
             if isinstance(value, Mapping):

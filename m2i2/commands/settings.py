@@ -20,7 +20,8 @@ class SettingsParser(Generic[C]):
     """argparse for a launcher, with presets and dotted overrides (``training.epochs=5``) beside its options."""
 
     def __init__(self, kind: type[C], stage: str, description: str, examples: str) -> None:
-        self.kind, self.stage = kind, stage
+        self.kind: type[C] = kind
+        self.stage = stage
         self.parser = argparse.ArgumentParser(
             description=description,
             epilog=examples,
@@ -34,7 +35,12 @@ class SettingsParser(Generic[C]):
         add("--preset", choices=list(PRESETS), help="settings to start from (default: paper; tiny without --shards)")
         add("--config", type=Path, metavar="FILE", help="settings from a run's settings.json instead of a preset")
         add("--shards", nargs="+", metavar="DIR", help="folders made by tools/make_shards.py")
-        add("--output", type=Path, metavar="DIR", help=f"the run's folder (default: runs/{stage}-PRESET); the same command resumes")
+        add(
+            "--output",
+            type=Path,
+            metavar="DIR",
+            help=f"the run's folder (default: runs/{stage}-PRESET); the same command resumes",
+        )
         add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
         add("--local_rank", type=int, help=argparse.SUPPRESS)
 

@@ -162,7 +162,7 @@ def build(
             f"{len(rejects)} of {total} records were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
             f"They are listed in {output / REJECTS}. Mend the data, or raise --max-rejects; no index was written."
         )
-    index = {
+    index: dict[str, Any] = {
         **settings,
         "splits": builder.splits(),
         "rejects": len(rejects),
@@ -363,4 +363,3 @@ class _Builder:
             digest = hashlib.sha256(table.read_bytes()).hexdigest()
             found[split] = {"items_sha256": digest, "shards": [asdict(shard) for shard in shards]}
         return found
-

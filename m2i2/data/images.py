@@ -24,7 +24,7 @@ def decode(encoded: bytes, name: str, smallest_side: int | None = None, max_pixe
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(encoded))
+            image: Image.Image = Image.open(io.BytesIO(encoded))
             width, height = image.size
             if width * height > max_pixels:
                 raise M2I2Error(

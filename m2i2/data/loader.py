@@ -161,9 +161,7 @@ class Loader(Generic[B]):
             workers,
             pin_memory,
         )
-        self.sampler = StepSampler(
-            Order(corpus.shard_items, corpus.fingerprint, seed, window), share, epochs, start or Position()
-        )
+        self.sampler = StepSampler(Order(corpus.shard_items, corpus.fingerprint, seed, window), share, epochs, start or Position())
 
     @property
     def steps_per_epoch(self) -> int:

@@ -13,9 +13,7 @@ class _Vocabulary(Protocol):
     mask_id: int
 
 
-def mask_tokens(
-    ids: Sequence[int], rng: np.random.Generator, ratio: float, vocabulary: _Vocabulary
-) -> tuple[list[int], list[int]]:
+def mask_tokens(ids: Sequence[int], rng: np.random.Generator, ratio: float, vocabulary: _Vocabulary) -> tuple[list[int], list[int]]:
     """Mask a caption as BERT and the official code do.
 
     Every token but [CLS] and padding is selected with probability ``ratio``; of the selected ones 80 % become [MASK],

@@ -212,4 +212,3 @@ class ShardSplit:
                 question = payload["questions"][int(row["part"])]
                 yield question["question"]
                 yield question["answer"]
-

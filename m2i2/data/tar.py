@@ -69,4 +69,3 @@ def members(path: Path) -> dict[int, tuple[str, int]]:
                 raise tarfile.TarError(f"{member.name} is no regular file")
             found[member.offset_data] = (member.name, member.size)
     return found
-

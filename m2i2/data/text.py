@@ -10,10 +10,12 @@ from typing import Literal
 
 Normalisation = Literal["official", "fixed"]
 
-_DIGITS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+_DIGITS = {
+    word: str(i) for i, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+}
 _DIGITS["none"] = "0"
 _ARTICLES = {"a", "an", "the"}
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
 _CAPTION_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")

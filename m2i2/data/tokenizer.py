@@ -24,8 +24,8 @@ class Tokenizer:
         """M2I2Error unless ``inner`` (read from ``source``) is WordPiece with BERT's special tokens."""
         if not isinstance(inner.model, WordPiece):
             raise M2I2Error(f"The tokenizer {source} is {type(inner.model).__name__}, not WordPiece as BERT's is.")
-        ids = {token: inner.token_to_id(token) for token in SPECIAL}
-        if missing := [token for token, number in ids.items() if number is None]:
+        ids = {token: number for token in SPECIAL if (number := inner.token_to_id(token)) is not None}
+        if missing := [token for token in SPECIAL if token not in ids]:
             raise M2I2Error(f"The tokenizer {source} lacks {', '.join(missing)}; name a BERT tokenizer.")
         inner.no_truncation()
         inner.no_padding()
@@ -44,7 +44,7 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The pieces themselves."""
-        return [self._inner.id_to_token(i) for i in ids]
+        return [self._inner.id_to_token(i) or "" for i in ids]
 
     @property
     def fingerprint(self) -> str:

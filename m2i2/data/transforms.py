@@ -66,9 +66,7 @@ class EvaluationTransform:
         return _to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 
-def crop_box(
-    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[float, float, float, float]:
+def crop_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of a crop of a random share of the area and a random aspect between 3/4 and 4/3.
 
     As torchvision's RandomResizedCrop: ten tries, then the largest central crop of an allowed aspect.
@@ -114,9 +112,7 @@ def apply_operation(image: Image.Image, name: str, magnitude: float, rng: np.ran
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=_FILL
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -39,7 +39,9 @@ def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] 
             faults += [f"{row['file']}: the member {m!r} escapes its folder" for m in names if Path(m).name != m]
             faults += [f"{row['file']}: the member {m!r} comes twice" for m, n in Counter(names).items() if n > 1]
             mine = items[items["shard"] == number]
-            places = {(int(r[o]), int(r[s])) for r in mine for o, s in (("image_offset", "image_size"), ("text_offset", "text_size"))}
+            places = {
+                (int(r[o]), int(r[s])) for r in mine for o, s in (("image_offset", "image_size"), ("text_offset", "text_size"))
+            }
             faults += [
                 f"{row['file']}: no member of {size} bytes at {offset}, where {table.name} has one"
                 for offset, size in sorted(places - {(o, s) for o, (_, s) in found.items()})
@@ -53,4 +55,3 @@ def _file_digest(path: Path) -> str:
         for block in iter(lambda: f.read(1 << 20), b""):
             h.update(block)
     return h.hexdigest()
-

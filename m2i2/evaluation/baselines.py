@@ -7,9 +7,7 @@ from m2i2.data.records import Question
 from m2i2.data.text import Normalisation, clean_question, scored_answer
 
 
-def question_only(
-    train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official"
-) -> list[str]:
+def question_only(train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official") -> list[str]:
     """The most frequent training answer of the same question, else of its first two words, else of all questions."""
     same: dict[str, Counter[str]] = defaultdict(Counter)
     begins: dict[str, Counter[str]] = defaultdict(Counter)
@@ -27,9 +25,7 @@ def question_only(
     return answers
 
 
-def most_frequent(
-    train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official"
-) -> list[str]:
+def most_frequent(train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official") -> list[str]:
     """The most frequent training answer of closed and of open questions."""
     counts: dict[bool, Counter[str]] = defaultdict(Counter)
     for question in train:

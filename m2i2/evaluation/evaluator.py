@@ -100,7 +100,12 @@ class Evaluator:
         decoder, names = self.model.text_decoder, self.candidates.answers
         if self.method.mode == "generate":
             tokens, scores = beam_search(
-                decoder, states, mask, cls_id=self.tokenizer.cls_id, sep_id=self.tokenizer.sep_id, beams=self.method.beams
+                decoder,
+                states,
+                mask,
+                cls_id=self.tokenizer.cls_id,
+                sep_id=self.tokenizer.sep_id,
+                beams=self.method.beams,
             )
             probabilities = scores.exp().tolist()
             return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, probabilities, strict=True)]
@@ -115,4 +120,3 @@ class Evaluator:
 def questions_of(split: ShardSplit) -> list[Question]:
     """The questions of a split, without reading its images."""
     return [question for _, _, question in split.questions()]
-

@@ -4,6 +4,7 @@ Shapes: Q questions, N question tokens, C candidates, A tokens of the longest.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,13 +63,11 @@ class CandidateTree:
 
     def to(self, device: torch.device) -> "CandidateTree":
         """The same tree on ``device``."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return CandidateTree(**moved)
 
 
-def log_likelihoods(
-    decoder: AnswerDecoder, states: Tensor, mask: Tensor, tree: CandidateTree, chunk: int = 1 << 24
-) -> Tensor:
+def log_likelihoods(decoder: AnswerDecoder, states: Tensor, mask: Tensor, tree: CandidateTree, chunk: int = 1 << 24) -> Tensor:
     """log p(candidate | question) of every candidate, [Q, C]; states [Q, N, D], mask [Q, N].
 
     ``chunk`` bounds the vocabulary scores that are held at once, in numbers.

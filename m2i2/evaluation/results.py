@@ -45,9 +45,7 @@ def summarise(
         views[view.name] = {
             who: {kind: accuracy.to_json() for kind, accuracy in by_kind(mine).items()} for who, mine in rows.items()
         }
-        views[view.name]["by_question_type"] = {
-            name: accuracy.to_json() for name, accuracy in by_type(rows["model"]).items()
-        }
+        views[view.name]["by_question_type"] = {name: accuracy.to_json() for name, accuracy in by_type(rows["model"]).items()}
     return {
         "protocol": {"name": protocol.name, "habits": list(protocol.habits)},
         "candidates": candidates.provenance,

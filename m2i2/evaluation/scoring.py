@@ -38,7 +38,11 @@ class Accuracy:
     def to_json(self) -> dict[str, Any]:
         """For results.json."""
         percent = self.percent
-        return {"accuracy": None if percent is None else round(percent, 2), "correct": self.correct, "total": self.total}
+        return {
+            "accuracy": None if percent is None else round(percent, 2),
+            "correct": self.correct,
+            "total": self.total,
+        }
 
 
 def accuracy(answers: Iterable[Answered]) -> Accuracy:

@@ -32,9 +32,7 @@ class TeacherTargets(NamedTuple):
 class Encoders(nn.Module):
     """What student and teacher have in common: both encoders and their projections."""
 
-    def __init__(
-        self, vision: VisionConfig, text: TextConfig, objectives: ObjectivesConfig, *, with_decoder: bool
-    ) -> None:
+    def __init__(self, vision: VisionConfig, text: TextConfig, objectives: ObjectivesConfig, *, with_decoder: bool) -> None:
         super().__init__()
         self.vision, self.text, self.objectives = vision, text, objectives
         self.visual_encoder = VisionTransformer(vision, with_decoder=with_decoder)
@@ -90,7 +88,7 @@ class PretrainingModel(Encoders):
         ids = torch.cat([batch.input_ids, batch.masked_input_ids]) if with_mlm else batch.input_ids
         mask = batch.attention_mask
         text = self.text_encoder.bert.encode(ids, torch.cat([mask, mask]) if with_mlm else mask)
-        text_states, masked_states = (text[:rows], text[rows:]) if with_mlm else (text, None)
+        text_states, masked_states = text[:rows], text[rows:]
         image_features, text_features = self.image_features(seen.states), self.text_features(text_states)
         losses = {"image_features": image_features.detach(), "text_features": text_features.detach()}
 

@@ -3,7 +3,7 @@
 Shapes: B texts, L tokens, D wide, H heads, N tokens of what is attended to (image, question).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class AttentionLayer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.self = SelfAttention(config)
+        self.self: SelfAttention = SelfAttention(config)
         self.output = ResidualOutput(config.width, config)
 
     def forward(self, x: Tensor, keys_values: KeysValues | None, mask: Tensor | None) -> Tensor:
@@ -115,6 +115,10 @@ class Stack(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, cross=i >= first_cross) for i in range(depth))
 
+    def layers(self, start: int = 0, end: int | None = None) -> list[Layer]:
+        """The layers from ``start`` to before ``end``."""
+        return cast(list[Layer], list(self.layer)[start:end])
+
 
 class Embeddings(nn.Module):
     """Words, positions and the one token type in use, summed and normed."""
@@ -158,16 +162,13 @@ class TextModel(nn.Module):
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[B, L] -> states [B, L, D] of the text alone."""
         x, attention_mask = self.embeddings(ids), padding_mask(mask)
-        for layer in self.encoder.layer[: self.config.fusion_layer]:
+        for layer in self.encoder.layers(0, self.config.fusion_layer):
             x = self._call(layer, x, attention_mask)
         return x
 
     def image_keys_values(self, image_states: Tensor) -> list[KeysValues]:
         """The image's [B, N, D] keys and values for every multimodal layer, projected once for all texts that read it."""
-        return [
-            layer.crossattention.self.keys_values(image_states)
-            for layer in self.encoder.layer[self.config.fusion_layer :]
-        ]
+        return [layer.crossattention.self.keys_values(image_states) for layer in self.encoder.layers(self.config.fusion_layer)]
 
     def fuse(self, x: Tensor, mask: Tensor, groups: list[ImageRows]) -> Tensor:
         """Text states [R, L, D] of all groups one after another -> multimodal states [R, L, D].
@@ -176,7 +177,7 @@ class TextModel(nn.Module):
         and values are never copied; elsewhere rows are independent.
         """
         attention_mask = padding_mask(mask)
-        for number, layer in enumerate(self.encoder.layer[self.config.fusion_layer :]):
+        for number, layer in enumerate(self.encoder.layers(self.config.fusion_layer)):
             x = self._call(self._fuse_layer, layer, x, attention_mask, [(g.keys_values[number], g.repeats) for g in groups])
         return x
 
@@ -288,12 +289,10 @@ class AnswerDecoder(nn.Module):
 
     def start(self, states: Tensor, states_mask: Tensor) -> DecoderCache:
         """A cache for questions with states [Q, N, D] and mask [Q, N]."""
-        cross = [layer.crossattention.self.keys_values(states) for layer in self.bert.encoder.layer]
+        cross = [layer.crossattention.self.keys_values(states) for layer in self.bert.encoder.layers()]
         return DecoderCache(cross, states_mask.bool()[:, None, None, :])
 
-    def read(
-        self, ids: Tensor, cache: DecoderCache, visible: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+    def read(self, ids: Tensor, cache: DecoderCache, visible: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Read tokens [R, t] after what the cache holds -> their states [R, t, D]; the cache then holds them too.
 
         ``visible``: boolean [t, past + t], which earlier tokens each one sees (default: all before it and itself).
@@ -305,7 +304,7 @@ class AnswerDecoder(nn.Module):
         if visible is None:
             visible = torch.ones(new, past + new, dtype=torch.bool, device=ids.device).tril(past)
         x = self.bert.embeddings(ids, positions)
-        for number, layer in enumerate(self.bert.encoder.layer):
+        for number, layer in enumerate(self.bert.encoder.layers()):
             keys, values = layer.attention.self.keys_values(x)
             before = cache.past[number]
             if before is not None:

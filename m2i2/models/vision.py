@@ -95,9 +95,7 @@ class VisionTransformer(nn.Module):
         if with_decoder:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
             self.decoder_embed = nn.Linear(config.width, config.decoder_width)
-            self.decoder_pos_embed = nn.Parameter(
-                sin_cos_positions(config.decoder_width, config.patches), requires_grad=False
-            )
+            self.decoder_pos_embed = nn.Parameter(sin_cos_positions(config.decoder_width, config.patches), requires_grad=False)
             self.decoder_blocks = nn.ModuleList(
                 Block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
             )

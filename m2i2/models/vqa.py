@@ -24,9 +24,7 @@ class VQAModel(nn.Module):
         """[B, 3, H, W] normalised -> each image's keys and values for the multimodal layers."""
         return self.text_encoder.image_keys_values(self.visual_encoder(image).states)
 
-    def encode_question(
-        self, ids: Tensor, mask: Tensor, keys_values: list[KeysValues], image_of: Tensor | None = None
-    ) -> Tensor:
+    def encode_question(self, ids: Tensor, mask: Tensor, keys_values: list[KeysValues], image_of: Tensor | None = None) -> Tensor:
         """Questions [B, L] about images -> multimodal states [B, L, D].
 
         ``image_of``: [B], which of the images each question is about; default: question i is about image i.
@@ -42,9 +40,7 @@ class VQAModel(nn.Module):
         decoded = self.text_decoder(batch.answer_ids[:, :-1], states, batch.question_mask)
         return self.text_decoder.logits(decoded)
 
-    def forward(
-        self, batch: QuestionBatch, distillation: float, teacher_logits: Tensor | None, answer_weight: float
-    ) -> Tensor:
+    def forward(self, batch: QuestionBatch, distillation: float, teacher_logits: Tensor | None, answer_weight: float) -> Tensor:
         """The mean over the questions of ``answer_weight`` times the summed token loss of the answer.
 
         The loss of a token is (1 - a) * CE + a * soft CE against ``teacher_logits`` [B, A - 1, V], a = ``distillation``
@@ -57,4 +53,3 @@ class VQAModel(nn.Module):
             soft = F.softmax(full(teacher_logits), dim=-1)
             loss = (1 - distillation) * loss - distillation * (log_probabilities * soft).sum(-1)
         return answer_weight * (loss * asked).sum(1).mean()
-

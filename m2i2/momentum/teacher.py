@@ -52,9 +52,7 @@ class Teacher(Encoders):
         text = bert.encode(torch.cat([batch.input_ids, batch.masked_input_ids]), torch.cat([mask, mask]))
         fused = bert.fuse(text[rows:], mask, [ImageRows(bert.image_keys_values(image), 1)])
         chosen = fused.flatten(0, 1).index_select(0, masked_positions(batch.labels))
-        return TeacherTargets(
-            self.image_features(image), self.text_features(text[:rows]), self.text_encoder.logits(chosen)
-        )
+        return TeacherTargets(self.image_features(image), self.text_features(text[:rows]), self.text_encoder.logits(chosen))
 
 
 class VQATeacher(VQAModel):

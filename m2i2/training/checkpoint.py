@@ -119,7 +119,7 @@ class Checkpoints:
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest complete checkpoint, and a line for each newer one that was passed over, with the reason."""
-        passed_over = []
+        passed_over: list[str] = []
         for path in self.all():
             reason = flaw(path)
             if not reason:

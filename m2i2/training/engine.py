@@ -74,7 +74,7 @@ def complete_config(config: dict[str, Any], share: Share, clip: float, dtype: to
             raise M2I2Error(
                 f"{source} sets {key}={config[key]}, but training.batch={share.batch} on {share.ranks} rank(s) with "
                 f"training.accumulation={share.accumulation} and optimizer.clip={clip} makes it {value}; "
-                f"remove the key (or write \"auto\"), or change the settings."
+                f'remove the key (or write "auto"), or change the settings.'
             )
     autocast = {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")}
     return {

@@ -16,6 +16,8 @@ from m2i2.training.processes import Process
 class FinetuningTask(Task):
     """The answers' token loss, with soft targets of a momentum teacher unless ``answering.distillation`` is 0."""
 
+    student: VQAModel
+
     def __init__(self, student: VQAModel, config: FinetuningConfig, process: Process, dtype: torch.dtype) -> None:
         self.student = student
         self.teacher = VQATeacher(student) if config.answering.distillation else None

@@ -236,4 +236,3 @@ def _resume(
     load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), int(state["optimizer_steps"]))
     process.say(f"Resuming after step {state['step']} from {path}.")
     return int(state["step"])
-

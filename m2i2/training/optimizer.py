@@ -10,7 +10,8 @@ from m2i2.config import OptimizerConfig
 
 def adamw(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
     """Fused AdamW; biases, norms and other one-dimensional parameters do not decay (official code, timm's rule)."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else free).append(parameter)

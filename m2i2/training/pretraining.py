@@ -18,6 +18,8 @@ from m2i2.training.processes import Process
 class PretrainingTask(Task):
     """The four objectives, the momentum teacher and the queue of one run."""
 
+    student: PretrainingModel
+
     def __init__(
         self, student: PretrainingModel, config: PretrainingConfig, process: Process, dtype: torch.dtype, pad_id: int
     ) -> None:

@@ -12,7 +12,17 @@ import m2i2
 def versions() -> dict[str, str]:
     """Versions of everything that decides a number."""
     found = {"m2i2": m2i2.__version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "deepspeed", "transformers", "timm", "numpy", "webdataset", "tokenizers", "pillow"):
+    for name in (
+        "torch",
+        "torchvision",
+        "deepspeed",
+        "transformers",
+        "timm",
+        "numpy",
+        "webdataset",
+        "tokenizers",
+        "pillow",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

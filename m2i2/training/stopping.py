@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._group = dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo")
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":

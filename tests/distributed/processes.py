@@ -13,9 +13,7 @@ import torch.multiprocessing as mp
 
 def _run(rank: int, ranks: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...], results: Any) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     try:
         results.put((rank, work(rank, ranks, *arguments), None))
@@ -34,8 +32,7 @@ def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, seconds: flo
     context = mp.get_context("spawn")
     results: Any = context.Queue()
     started = [
-        context.Process(target=_run, args=(rank, ranks, port, work, arguments, results), daemon=True)
-        for rank in range(ranks)
+        context.Process(target=_run, args=(rank, ranks, port, work, arguments, results), daemon=True) for rank in range(ranks)
     ]
     for process in started:
         process.start()

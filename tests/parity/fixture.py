@@ -9,9 +9,7 @@ from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
 
-VISION = VisionConfig(
-    image_size=64, patch_size=16, width=64, depth=3, heads=4, decoder_width=32, decoder_depth=2, decoder_heads=4
-)
+VISION = VisionConfig(image_size=64, patch_size=16, width=64, depth=3, heads=4, decoder_width=32, decoder_depth=2, decoder_heads=4)
 TEXT = TextConfig(
     vocabulary_size=500,
     width=64,

@@ -52,9 +52,7 @@ def step(parity_folder: Path) -> SimpleNamespace:
     (losses["mim"] + losses["mlm"] + losses["itm"] + losses["itc"] + losses["unused"]).backward()
     queue.push(targets.image_features, targets.text_features, batch.image_id, batch.caption_id)
     official = tensors(parity_folder, "pretrain_outputs")
-    return SimpleNamespace(
-        student=student, teacher=teacher, queue=queue, targets=targets, losses=losses, official=official
-    )
+    return SimpleNamespace(student=student, teacher=teacher, queue=queue, targets=targets, losses=losses, official=official)
 
 
 @pytest.mark.parametrize("name", ["mim", "mlm", "itm", "itc"])

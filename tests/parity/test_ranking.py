@@ -64,9 +64,7 @@ def test_beams_as_wide_as_the_tree_find_the_likeliest_answer(asked: tuple[VQAMod
     mask, sep = inputs["question_mask"], 102
     # every answer of one token, and of two: with 500 beams a search to depth 1 is exhaustive
     with torch.inference_mode():
-        answers, scores = beam_search(
-            model.text_decoder, states, mask, cls_id=101, sep_id=sep, beams=500, max_tokens=1
-        )
+        answers, scores = beam_search(model.text_decoder, states, mask, cls_id=101, sep_id=sep, beams=500, max_tokens=1)
         single = CandidateTree.build([[101, t, sep] for t in range(500) if t != sep])
         exact = log_likelihoods(model.text_decoder, states, mask, single)
     tokens = [t for t in range(500) if t != sep]
@@ -81,9 +79,7 @@ def test_cached_beams_score_their_answers_as_a_whole_pass_does(
     mask, sep = inputs["question_mask"], 102
     with torch.inference_mode():
         for beams in (1, 4):
-            answers, scores = beam_search(
-                model.text_decoder, states, mask, cls_id=101, sep_id=sep, beams=beams, max_tokens=6
-            )
+            answers, scores = beam_search(model.text_decoder, states, mask, cls_id=101, sep_id=sep, beams=beams, max_tokens=6)
             assert all(1 <= len(a) <= 6 and sep not in a for a in answers)
             for number, answer in enumerate(answers):
                 tree = CandidateTree.build([[101, *answer, sep]])

@@ -37,7 +37,7 @@ def test_captions(texts: dict[str, list[dict[str, Any]]]) -> None:
 def test_the_fixed_form_is_one_form_and_differs_only_where_the_official_ones_disagree(texts: dict[str, Any]) -> None:
     changed = [row for row in texts["answers"] if scored_answer(row["raw"], "fixed") != row["scored_form"]]
     assert all(clean_answer(r["raw"], "fixed") == scored_answer(r["raw"], "fixed") for r in texts["answers"])
-    assert [r["raw"] for r in changed] == [
-        r["raw"] for r in texts["answers"] if r["training_target"] != r["scored_form"]
-    ], "9 answers with 'x ray'"
+    assert [r["raw"] for r in changed] == [r["raw"] for r in texts["answers"] if r["training_target"] != r["scored_form"]], (
+        "9 answers with 'x ray'"
+    )
     assert len(changed) == 9

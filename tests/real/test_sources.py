@@ -50,9 +50,7 @@ def test_vqa_rad_both_publications_agree(shared_data: Path) -> None:
         assert train == {"freeform": 1206, "para": 591, "frame": 1267}
 
     def contents(records: list[ImageRecord]) -> Counter[tuple[str, str, str, str]]:
-        return Counter(
-            (r.split, r.metadata["image"], q.question.strip(), q.answer) for r in records for q in r.questions
-        )
+        return Counter((r.split, r.metadata["image"], q.question.strip(), q.answer) for r in records for q in r.questions)
 
     assert contents(public) == contents(sets)
     tested = {r.key for r in public if r.split == "test"}

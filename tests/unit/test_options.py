@@ -13,7 +13,14 @@ from m2i2.options import differences, explain, from_dict, leaves, override, read
 def test_overrides_are_typed_and_leave_the_rest() -> None:
     settings = override(
         preset("paper")[0],
-        ["training.epochs=3", "optimizer.lr=2e-4", "data.flip=true", "data.crop_scale=0.5,1", "data.shards=a,b", "objectives.mim=0"],
+        [
+            "training.epochs=3",
+            "optimizer.lr=2e-4",
+            "data.flip=true",
+            "data.crop_scale=0.5,1",
+            "data.shards=a,b",
+            "objectives.mim=0",
+        ],
     )
     assert settings.training.epochs == 3
     assert settings.optimizer.lr == 2e-4
@@ -80,8 +87,16 @@ def test_the_help_lists_every_setting(kind: type) -> None:
 def test_presets_hold_the_values_of_the_paper_and_of_the_official_code() -> None:
     pretraining, finetuning = preset("paper")
     assert (pretraining.training.epochs, pretraining.training.batch, pretraining.vision.image_size) == (40, 32, 256)
-    assert (pretraining.optimizer.lr, pretraining.optimizer.final_lr, pretraining.optimizer.weight_decay) == (1e-4, 1e-5, 0.002)
-    assert (pretraining.objectives.queue, pretraining.objectives.momentum, pretraining.objectives.distillation) == (65536, 0.995, 0.4)
+    assert (pretraining.optimizer.lr, pretraining.optimizer.final_lr, pretraining.optimizer.weight_decay) == (
+        1e-4,
+        1e-5,
+        0.002,
+    )
+    assert (pretraining.objectives.queue, pretraining.objectives.momentum, pretraining.objectives.distillation) == (
+        65536,
+        0.995,
+        0.4,
+    )
     assert (finetuning.training.epochs, finetuning.training.batch, finetuning.vision.image_size) == (40, 8, 384)
     assert (finetuning.optimizer.lr, finetuning.optimizer.final_lr) == (2e-5, 1e-6)
     assert not pretraining.data.flip

@@ -61,7 +61,7 @@ def test_truncation_stored_in_the_file_is_switched_off(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(M2I2Error, match="neither tokenizer.json nor vocab.txt"):
+    with pytest.raises(M2I2Error, match=r"neither tokenizer\.json nor vocab\.txt"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(M2I2Error, match="Cannot read the tokenizer"):

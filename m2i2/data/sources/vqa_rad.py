@@ -58,9 +58,7 @@ class VqaRad:
     def _of_sets(self, split: str) -> Iterator[tuple[str, Path, Question]]:
         path = self._path / f"{split}set.json"
         for number, record in objects(path):
-            yield self._question(
-                record, path, number, record.get("question"), text(record, "phrase_type", path, number)
-            )
+            yield self._question(record, path, number, record.get("question"), text(record, "phrase_type", path, number))
 
     def _question(
         self, record: dict[str, Any], path: Path, number: int, question: Any, phrase_type: str, framed_from: str = ""
