@@ -65,9 +65,15 @@ def join() -> Process:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
-        )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        except dist.DistNetworkError as e:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise M2I2Error(
+                f"The processes could not meet at {address} ({str(e).splitlines()[0]}). If another run uses that port, name "
+                f"another: deepspeed --master_port 29501 ..."
+            ) from e
     return Process(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -1,6 +1,5 @@
 """The real MiniLM starts our text encoder, whose lower layers then compute what transformers computes."""
 
-
 import pytest
 import torch
 
@@ -32,5 +31,3 @@ def test_minilm(tmp_path_factory: pytest.TempPathFactory) -> None:
         ours = model.text_encoder.bert.encode(ids, torch.ones_like(ids))
     layers = config.text.fusion_layer
     torch.testing.assert_close(ours, theirs.hidden_states[layers], atol=1e-5, rtol=0)
-
-
