@@ -1,0 +1,94 @@
+"""Checkpoints are complete or passed over, with the reason; old ones go."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from m2i2.errors import M2I2Error
+from m2i2.training.checkpoint import Checkpoints, copy_into, flaw, read_tensors, write_tensors
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    started = not dist.is_initialized()
+    if started:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    if started:
+        dist.destroy_process_group()
+
+
+def write(folder: Path) -> None:
+    write_tensors(folder / "model.safetensors", {"a": torch.arange(4.0), "b": torch.ones(2, 2)})
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.txt").write_text("word\n")
+
+
+@pytest.mark.usefixtures("alone")
+def test_saved_loaded_and_pruned(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (5, 10, 15):
+        checkpoints.save(step, write)
+    assert [p.name for p in checkpoints.all()] == ["step-00000015", "step-00000010"]
+    newest, passed_over = checkpoints.newest()
+    assert newest == checkpoints.all()[0]
+    assert passed_over == []
+    assert read_tensors(newest / "model.safetensors")["a"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: (p / "manifest.json").unlink(), "the save did not finish"),
+        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is damaged"),
+        (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda p: (p / "tokenizer" / "vocab.txt").write_text("wort\n"), "does not match its hash"),
+        (lambda p: os.truncate(p / "model.safetensors", 10), "has 10 bytes"),
+        (
+            lambda p: (p / "manifest.json").write_text(
+                json.dumps({"format": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}})
+            ),
+            "names a file outside it",
+        ),
+    ],
+)
+def test_what_is_incomplete_is_passed_over(tmp_path: Path, damage: object, reason: str) -> None:
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, write)
+    newest = checkpoints.save(2, write)
+    assert callable(damage)
+    damage(newest)
+    assert reason in flaw(newest)
+    found, (line,) = checkpoints.newest()
+    assert found is not None
+    assert found.name == "step-00000001"
+    assert line.startswith("step-00000002: ")
+    assert reason in line
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_save_that_fails_leaves_the_previous_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, write)
+
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(M2I2Error, match="No space left on device"):
+        checkpoints.save(2, fail)
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-00000001"]
+    assert flaw(checkpoints.all()[0]) == ""
+
+
+def test_a_state_that_does_not_fit_lists_why() -> None:
+    module = torch.nn.Linear(2, 3)
+    with pytest.raises(M2I2Error, match=r"bias is missing; extra is unknown; weight is \(2, 2\), not \(3, 2\)"):
+        copy_into(module, {"weight": torch.zeros(2, 2), "extra": torch.zeros(1)}, "the file")

@@ -1,0 +1,115 @@
+"""The loader: every item once an epoch at any number of ranks, the same rows, from any starting point."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2i2.commands.make_shards import main as make_shards
+from m2i2.data.batch import CaptionBatch
+from m2i2.data.corpus import Corpus
+from m2i2.data.loader import CaptionRows, Loader, QuestionRows
+from m2i2.data.sampling import Position, Share
+from m2i2.data.tokenizer import Tokenizer, train_tokenizer
+from m2i2.data.transforms import Augmentation
+from m2i2.errors import M2I2Error
+
+AUGMENTATION = Augmentation(size=32, crop_scale=(0.2, 1.0), flip=False, randaugment=(2, 7))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for kind in ("captions", "vqa"):
+        words = ["--count", "37", "--samples-per-shard", "5", "--side", "32", "--workers", "1"]
+        assert make_shards([kind, "phantoms", "--output", str(folder / kind), *words]) == 0
+    return folder
+
+
+def tokenizer_of(corpus: Corpus) -> Tokenizer:
+    return train_tokenizer((text for part in corpus.parts for text in part.texts()), 300)
+
+
+def captions(folder: Path, share: Share, workers: int = 0, start: Position | None = None) -> Loader[CaptionBatch]:
+    corpus = Corpus.open([folder / "captions"], "train", "captions")
+    rows = CaptionRows(AUGMENTATION, tokenizer_of(corpus), 30, 32, 0.3, 16)
+    return Loader(corpus, rows, share, epochs=2, seed=5, window=3, workers=workers, start=start)
+
+
+def test_ranks_workers_and_micro_batches_see_the_same_rows(folder: Path) -> None:
+    whole = list(captions(folder, Share(8, 1, 0, 1)))
+    assert len(whole) == 2 * (37 // 8)
+    for epoch in range(2):
+        items = torch.cat([b.item for b in whole[epoch * 4 : epoch * 4 + 4]]).tolist()
+        assert len(set(items)) == len(items) == 32
+    parts = [list(captions(folder, Share(8, 2, rank, 2), workers=2)) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        for micro in range(2):
+            for rank in range(2):
+                part = parts[rank][2 * step + micro]
+                rows = slice(4 * micro + 2 * rank, 4 * micro + 2 * rank + 2)
+                assert part.item.tolist() == batch.item[rows].tolist()
+                assert torch.equal(part.image, batch.image[rows])
+                assert torch.equal(part.student_noise, batch.student_noise[rows])
+                length = part.labels.shape[1]
+                assert torch.equal(part.labels, batch.labels[rows][:, :length])
+                assert torch.equal(part.masked_input_ids, batch.masked_input_ids[rows][:, :length])
+
+
+def test_starting_in_the_middle_continues(folder: Path) -> None:
+    whole = list(captions(folder, Share(8, 1, 0, 1)))
+    rest = list(captions(folder, Share(8, 1, 0, 1), start=Position(1, 2)))
+    assert [b.item.tolist() for b in rest] == [b.item.tolist() for b in whole[6:]]
+    assert torch.equal(rest[0].image, whole[6].image)
+
+
+def test_epochs_draw_anew(folder: Path) -> None:
+    first, *_, last = captions(folder, Share(37, 1, 0, 1))
+    order = [int((last.item == item).nonzero()) for item in first.item]
+    assert sorted(order) == list(range(37))
+    assert order != list(range(37))
+    assert not torch.equal(first.image, last.image[order])
+    assert not torch.equal(first.teacher_noise, last.teacher_noise[order])
+    assert not torch.equal(first.teacher_noise, first.student_noise)
+
+
+def test_captions_are_padded_and_identified(folder: Path) -> None:
+    batch = next(iter(captions(folder, Share(8, 1, 0, 1))))
+    lengths = batch.attention_mask.sum(1)
+    assert int(lengths.max()) == batch.input_ids.shape[1]
+    assert (batch.labels[batch.attention_mask == 0] == -100).all()
+    assert len(set(batch.image_id.tolist())) == 8
+    padded = batch.padded(40, 0)
+    assert padded.input_ids.shape == padded.labels.shape == (8, 40)
+    assert torch.equal(padded.attention_mask.sum(1), lengths)
+
+
+def test_answers_end_twice(folder: Path) -> None:
+    corpus = Corpus.open([folder / "vqa"], "train", "vqa")
+    tokenizer = tokenizer_of(corpus)
+    rows = QuestionRows(AUGMENTATION, tokenizer, 30, 64, "official")
+    batch = next(iter(Loader(corpus, rows, Share(6, 1, 0, 1), epochs=1, seed=0, window=2, workers=0)))
+    for ids, mask in zip(batch.answer_ids.tolist(), batch.answer_mask.sum(1).tolist(), strict=True):
+        assert ids[0] == tokenizer.cls_id
+        assert ids[mask - 2 : mask] == [tokenizer.sep_id] * 2
+        assert tokenizer.decode(ids)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(M2I2Error, match=r"training.batch=10 does not divide by 4 ranks x training.accumulation=2"):
+        Share(10, 2, 0, 4)
+
+
+def test_an_image_that_is_damaged_in_the_shard_is_named(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder / "captions", tmp_path / "captions")
+    split = Corpus.open([tmp_path / "captions"], "train", "captions").parts[0]
+    row = split.items[11]
+    path = tmp_path / "captions" / split.shards[int(row["shard"])].file
+    data = bytearray(path.read_bytes())
+    start = int(row["image_offset"])
+    data[start : start + int(row["image_size"])] = bytes(int(row["image_size"]))
+    path.write_bytes(data)
+    with pytest.raises(M2I2Error, match="The image phantom-000011 cannot be decoded"):
+        list(captions(tmp_path, Share(37, 1, 0, 1)))
