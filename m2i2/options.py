@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from m2i2.errors import M2I2Error
+from m2i2.files import read_object
 
 C = TypeVar("C")
 
@@ -154,15 +155,7 @@ def explain(settings: Any) -> str:
 
 def read_settings(cls: type[C], path: Path) -> C:
     """Settings from a JSON file, as stored beside every run."""
-    try:
-        values = json.loads(path.read_text())
-    except OSError as e:
-        raise M2I2Error(f"Cannot read the settings {path}: {e.strerror}.") from e
-    except ValueError as e:
-        raise M2I2Error(f"The settings {path} are not valid JSON: {e}.") from e
-    if not isinstance(values, dict):
-        raise M2I2Error(f"The settings {path} must be a JSON object of sections.")
-    return from_dict(cls, values)
+    return from_dict(cls, read_object(path, "settings"))
 
 
 def differences(one: Any, other: Any) -> list[str]:

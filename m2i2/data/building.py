@@ -25,6 +25,7 @@ from m2i2.data.records import ImageRecord, Source
 from m2i2.data.shards import FORMAT, INDEX, ITEM, Shard
 from m2i2.data.tar import TarWriter
 from m2i2.errors import M2I2Error
+from m2i2.files import sha256_of, write_text
 
 SETTINGS, REJECTS = "building.json", "rejects.jsonl"
 
@@ -153,7 +154,7 @@ def build(
         progress(total, len(builder.rejects))
     builder.end_split()
     rejects = builder.rejects
-    _write(output / REJECTS, "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejects))
+    write_text(output / REJECTS, "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejects))
     reasons = Counter(r.reason.replace(r.key, "...") for r in rejects)
     if total == 0 or total == len(rejects):
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
@@ -171,7 +172,7 @@ def build(
     }
     content = {name: [s["sha256"] for s in split["shards"]] for name, split in index["splits"].items()}
     index["fingerprint"] = hashlib.sha256(json.dumps([source.kind, content], sort_keys=True).encode()).hexdigest()[:32]
-    _write(output / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     for note in output.glob("*.rows.npy"):
         note.unlink()
     for note in output.glob("*.note.json"):
@@ -221,16 +222,10 @@ def _claim(output: Path, settings: dict[str, Any]) -> Report | None:
         elif any(output.iterdir()):
             raise M2I2Error(f"{output} holds other data; choose an empty or new folder as --output.")
         else:
-            _write(path, json.dumps(settings, indent=1) + "\n")
+            write_text(path, json.dumps(settings, indent=1) + "\n")
     except (OSError, ValueError) as e:
         raise M2I2Error(f"Cannot use {output} as --output: {e}.") from e
     return None
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _encoded(
@@ -338,7 +333,7 @@ class _Builder:
             np.save(f, rows)
         os.replace(self._output / f".{stem}.rows.writing", self._output / f"{stem}.rows.npy")
         note = {"shard": asdict(shard), "rejects": [asdict(r) for r in self._shard_rejects]}
-        _write(self._output / f"{stem}.note.json", json.dumps(note))
+        write_text(self._output / f"{stem}.note.json", json.dumps(note))
         shards.append(shard)
         self.rejects += self._shard_rejects
         self._shard_rejects, self._tar = [], None
@@ -361,6 +356,6 @@ class _Builder:
         found = {}
         for split, shards in self._shards.items():
             table = self._output / f"{split}.items.npy"
-            digest = hashlib.sha256(table.read_bytes()).hexdigest()
+            digest = sha256_of(table)
             found[split] = {"items_sha256": digest, "shards": [asdict(shard) for shard in shards]}
         return found

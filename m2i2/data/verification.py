@@ -1,6 +1,5 @@
 """Checking shards: every hash, and every tar member against the table of items."""
 
-import hashlib
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from m2i2.data.tar import members
+from m2i2.files import sha256_of
 
 
 def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] = lambda file: None) -> list[str]:
@@ -18,7 +18,7 @@ def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] 
     for name, split in index["splits"].items():
         table = folder / f"{name}.items.npy"
         try:
-            if hashlib.sha256(table.read_bytes()).hexdigest() != split["items_sha256"]:
+            if sha256_of(table) != split["items_sha256"]:
                 faults.append(f"{table.name}: does not match its hash")
             items = np.load(table, allow_pickle=False)
         except (OSError, ValueError, EOFError, KeyError) as e:
@@ -28,7 +28,7 @@ def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] 
             path = folder / row["file"]
             progress(row["file"])
             try:
-                digest = _file_digest(path)
+                digest = sha256_of(path)
                 found = members(path)
             except (OSError, tarfile.TarError, ValueError) as e:
                 faults.append(f"{row['file']}: cannot be read ({e})")
@@ -47,11 +47,3 @@ def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] 
                 for offset, size in sorted(places - {(o, s) for o, (_, s) in found.items()})
             ][:3]
     return faults
-
-
-def _file_digest(path: Path) -> str:
-    h = hashlib.sha256()
-    with path.open("rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            h.update(block)
-    return h.hexdigest()

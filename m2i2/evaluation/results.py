@@ -1,7 +1,6 @@
 """What an evaluation leaves behind: results.json, predictions.jsonl, and a table beside the baselines."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from m2i2.evaluation.baselines import most_frequent, question_only
 from m2i2.evaluation.evaluator import Given
 from m2i2.evaluation.protocols import Candidates, Protocol
 from m2i2.evaluation.scoring import Answered, by_kind, by_type, is_correct
+from m2i2.files import write_text
 
 
 def summarise(
@@ -72,14 +72,8 @@ def write_results(folder: Path, results: dict[str, Any], given: Sequence[Given],
         }
         for g in given
     ]
-    _write(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
 _NAMES = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}

@@ -5,7 +5,6 @@ a temporary name, sealed by a manifest of sizes and hashes, and given its name b
 sealed one.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,20 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2i2.errors import M2I2Error
+from m2i2.files import sha256_of, write_text
 from m2i2.options import from_dict
 
 C = TypeVar("C")
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-
-
-def _sha256(path: Path) -> str:
-    h = hashlib.sha256()
-    with path.open("rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            h.update(block)
-    return h.hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -61,15 +53,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, in place at once or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def seal(folder: Path) -> None:
     """Write the manifest: every file's size and sha256. A folder without a valid one is no checkpoint."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
     for path in files:
         _sync(path)
     write_json(folder / MANIFEST, {"format": FORMAT, "files": rows})
@@ -96,7 +86,7 @@ def flaw(folder: Path) -> str:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if _sha256(path) != digest:
+        if sha256_of(path) != digest:
             return f"{name} does not match its hash"
     return ""
 

@@ -4,7 +4,6 @@ DeepSpeed partitions the optimizer's state in flat slices that fit one world siz
 parameters' names and `load_optimizer_state` cuts it anew, so that a checkpoint fits any number of ranks.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from m2i2.data.sampling import Share
 from m2i2.errors import M2I2Error
+from m2i2.files import read_object
 
 DEFAULT_CONFIG: dict[str, Any] = {
     "zero_optimization": {
@@ -41,15 +41,7 @@ _OURS = {
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """A DeepSpeed configuration file; M2I2Error where it is missing or not a JSON object."""
-    try:
-        config = json.loads(path.read_text())
-    except OSError as e:
-        raise M2I2Error(f"Cannot read the DeepSpeed configuration {path}: {e.strerror}. ds_configs/ holds ready ones.") from e
-    except ValueError as e:
-        raise M2I2Error(f"The DeepSpeed configuration {path} is not valid JSON: {e}.") from e
-    if not isinstance(config, dict):
-        raise M2I2Error(f"The DeepSpeed configuration {path} must be a JSON object.")
-    return config
+    return read_object(path, "DeepSpeed configuration", " ds_configs/ holds ready ones.")
 
 
 def complete_config(config: dict[str, Any], share: Share, clip: float, dtype: torch.dtype, source: str) -> dict[str, Any]:

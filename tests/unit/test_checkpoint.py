@@ -52,9 +52,7 @@ def test_saved_loaded_and_pruned(tmp_path: Path) -> None:
         (lambda p: (p / "tokenizer" / "vocab.txt").write_text("wort\n"), "does not match its hash"),
         (lambda p: os.truncate(p / "model.safetensors", 10), "has 10 bytes"),
         (
-            lambda p: (p / "manifest.json").write_text(
-                json.dumps({"format": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}})
-            ),
+            lambda p: (p / "manifest.json").write_text(json.dumps({"format": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}})),
             "names a file outside it",
         ),
     ],

@@ -1,7 +1,7 @@
 """One reader a data set, by name. A new one is one file with a class like its neighbours and a line here."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +17,10 @@ class Entry:
     about: str
     """One line for ``--help``: what it is and what PATH must hold."""
     example: str
-    open: Callable[..., Source]
+    reader: str
+    """module:Class, imported when it is used; the class takes the path (phantoms: none) and ``options``."""
     options: tuple[str, ...] = ()
-    """Keyword arguments that ``open`` takes beside the path."""
-
-
-def _rocov2(path: Path, **options: Any) -> Source:
-    from m2i2.data.sources.rocov2 import RocoV2
-
-    return RocoV2(path, **options)
-
-
-def _iu_xray(path: Path, **options: Any) -> Source:
-    from m2i2.data.sources.iu_xray import IUXray
-
-    return IUXray(path, **options)
-
-
-def _caption_json(path: Path, **options: Any) -> Source:
-    from m2i2.data.sources.caption_json import CaptionJson
-
-    return CaptionJson(path, **options)
-
-
-def _vqa_rad(path: Path, **options: Any) -> Source:
-    from m2i2.data.sources.vqa_rad import VqaRad
-
-    return VqaRad(path, **options)
-
-
-def _slake(path: Path, **options: Any) -> Source:
-    from m2i2.data.sources.slake import Slake
-
-    return Slake(path, **options)
-
-
-def _pathvqa(path: Path, **options: Any) -> Source:
-    from m2i2.data.sources.pathvqa import PathVqa
-
-    return PathVqa(path, **options)
-
-
-def _phantom_captions(path: Path | None, **options: Any) -> Source:
-    from m2i2.data.phantoms import PhantomCaptions
-
-    return PhantomCaptions(**options)
-
-
-def _phantom_questions(path: Path | None, **options: Any) -> Source:
-    from m2i2.data.phantoms import PhantomQuestions
-
-    return PhantomQuestions(**options)
+    """Keyword arguments of the reader."""
 
 
 SOURCES: dict[tuple[Kind, str], Entry] = {
@@ -75,54 +28,54 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "captions",
         "ROCOv2 / ImageCLEFmedical Caption: folders {train,valid,test} of ID.jpg, CSV or TSV files of ID and caption",
         "make_shards.py captions rocov2 data/rocov2 --output shards/rocov2",
-        _rocov2,
+        "m2i2.data.sources.rocov2:RocoV2",
     ),
     ("captions", "iu-xray"): Entry(
         "captions",
         "Indiana University chest X-rays: indiana_reports.csv, indiana_projections.csv and a folder of images",
         "make_shards.py captions iu-xray data/iu_xray --output shards/iu_xray",
-        _iu_xray,
+        "m2i2.data.sources.iu_xray:IUXray",
         ("projections",),
     ),
     ("captions", "json"): Entry(
         "captions",
         "M2I2/ALBEF JSON or JSONL: objects of image (a path) and caption (a text or a list of texts)",
         "make_shards.py captions json data/pairs.json --image-root data/images --output shards/pairs",
-        _caption_json,
+        "m2i2.data.sources.caption_json:CaptionJson",
         ("image_root",),
     ),
     ("captions", "phantoms"): Entry(
         "captions",
         "built-in drawn demo data (no PATH)",
         "make_shards.py captions phantoms --output shards/phantoms",
-        _phantom_captions,
+        "m2i2.data.phantoms:PhantomCaptions",
         ("count", "seed"),
     ),
     ("vqa", "vqa-rad"): Entry(
         "vqa",
         "VQA-RAD: the OSF folder (VQA_RAD Dataset Public.json), or the MEVF/M2I2 one (trainset.json, testset.json)",
         "make_shards.py vqa vqa-rad data/vqa_rad --output shards/vqa_rad",
-        _vqa_rad,
+        "m2i2.data.sources.vqa_rad:VqaRad",
         ("image_root",),
     ),
     ("vqa", "slake"): Entry(
         "vqa",
         "SLAKE: train.json, validate.json, test.json and imgs/; English unless --language says otherwise",
         "make_shards.py vqa slake data/slake --output shards/slake",
-        _slake,
+        "m2i2.data.sources.slake:Slake",
         ("language",),
     ),
     ("vqa", "pathvqa"): Entry(
         "vqa",
         "PathVQA: qas/{train,val,test}_vqa.pkl (or .json) and images/{train,val,test}",
         "make_shards.py vqa pathvqa data/pathvqa --output shards/pathvqa",
-        _pathvqa,
+        "m2i2.data.sources.pathvqa:PathVqa",
     ),
     ("vqa", "phantoms"): Entry(
         "vqa",
         "built-in drawn demo data (no PATH)",
         "make_shards.py vqa phantoms --output shards/phantoms_vqa",
-        _phantom_questions,
+        "m2i2.data.phantoms:PhantomQuestions",
         ("count", "seed"),
     ),
 }
@@ -137,6 +90,10 @@ def open_source(kind: Kind, name: str, path: Path | None, **options: Any) -> Sou
     if extra := [key for key in options if key not in entry.options]:
         takes = ", ".join(f"--{o.replace('_', '-')}" for o in entry.options) or "no options"
         raise M2I2Error(f"The source {name} does not take --{extra[0].replace('_', '-')}; it takes {takes}.")
-    if name != "phantoms" and (path is None or not path.exists()):
+    if name == "phantoms":
+        path = None
+    elif path is None or not path.exists():
         raise M2I2Error(f"The source {name} needs the path of its data; {path or 'none'} is not there. {entry.about}.")
-    return entry.open(path, **options)
+    module, name_of_class = entry.reader.split(":")
+    reader = getattr(import_module(module), name_of_class)
+    return reader(**options) if path is None else reader(path, **options)
