@@ -55,7 +55,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from m2i2.commands.running import find_checkpoint
     from m2i2.config import FinetuningConfig
     from m2i2.data.shards import ShardSplit, read_index
     from m2i2.data.tokenizer import load_tokenizer, require_size
@@ -65,7 +64,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from m2i2.models.vqa import VQAModel
     from m2i2.models.weights import load, read_state
     from m2i2.options import to_dict
-    from m2i2.training.checkpoint import read_config
+    from m2i2.training.checkpoint import find_checkpoint, read_config
     from m2i2.training.processes import autocast_dtype
     from m2i2.training.provenance import provenance
 

@@ -38,7 +38,7 @@ def _finetune(argv: Sequence[str] | None) -> int:
 
     import torch
 
-    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader
+    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader, resolved
     from m2i2.data.corpus import Corpus
     from m2i2.data.loader import QuestionRows
     from m2i2.models.start import start_answering
@@ -64,7 +64,7 @@ def _finetune(argv: Sequence[str] | None) -> int:
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = VQAModel(config.vision, config.text)
-    for line in start_answering(student, config.start, config.answering.decoder_start == "multimodal"):
+    for line in start_answering(student, resolved(config.start), config.answering.decoder_start == "multimodal"):
         process.say(line)
     claim_run(folder, config, process)
     dtype = autocast_dtype(config.training.precision, process.device)
@@ -76,17 +76,17 @@ def _finetune(argv: Sequence[str] | None) -> int:
 
 def fitted(config: FinetuningConfig, run: Path) -> "tuple[FinetuningConfig, Tokenizer]":  # type: ignore[name-defined]  # noqa: F821
     """The settings with the architecture of the checkpoint that they start from, and its tokenizer."""
-    from m2i2.commands.running import find_checkpoint, stored_tokenizer
+    from m2i2.commands.running import stored_tokenizer
     from m2i2.data.tokenizer import load_tokenizer, require_same, require_size
     from m2i2.models.start import official_architecture, stored_architecture
     from m2i2.models.weights import of_student, read_state
+    from m2i2.training.checkpoint import find_checkpoint
 
     start = config.start
     tokenizer = stored_tokenizer(run, start.tokenizer)
     if start.checkpoint:
-        path = Path(start.checkpoint)
+        path = find_checkpoint(start.checkpoint)
         if path.is_dir():
-            path = find_checkpoint(path)
             vision, text = stored_architecture(path)
             stored = load_tokenizer(path / "tokenizer")
             if start.tokenizer:

@@ -34,7 +34,7 @@ def _pretrain(argv: Sequence[str] | None) -> int:
 
     import torch
 
-    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader
+    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader, resolved
     from m2i2.data.corpus import Corpus
     from m2i2.data.loader import CaptionRows
     from m2i2.models.pretraining import PretrainingModel
@@ -64,7 +64,7 @@ def _pretrain(argv: Sequence[str] | None) -> int:
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = PretrainingModel(config.vision, config.text, config.objectives)
-    for line in start_pretraining(student, config.start):
+    for line in start_pretraining(student, resolved(config.start)):
         process.say(line)
     claim_run(folder, config, process)
     dtype = autocast_dtype(config.training.precision, process.device)
@@ -76,9 +76,10 @@ def _pretrain(argv: Sequence[str] | None) -> int:
 
 def _tokenizer(config: PretrainingConfig, corpus: "Corpus", run: Path) -> "Tokenizer":  # type: ignore[name-defined]  # noqa: F821
     """The run's own tokenizer, or the one that the settings name, or one trained on the captions (random text weights only)."""
-    from m2i2.commands.running import find_checkpoint, stored_tokenizer
+    from m2i2.commands.running import stored_tokenizer
     from m2i2.data.text import clean_caption
     from m2i2.data.tokenizer import load_tokenizer, train_tokenizer
+    from m2i2.training.checkpoint import find_checkpoint
 
     start = config.start
     if (stored := stored_tokenizer(run, start.tokenizer)) is not None:

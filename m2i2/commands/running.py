@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from m2i2.config import DataConfig, FinetuningConfig, PretrainingConfig, TrainingConfig
+from m2i2.config import DataConfig, FinetuningConfig, PretrainingConfig, StartConfig, TrainingConfig
 from m2i2.data.building import Encoding, build
 from m2i2.data.corpus import Corpus
 from m2i2.data.loader import CaptionRows, Loader, QuestionRows
@@ -18,7 +19,7 @@ from m2i2.data.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.data.transforms import Augmentation
 from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
-from m2i2.training.checkpoint import Checkpoints, write_json
+from m2i2.training.checkpoint import Checkpoints, find_checkpoint, write_json
 from m2i2.training.engine import DEFAULT_CONFIG, read_deepspeed_config
 from m2i2.training.processes import Process
 from m2i2.training.provenance import provenance
@@ -102,15 +103,9 @@ def make_augmentation(size: int, data: DataConfig) -> Augmentation:
     return Augmentation(size=size, crop_scale=data.crop_scale, flip=data.flip, randaugment=data.randaugment)
 
 
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint folder that ``source`` means: itself, or the newest complete one of the run it is."""
-    if (source / "manifest.json").exists():
-        return source
-    newest, passed_over = Checkpoints(source / "checkpoints").newest()
-    if newest is None:
-        why = f" ({'; '.join(passed_over)})" if passed_over else ""
-        raise M2I2Error(f"{source} holds no complete checkpoint{why}; name a run's folder or a checkpoint in it.")
-    return newest
+def resolved(start: StartConfig) -> StartConfig:
+    """The same, with the run named in ``checkpoint`` replaced by its newest complete checkpoint."""
+    return replace(start, checkpoint=str(find_checkpoint(start.checkpoint))) if start.checkpoint else start
 
 
 def stored_tokenizer(run: Path, given: str) -> Tokenizer | None:

@@ -153,9 +153,12 @@ def checkpoint_state(path: Path) -> tuple[State, str]:
 
 
 def start_pretraining(model: PretrainingModel, start: StartConfig) -> list[str]:
-    """Give a pretraining model its start weights; returns a line for each source."""
+    """Give a pretraining model its start weights; returns a line for each source.
+
+    ``start.checkpoint`` names a checkpoint folder or file itself here, as `find_checkpoint` gives it.
+    """
     if start.checkpoint:
-        state, what = checkpoint_state(_checkpoint_folder(start.checkpoint))
+        state, what = checkpoint_state(Path(start.checkpoint))
         return [f"all weights from {what}: {load(model, state, what)}"]
     lines = []
     if start.text:
@@ -163,20 +166,6 @@ def start_pretraining(model: PretrainingModel, start: StartConfig) -> list[str]:
     if start.image:
         lines.append(start_image(model, start.image))
     return lines or ["All weights start at random."]
-
-
-def _checkpoint_folder(source: str) -> Path:
-    from m2i2.training.checkpoint import Checkpoints
-
-    path = Path(source)
-    if path.is_dir() and not (path / "model.safetensors").exists():
-        newest, _ = Checkpoints(path / "checkpoints").newest()
-        if newest is None:
-            raise M2I2Error(f"{path} holds no complete checkpoint.")
-        return newest
-    if not path.exists():
-        raise M2I2Error(f"There is no checkpoint {path}.")
-    return path
 
 
 def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: bool) -> list[str]:
@@ -188,7 +177,7 @@ def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: boo
     fusion = model.text.fusion_layer
     lines = []
     if start.checkpoint:
-        state, what = checkpoint_state(_checkpoint_folder(start.checkpoint))
+        state, what = checkpoint_state(Path(start.checkpoint))
         if not any(key.startswith("text_decoder.") for key in state):
             state = to_answering(state, fusion, model.vision.patches)
         elif state["visual_encoder.pos_embed"].shape != model.visual_encoder.pos_embed.shape:

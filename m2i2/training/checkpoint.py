@@ -149,6 +149,20 @@ class Checkpoints:
         return final
 
 
+def find_checkpoint(source: str | Path) -> Path:
+    """The checkpoint that ``source`` means: a checkpoint folder or a file itself, or the newest complete one of a run."""
+    path = Path(source)
+    if path.is_file() or (path / MANIFEST).exists():
+        return path
+    if not path.exists():
+        raise M2I2Error(f"There is no checkpoint {path}.")
+    newest, passed_over = Checkpoints(path / "checkpoints").newest()
+    if newest is None:
+        why = f" ({'; '.join(passed_over)})" if passed_over else ""
+        raise M2I2Error(f"{path} holds no complete checkpoint{why}; name a run's folder or a checkpoint in it.")
+    return newest
+
+
 def same_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
     """M2I2Error that lists keys and shapes where ``found`` (read from ``what``) does not fit ``expected``."""
     problems = [f"{k} is missing" for k in expected if k not in found]

@@ -7,7 +7,6 @@ parameters' names and `load_optimizer_state` cuts it anew, so that a checkpoint 
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -79,6 +78,8 @@ def complete_config(config: dict[str, Any], share: Share, clip: float, dtype: to
 
 def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     """Initialise DeepSpeed around ``model`` (float32, on its device). Weights become rank 0's on every rank."""
+    import deepspeed  # late: joining the process group chooses its accelerator first
+
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
 

@@ -13,6 +13,7 @@ from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_image, start_pretraining, start_text
 from m2i2.models.weights import load, read_state, resize_positions
+from m2i2.training.checkpoint import find_checkpoint
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
 TEXT = TextConfig(vocabulary_size=60, width=16, depth=4, fusion_layer=2, heads=2, intermediate=32, positions=20)
@@ -215,4 +216,4 @@ def test_names_that_are_nowhere_say_what_to_do(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(M2I2Error, match="There is no file or folder"):
         start_pretraining(model, StartConfig(image=str(tmp_path / "missing.pth")))
     with pytest.raises(M2I2Error, match="There is no checkpoint"):
-        start_pretraining(model, StartConfig(checkpoint=str(tmp_path / "missing")))
+        find_checkpoint(tmp_path / "missing")
