@@ -34,7 +34,7 @@ setup(
     extras_require={
         "slurm": ["submitit>=1.5"],
         "plots": ["matplotlib"],
-        "dev": ["submitit>=1.5", "matplotlib", "pytest", "hypothesis", "ruff", "mypy"],
+        "dev": ["submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
     },
     entry_points={
         "console_scripts": [

@@ -19,7 +19,7 @@ from m2i2.data.sources import SOURCES, open_source
 from m2i2.data.verification import verify
 
 _SIDES = {"captions": 288, "vqa": 480}
-_OPTIONS = ("image_root", "projections", "language", "count", "seed")
+_OPTIONS = ("image_root", "projections", "language", "split", "count", "seed")
 
 
 def _sources_text(kind: Kind) -> str:
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, vqa-rad)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
+        add("--split", metavar="NAME", help="split of records that name none (json; train)")
         add("--count", type=int, metavar="N", help="how many images to draw (phantoms)")
         add("--seed", type=int, help="which ones (phantoms; 0)")
     check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
@@ -62,14 +63,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 for shards with faults, 2 for bad input."""
+    """The command; returns its exit code: 0, 2 for bad input and for shards with faults, 1 for a fault of ours."""
     arguments = parser().parse_args(argv)
     return guarded(lambda: _verify(arguments.folder) if arguments.command == "verify" else _build(arguments))
 
 
 def _progress(console: Console) -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    # It draws only when it is told to: a thread that draws would be copied, holding its lock, into the forked workers.
+    return Progress(*columns, console=console, disable=not console.is_terminal, auto_refresh=False)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -84,10 +86,15 @@ def _build(arguments: argparse.Namespace) -> int:
     console, started = Console(stderr=True), time.monotonic()
     with _progress(console) as bar:
         task = bar.add_task("starting")
+        drawn = started
 
         def tell(samples: int, rejects: int) -> None:
-            text = f"{samples} images, {rejects} rejected, {samples / (time.monotonic() - started):.0f} a second"
-            bar.update(task, description=text)
+            nonlocal drawn
+            now = time.monotonic()
+            text = f"{samples} images, {rejects} rejected, {samples / (now - started):.0f} a second"
+            if due := now - drawn > 0.1:
+                drawn = now
+            bar.update(task, description=text, refresh=due)
             if not console.is_terminal and samples % 1000 == 0:
                 print(text, file=sys.stderr, flush=True)
 
@@ -96,8 +103,8 @@ def _build(arguments: argparse.Namespace) -> int:
             arguments.output,
             encoding,
             options=options,
-            samples_per_shard=max(1, arguments.samples_per_shard),
-            workers=max(1, arguments.workers),
+            samples_per_shard=arguments.samples_per_shard,
+            workers=arguments.workers,
             max_rejects=arguments.max_rejects,
             progress=tell,
         )
@@ -128,7 +135,7 @@ def _verify(folder: Path) -> int:
     console = Console(stderr=True)
     with _progress(console) as bar:
         task = bar.add_task("starting")
-        faults = verify(folder, index, lambda file: bar.update(task, description=file))
+        faults = verify(folder, index, lambda file: bar.update(task, description=file, refresh=True))
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
     shards = sum(len(split["shards"]) for split in index["splits"].values())

@@ -1,13 +1,14 @@
 """Building shards: records through parallel workers into tars, written in order, so that the same input gives the same bytes.
 
-A shard is written under a temporary name and renamed together with a note of its rows; the index comes last. A killed
-build therefore continues behind its last whole shard.
+A shard is written under a temporary name and renamed together with a note of its rows and records; the index comes last. A
+killed build therefore continues behind its last whole shard. A shard whose records have changed since (same ids, other texts
+or images: data that was mended) is written again; records with other ids are other data, and refused.
 """
 
 import hashlib
-import io
 import json
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,35 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from m2i2.data.images import MAX_PIXELS, decode
+from m2i2.data.encoding import Encoded, Encoding, Reject, encode
+from m2i2.data.identity import by_shard, identity, keys_digest, records_digest, together
 from m2i2.data.records import ImageRecord, Source
-from m2i2.data.shards import FORMAT, INDEX, ITEM, Shard
+from m2i2.data.shards import FORMAT, INDEX, ITEM, SPLIT_NAME, Shard, read_index
 from m2i2.data.tar import TarWriter
 from m2i2.errors import M2I2Error
 from m2i2.files import sha256_of, write_text
 
 SETTINGS, REJECTS = "building.json", "rejects.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """How images are stored."""
-
-    side: int
-    """Longest allowed shorter side, pixels; larger images are scaled down."""
-    quality: int = 90
-    """JPEG quality, 1 to 100."""
-    keep_bytes: bool = False
-    """Store JPEG and PNG files as they are, after making sure that they decode."""
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        if self.side < 16:
-            raise M2I2Error(f"--side {self.side} is too small; choose at least the training resolution, such as 288.")
-        if not 1 <= self.quality <= 100:
-            raise M2I2Error(f"--quality {self.quality} must lie between 1 and 100.")
+_BUILT_IN = ("phantoms",)
+"""Sources that their options define wholly: a finished folder need not be compared with them."""
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
+"""What a tar member and a WebDataset key can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,63 +45,6 @@ class Report:
     left_out: dict[str, int]
     resumed_shards: int
     complete_before: bool = False
-
-
-@dataclass(frozen=True)
-class _Reject:
-    key: str
-    split: str
-    reason: str
-    file: str
-
-
-_Encoded = tuple[str, bytes, bytes, int]
-"""Ending, image, text, items."""
-
-
-def encode(record: ImageRecord, encoding: Encoding) -> _Encoded | _Reject:
-    """A record as the bytes of its sample, or why it cannot be one. Runs in the workers.
-
-    An empty answer is no reason: SLAKE's English training set has one (question 1622), and every published count holds it.
-    """
-    file = str(record.image) if isinstance(record.image, Path) else ""
-
-    def reject(reason: str) -> _Reject:
-        return _Reject(record.key, record.split, reason, file)
-
-    texts = record.captions or tuple(q.question for q in record.questions)
-    if not texts or not all(text.strip() for text in texts):
-        return reject("empty caption" if record.captions else "empty question" if texts else "no text")
-    try:
-        original = record.image.read_bytes() if isinstance(record.image, Path) else record.image
-    except FileNotFoundError:
-        return reject("image file missing")
-    except OSError as e:
-        return reject(f"image file unreadable: {e.strerror}")
-    try:
-        image = decode(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
-    except M2I2Error as e:
-        return reject(str(e))
-    ending = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(original[:2])
-    if encoding.keep_bytes and ending:
-        stored = original
-    else:
-        ending = "jpg"
-        if min(image.size) > encoding.side:
-            scale = encoding.side / min(image.size)
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=encoding.quality)
-        stored = out.getvalue()
-    payload: dict[str, Any] = {"key": record.key, "image_sha256": hashlib.sha256(stored).hexdigest()}
-    if record.captions:
-        payload["captions"] = list(record.captions)
-    else:
-        payload["questions"] = [asdict(question) | {"metadata": dict(question.metadata)} for question in record.questions]
-    payload["metadata"] = dict(record.metadata)
-    text = json.dumps(payload, ensure_ascii=False, sort_keys=True).encode()
-    return ending, stored, text, max(1, len(record.questions))
 
 
 def build(
@@ -132,9 +61,13 @@ def build(
     """Write ``source`` to ``output`` and return what was written.
 
     ``options`` describe the source (they become part of the index). ``progress`` is told the samples and rejects so far.
-    M2I2Error for an output folder with other content, for a key that comes twice, and for more than ``max_rejects``
-    (share) of rejected records, which are listed in rejects.jsonl.
+    M2I2Error for an output folder with other content, for a key that comes twice, for more than ``max_rejects`` (share) of
+    rejected records, which are listed in rejects.jsonl, and where the folder cannot be written.
     """
+    if samples_per_shard < 1 or workers < 1:
+        raise M2I2Error(f"--samples-per-shard {samples_per_shard} and --workers {workers} must be at least 1.")
+    if not 0 <= max_rejects <= 1:
+        raise M2I2Error(f"--max-rejects {max_rejects} is a share and must lie between 0 and 1.")
     settings = {
         "format": FORMAT,
         "source": source.name,
@@ -143,18 +76,34 @@ def build(
         "encoding": asdict(encoding),
         "samples_per_shard": samples_per_shard,
     }
-    finished = _claim(output, settings)
-    if finished is not None:
-        return finished
-    builder = _Builder(output, samples_per_shard)
+    try:
+        if (finished := _claim(output, settings, source)) is not None:
+            return finished
+        return _build(source, output, encoding, settings, workers, max_rejects, progress)
+    except OSError as e:
+        raise M2I2Error(
+            f"Building {output} failed: {e}. Finished shards stay; mend the cause and give the same command again."
+        ) from e
+
+
+def _build(
+    source: Source,
+    output: Path,
+    encoding: Encoding,
+    settings: dict[str, Any],
+    workers: int,
+    max_rejects: float,
+    progress: Callable[[int, int], None],
+) -> Report:
+    builder = _Builder(output, settings["samples_per_shard"])
     total = 0
-    for record, outcome in _encoded(source, encoding, workers, builder.is_written):
+    for record, outcome in _encoded(source, encoding, workers, builder):
         total += 1
         builder.add(record, outcome)
         progress(total, len(builder.rejects))
     builder.end_split()
     rejects = builder.rejects
-    write_text(output / REJECTS, "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejects))
+    write_text(output / REJECTS, "".join(json.dumps(asdict(r)) + "\n" for r in rejects))
     reasons = Counter(r.reason.replace(r.key, "...") for r in rejects)
     if total == 0 or total == len(rejects):
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
@@ -173,10 +122,7 @@ def build(
     content = {name: [s["sha256"] for s in split["shards"]] for name, split in index["splits"].items()}
     index["fingerprint"] = hashlib.sha256(json.dumps([source.kind, content], sort_keys=True).encode()).hexdigest()[:32]
     write_text(output / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
-    for note in output.glob("*.rows.npy"):
-        note.unlink()
-    for note in output.glob("*.note.json"):
-        note.unlink()
+    _tidy(output)
     return Report(
         splits=_counts(index),
         rejects=len(rejects),
@@ -184,6 +130,13 @@ def build(
         left_out=index["left_out"],
         resumed_shards=builder.resumed,
     )
+
+
+def _tidy(output: Path) -> None:
+    """Remove what only an unfinished build needs."""
+    for pattern in ("*.rows.npy", "*.note.json", ".*.writing"):
+        for path in output.glob(pattern):
+            path.unlink()
 
 
 def _counts(index: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -198,7 +151,7 @@ def _counts(index: dict[str, Any]) -> dict[str, dict[str, int]]:
     }
 
 
-def _claim(output: Path, settings: dict[str, Any]) -> Report | None:
+def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | None:
     """Make ``output`` ours, or continue there; the report of a build that is complete already, else None."""
     path = output / SETTINGS
     try:
@@ -210,43 +163,68 @@ def _claim(output: Path, settings: dict[str, Any]) -> Report | None:
                     f"repeat those, choose another --output, or delete the folder."
                 )
             if (output / INDEX).exists():
-                index = json.loads((output / INDEX).read_text())
-                return Report(
-                    splits=_counts(index),
-                    rejects=index["rejects"],
-                    reasons={},
-                    left_out=index["left_out"],
-                    resumed_shards=0,
-                    complete_before=True,
-                )
-        elif any(output.iterdir()):
+                return _finished(output, read_index(output), source)
+        elif any(not found.name.endswith(".writing") for found in output.iterdir()):
             raise M2I2Error(f"{output} holds other data; choose an empty or new folder as --output.")
         else:
             write_text(path, json.dumps(settings, indent=1) + "\n")
+    except M2I2Error:
+        raise
     except (OSError, ValueError) as e:
         raise M2I2Error(f"Cannot use {output} as --output: {e}.") from e
     return None
 
 
-def _encoded(
-    source: Source, encoding: Encoding, workers: int, is_written: Callable[[str, int], bool]
-) -> Iterator[tuple[ImageRecord, _Encoded | _Reject | None]]:
-    """Records with their encoding, in the source's order; None for those whose shard was finished by an earlier run."""
-    numbers: Counter[str] = Counter()
+def _finished(output: Path, index: dict[str, Any], source: Source) -> Report:
+    """The report of a finished folder; M2I2Error where ``source`` is not, or no longer, the data that it holds."""
+    known = {name: split.get("records_sha256") for name, split in index["splits"].items()}
+    if source.name not in _BUILT_IN and None not in known.values():
+        rejected: dict[str, set[str]] = {}
+        for line in (output / REJECTS).read_text(encoding="utf-8").splitlines():
+            reject = Reject(**json.loads(line))
+            rejected.setdefault(reject.split, set()).add(reject.key)
+        digests: dict[str, list[bytes]] = {}
+        for split, _, records in by_shard(source, index["samples_per_shard"]):
+            digest = records_digest(list(records), rejected.get(split, set()))
+            digests.setdefault(split, []).append(bytes.fromhex(digest))
+        if {split: together(parts) for split, parts in digests.items()} != known:
+            raise M2I2Error(
+                f"{output} is complete, but holds other data than {source.name} gives now: another data set, or this one "
+                f"before it changed. Choose another --output, or delete the folder to build it again."
+            )
+    _tidy(output)
+    return Report(
+        splits=_counts(index),
+        rejects=index["rejects"],
+        reasons={},
+        left_out=index["left_out"],
+        resumed_shards=0,
+        complete_before=True,
+    )
 
-    def numbered() -> Iterator[tuple[ImageRecord, bool]]:
-        for record in source:
-            yield record, is_written(record.split, numbers[record.split])
-            numbers[record.split] += 1
+
+def _encoded(
+    source: Source, encoding: Encoding, workers: int, builder: "_Builder"
+) -> Iterator[tuple[ImageRecord, Encoded | Reject | None]]:
+    """Records with their encoding, in the source's order; None for those whose shard was finished by an earlier run."""
+
+    def planned() -> Iterator[tuple[ImageRecord, bool]]:
+        for split, number, records in by_shard(source, builder.samples_per_shard):
+            if builder.note(split, number) is None:
+                yield from ((record, False) for record in records)
+            else:
+                held = list(records)
+                keep = builder.keeps(split, number, held)
+                yield from ((record, keep) for record in held)
 
     if workers <= 1:
-        for record, written in numbered():
+        for record, written in planned():
             yield record, None if written else encode(record, encoding)
         return
-    waiting: deque[tuple[ImageRecord, Future[_Encoded | _Reject] | None]] = deque()
+    waiting: deque[tuple[ImageRecord, Future[Encoded | Reject] | None]] = deque()
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         try:
-            for record, written in numbered():
+            for record, written in planned():
                 waiting.append((record, None if written else pool.submit(encode, record, encoding)))
                 if len(waiting) >= 16 * workers:
                     yield _next(waiting)
@@ -259,8 +237,8 @@ def _encoded(
 
 
 def _next(
-    waiting: "deque[tuple[ImageRecord, Future[_Encoded | _Reject] | None]]",
-) -> tuple[ImageRecord, _Encoded | _Reject | None]:
+    waiting: "deque[tuple[ImageRecord, Future[Encoded | Reject] | None]]",
+) -> tuple[ImageRecord, Encoded | Reject | None]:
     record, future = waiting.popleft()
     return record, future.result() if future else None
 
@@ -269,37 +247,65 @@ class _Builder:
     """Cuts the stream into shards. A shard covers ``samples_per_shard`` records of its split, rejected ones included."""
 
     def __init__(self, output: Path, samples_per_shard: int) -> None:
-        self._output, self._per_shard = output, samples_per_shard
+        self._output, self.samples_per_shard = output, samples_per_shard
         self._shards: dict[str, list[Shard]] = {}
+        self._digests: dict[str, list[bytes]] = {}
         self._records: Counter[str] = Counter()
         self._keys: dict[str, set[str]] = {}
         self._split: str | None = None
         self._tar: TarWriter | None = None
-        self._shard_rejects: list[_Reject] = []
-        self.rejects: list[_Reject] = []
+        self._shard_rejects: list[Reject] = []
+        self._shard_keys: list[bytes] = []
+        self._shard_identities: list[bytes] = []
+        self.rejects: list[Reject] = []
         self.resumed = 0
 
     def _stem(self, split: str, number: int) -> str:
         return f"{split}-{number:06d}"
 
-    def is_written(self, split: str, record: int) -> bool:
-        """Whether the shard that holds this record of the split was finished by an earlier run."""
-        return (self._output / f"{self._stem(split, record // self._per_shard)}.note.json").exists()
+    def note(self, split: str, number: int) -> dict[str, Any] | None:
+        """What an earlier run noted about a shard that it finished; None where it did not, or the files are not whole."""
+        stem = self._stem(split, number)
+        try:
+            note = json.loads((self._output / f"{stem}.note.json").read_text(encoding="utf-8"))
+            shard = Shard(**note["shard"])
+            rows = np.load(self._output / f"{stem}.rows.npy", mmap_mode="r", allow_pickle=False)
+            whole = (self._output / shard.file).stat().st_size == shard.bytes and rows.shape == (shard.items,)
+            return note if whole and isinstance(note["records"], str) and isinstance(note["keys"], str) else None
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return None
 
-    def add(self, record: ImageRecord, outcome: _Encoded | _Reject | None) -> None:
+    def keeps(self, split: str, number: int, records: list[ImageRecord]) -> bool:
+        """Whether the finished shard holds these records as they are now; M2I2Error where it holds those of other data."""
+        note = self.note(split, number)
+        assert note is not None
+        if note["records"] == records_digest(records, {reject["key"] for reject in note["rejects"]}):
+            return True
+        if note["keys"] == keys_digest(records):
+            (self._output / f"{self._stem(split, number)}.note.json").unlink()
+            return False
+        raise M2I2Error(
+            f"{self._output / self._stem(split, number)}.tar was built from other data: its ids are not those of the source "
+            f"now. Choose another --output, or delete the folder."
+        )
+
+    def add(self, record: ImageRecord, outcome: Encoded | Reject | None) -> None:
         """The next record in order."""
         if self._split is not None and record.split != self._split:
             self.end_split()
         if record.split in self._shards and self._split is None:
             raise M2I2Error(f"The source gives the split {record.split} in two pieces; its records must follow each other.")
         self._split = record.split
-        if not record.key or not set(record.split) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
-            raise M2I2Error(f"The record {record.key!r} of the split {record.split!r} needs a key and a plain split name.")
+        if not _KEY.fullmatch(record.key) or not SPLIT_NAME.fullmatch(record.split):
+            raise M2I2Error(
+                f"The record {record.key!r} of the split {record.split!r} needs a key of at most 90 letters, digits, _ and -, "
+                f"and a split name of small letters, digits and _. Rename the image or the split."
+            )
         keys = self._keys.setdefault(record.split, set())
         if record.key in keys:
             raise M2I2Error(f"The id {record.key!r} comes twice in the split {record.split}; ids must be unique.")
         keys.add(record.key)
-        number, place = divmod(self._records[record.split], self._per_shard)
+        number, place = divmod(self._records[record.split], self.samples_per_shard)
         if place == 0:
             self._end_shard()
             if outcome is None:
@@ -308,17 +314,23 @@ class _Builder:
                 path = self._output / f".{self._stem(record.split, number)}.tar.writing"
                 self._tar = TarWriter(path, number)
         self._records[record.split] += 1
-        if isinstance(outcome, _Reject):
+        if outcome is None:
+            return
+        self._shard_keys.append(record.key.encode() + b"\n")
+        self._shard_identities.append(identity(record, isinstance(outcome, Reject)))
+        if isinstance(outcome, Reject):
             self._shard_rejects.append(outcome)
-        elif outcome is not None:
+        else:
             assert self._tar is not None
             ending, image, text, items = outcome
             self._tar.add(record.key, ending, image, text, items)
 
     def _take_over(self, split: str, number: int) -> None:
-        note = json.loads((self._output / f"{self._stem(split, number)}.note.json").read_text())
+        note = self.note(split, number)
+        assert note is not None
+        self._digests.setdefault(split, []).append(bytes.fromhex(note["records"]))
         self._shards.setdefault(split, []).append(Shard(**note["shard"]))
-        self.rejects += [_Reject(**reject) for reject in note["rejects"]]
+        self.rejects += [Reject(**reject) for reject in note["rejects"]]
         self.resumed += 1
 
     def _end_shard(self) -> None:
@@ -332,22 +344,34 @@ class _Builder:
         with (self._output / f".{stem}.rows.writing").open("wb") as f:
             np.save(f, rows)
         os.replace(self._output / f".{stem}.rows.writing", self._output / f"{stem}.rows.npy")
-        note = {"shard": asdict(shard), "rejects": [asdict(r) for r in self._shard_rejects]}
+        records = together(self._shard_identities)
+        note = {
+            "shard": asdict(shard),
+            "records": records,
+            "keys": together(self._shard_keys),
+            "rejects": [asdict(r) for r in self._shard_rejects],
+        }
         write_text(self._output / f"{stem}.note.json", json.dumps(note))
         shards.append(shard)
+        self._digests.setdefault(self._split, []).append(bytes.fromhex(records))
         self.rejects += self._shard_rejects
-        self._shard_rejects, self._tar = [], None
+        self._shard_rejects, self._shard_keys, self._shard_identities, self._tar = [], [], [], None
 
     def end_split(self) -> None:
         """The split's last shard, and its table of items."""
         self._end_shard()
         if self._split is None:
             return
-        stems = [self._stem(self._split, i) for i in range(len(self._shards[self._split]))]
-        tables = [np.load(self._output / f"{stem}.rows.npy", allow_pickle=False) for stem in stems]
+        shards = self._shards[self._split]
         temporary = self._output / f".{self._split}.items.writing"
         with temporary.open("wb") as f:
-            np.save(f, np.concatenate(tables) if tables else np.empty(0, ITEM))
+            shape = (sum(shard.items for shard in shards),)
+            np.lib.format.write_array_header_1_0(
+                f, {"descr": np.lib.format.dtype_to_descr(ITEM), "fortran_order": False, "shape": shape}
+            )
+            for number in range(len(shards)):
+                rows = np.load(self._output / f"{self._stem(self._split, number)}.rows.npy", allow_pickle=False)
+                f.write(rows.tobytes())
         os.replace(temporary, self._output / f"{self._split}.items.npy")
         self._split = None
 
@@ -357,5 +381,9 @@ class _Builder:
         for split, shards in self._shards.items():
             table = self._output / f"{split}.items.npy"
             digest = sha256_of(table)
-            found[split] = {"items_sha256": digest, "shards": [asdict(shard) for shard in shards]}
+            found[split] = {
+                "items_sha256": digest,
+                "records_sha256": together(self._digests[split]),
+                "shards": [asdict(shard) for shard in shards],
+            }
         return found

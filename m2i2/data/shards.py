@@ -7,6 +7,7 @@ items: the table of items is mapped, not read.
 
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2i2.data.records import Kind, Question
+from m2i2.data.records import KINDS, Kind, Question
 from m2i2.errors import M2I2Error
 
 INDEX = "index.json"
+SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 FORMAT = 1
 ITEM = np.dtype(
     [
@@ -67,16 +69,20 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise M2I2Error(f"{path} has format {index['format']!r}, this version reads {FORMAT}; build the shards again.")
-        str(index["fingerprint"]), str(index["kind"])
+        if index["kind"] not in KINDS or not isinstance(index["fingerprint"], str):
+            raise ValueError(f"kind {index['kind']!r}")
         for name, split in index["splits"].items():
-            if not isinstance(name, str) or not isinstance(split["shards"], list):
-                raise TypeError("splits")
+            if not SPLIT_NAME.fullmatch(name):
+                raise M2I2Error(f"{path} has a split {name!r:.80}, which is no name of a split; build the shards again.")
+            if not isinstance(split["shards"], list) or not isinstance(split["items_sha256"], str):
+                raise TypeError(f"split {name}")
             for row in split["shards"]:
                 shard = Shard(**row)
-                if Path(shard.file).name != shard.file or not shard.file.endswith(".tar"):
-                    raise M2I2Error(f"{path} names a shard outside its folder: {shard.file!r}.")
-                if min(shard.samples, shard.items, shard.bytes) < 0 or not isinstance(shard.sha256, str):
-                    raise ValueError("negative size")
+                if Path(shard.file).name != shard.file or not shard.file.endswith(".tar") or "\0" in shard.file:
+                    raise M2I2Error(f"{path} names a shard outside its folder: {shard.file!r:.80}; build the shards again.")
+                sizes = (shard.samples, shard.items, shard.bytes)
+                if not all(type(n) is int and 0 <= n < 1 << 53 for n in sizes) or not isinstance(shard.sha256, str):
+                    raise ValueError(f"sizes of {shard.file}")
     except FileNotFoundError as e:
         what = "was not finished" if folder.is_dir() and any(folder.iterdir()) else "holds no shards"
         raise M2I2Error(f"{folder} has no {INDEX}: it {what}; run tools/make_shards.py with it as --output.") from e
@@ -126,9 +132,12 @@ class ShardSplit:
                     f"stale. Copy the folder again, or build the shards again."
                 )
         try:
-            self.items: NDArray[np.void] = np.load(self._table, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
+            table = np.load(self._table, mmap_mode="r", allow_pickle=False)
+            if not isinstance(table, np.memmap) or self._table.stat().st_size != table.offset + table.nbytes:
+                raise ValueError("it is no table, or its size is not the one in its header")
+        except Exception as e:  # numpy's reader raises almost anything on damaged headers
             raise M2I2Error(f"The table of items {self._table} cannot be read ({e}); build the shards again.") from e
+        self.items: NDArray[np.void] = table
         if self.items.dtype != ITEM or self.items.shape != (int(self.shard_items.sum()),):
             raise M2I2Error(
                 f"{self._table} has {self.items.shape} rows of {self.items.dtype}, the index says "
@@ -147,29 +156,54 @@ class ShardSplit:
     def read(self, item: int) -> Sample:
         """The item with this number; M2I2Error names the shard where its bytes are not what the index promises."""
         row = self.items[item]
-        shard = self.shards[min(int(row["shard"]), len(self.shards) - 1)]
         image = self._bytes(int(row["shard"]), int(row["image_offset"]), int(row["image_size"]))
+        payload = self._payload(item)
+        return Sample(
+            payload["key"],
+            image,
+            payload["image_sha256"],
+            tuple(payload.get("captions", ())),
+            self._question(payload, item) if self.kind == "vqa" else None,
+            payload["metadata"],
+            self.shards[int(row["shard"])].file,
+        )
+
+    def _payload(self, item: int) -> dict[str, Any]:
+        """The text of the item's sample, its fields checked."""
+        row = self.items[item]
         text = self._bytes(int(row["shard"]), int(row["text_offset"]), int(row["text_size"]))
         try:
-            payload = json.loads(text)
-            question = Question(**payload["questions"][int(row["part"])]) if self.kind == "vqa" else None
-            captions = tuple(str(c) for c in payload.get("captions", ()))
-            if self.kind == "captions" and not captions:
-                raise KeyError("captions")
-            return Sample(
-                str(payload["key"]),
-                image,
-                str(payload["image_sha256"]),
-                captions,
-                question,
-                dict(payload["metadata"]),
-                shard.file,
-            )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
-            raise M2I2Error(
-                f"Item {item} of {self.directory / shard.file} has a damaged text ({type(e).__name__}: {e}); "
-                f"check the folder with tools/make_shards.py verify {self.directory}."
-            ) from e
+            payload: dict[str, Any] = json.loads(text)
+            for field in ("key", "image_sha256"):
+                if not isinstance(payload[field], str):
+                    raise TypeError(field)
+            _texts_by_name(payload["metadata"])
+            content = payload["captions" if self.kind == "captions" else "questions"]
+            if not isinstance(content, list) or not content:
+                raise TypeError("no captions or questions")
+            if self.kind == "captions" and not all(isinstance(caption, str) for caption in content):
+                raise TypeError("captions")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise self._damaged(item, e) from e
+        return payload
+
+    def _question(self, payload: dict[str, Any], item: int) -> Question:
+        try:
+            question = Question(**payload["questions"][int(self.items[item]["part"])])
+            texts = (question.id, question.question, question.answer)
+            if not all(isinstance(text, str) for text in texts) or not isinstance(question.closed, bool):
+                raise TypeError("question")
+            _texts_by_name(question.metadata)
+        except (TypeError, IndexError) as e:
+            raise self._damaged(item, e) from e
+        return question
+
+    def _damaged(self, item: int, e: Exception) -> M2I2Error:
+        file = self.directory / self.shards[int(self.items[item]["shard"])].file
+        return M2I2Error(
+            f"Item {item} of {file} has a damaged text ({type(e).__name__}: {e}); "
+            f"check the folder with tools/make_shards.py verify {self.directory}."
+        )
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         if shard >= len(self.shards) or size > MAX_MEMBER or offset + size > self.shards[shard].bytes:
@@ -198,17 +232,22 @@ class ShardSplit:
     def questions(self) -> Iterator[tuple[int, str, Question]]:
         """(item, key, question) of a vqa split, without its images."""
         for item in range(len(self)):
-            row = self.items[item]
-            payload = json.loads(self._bytes(int(row["shard"]), int(row["text_offset"]), int(row["text_size"])))
-            yield item, str(payload["key"]), Question(**payload["questions"][int(row["part"])])
+            payload = self._payload(item)
+            yield item, payload["key"], self._question(payload, item)
 
     def texts(self) -> Iterator[str]:
         """Every caption, or question and answer, of the split."""
-        for row in self.items:
-            payload = json.loads(self._bytes(int(row["shard"]), int(row["text_offset"]), int(row["text_size"])))
+        for item in range(len(self)):
+            payload = self._payload(item)
             if self.kind == "captions":
                 yield from payload["captions"]
             else:
-                question = payload["questions"][int(row["part"])]
-                yield question["question"]
-                yield question["answer"]
+                question = self._question(payload, item)
+                yield question.question
+                yield question.answer
+
+
+def _texts_by_name(value: Any) -> None:
+    """TypeError unless ``value`` is a JSON object of texts."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise TypeError("metadata")

@@ -1,7 +1,6 @@
 """Pretraining through its launcher: resumed runs are the uninterrupted one, whatever the number of ranks."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from m2i2.commands.make_shards import main as make_shards
@@ -117,7 +117,10 @@ def test_the_command_of_the_readme_stops_in_good_order_and_resumes(tmp_path: Pat
             assert process.poll() is None, (tmp_path / "out").read_text()[-3000:]
             assert time.monotonic() < end
             time.sleep(0.2)
-        os.kill(process.pid, signal.SIGTERM)
+        # DeepSpeed's launcher answers a signal by killing its ranks: the signal goes to them
+        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=0" in p.cmdline()]
+        (rank,) = (p for p in ranks if "-m" not in p.cmdline() and p.ppid() not in {other.pid for other in ranks})
+        rank.send_signal(signal.SIGTERM)
         process.wait(60)
     text = (tmp_path / "out").read_text()
     assert "No --shards were given: training on the built-in demo data" in text

@@ -42,7 +42,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "M2I2/ALBEF JSON or JSONL: objects of image (a path) and caption (a text or a list of texts)",
         "make_shards.py captions json data/pairs.json --image-root data/images --output shards/pairs",
         "m2i2.data.sources.caption_json:CaptionJson",
-        ("image_root",),
+        ("image_root", "split"),
     ),
     ("captions", "phantoms"): Entry(
         "captions",

@@ -10,7 +10,7 @@ from m2i2.errors import M2I2Error
 
 
 class IUXray:
-    """``indiana_reports.csv``, ``indiana_projections.csv`` and a folder of images, whole or a part of them."""
+    """``indiana_reports.csv``, ``indiana_projections.csv`` and ``images*/`` (or ``images/images*/``), whole or in part."""
 
     name = "iu-xray"
     kind: Kind = "captions"
@@ -25,12 +25,17 @@ class IUXray:
         if len(folders) != 1:
             found = ", ".join(f.name for f in folders) or "none"
             raise M2I2Error(f"{path} must hold one folder images*, it holds {found}.")
-        self._folder = folders[0]
+        inner = sorted(f for f in folders[0].glob("images*") if f.is_dir())
+        self._folder = inner[0] if len(inner) == 1 else folders[0]
 
     def __iter__(self) -> Iterator[ImageRecord]:
         self.left_out.clear()
         columns = {c: c for c in ("uid", "problems", "findings", "impression")}
-        reports = {row["uid"]: row for _, row in rows(self._path / "indiana_reports.csv", columns)}
+        reports: dict[str, dict[str, str]] = {}
+        for line, row in rows(written := self._path / "indiana_reports.csv", columns):
+            if row["uid"] in reports:
+                raise M2I2Error(f"{written}, line {line}: the uid {row['uid']!r} comes twice; remove one of the reports.")
+            reports[row["uid"]] = row
         table = self._path / "indiana_projections.csv"
         for line, row in rows(table, {c: c for c in ("uid", "filename", "projection")}):
             report = reports.get(row["uid"])

@@ -1,5 +1,6 @@
 """PathVQA: questions about pathology images, in flat pickles of plain containers or in JSON."""
 
+import pickletools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ class PathVqa:
         for number, record in records:
             name, labels = text(record, "img_id", path, number), record.get("label")
             if not isinstance(labels, dict) or len(labels) != 1:
-                raise M2I2Error(f"{path}, record {number}: 'label' must be an object of one answer, it is {labels!r:.80}.")
+                raise M2I2Error(f"{path}, record {number}: 'label' must be an object of one answer, it is {type(labels).__name__}.")
             question = Question(
                 id=text(record, "question_id", path, number),
                 question=text(record, "sent", path, number),
@@ -43,7 +44,36 @@ class PathVqa:
 
     @staticmethod
     def _pickled(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        _check_pickle(path)
         records = plain_pickle(path)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise M2I2Error(f"{path} must hold a list of records.")
         yield from enumerate(records)
+
+
+_LARGEST_PICKLE = 256 << 20
+"""The whole of PathVQA's questions are under 3 MB."""
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "FROZENSET", "EMPTY_SET", "ADDITEMS")
+
+
+def _check_pickle(path: Path) -> None:
+    """Refuse what would cost memory or time out of proportion, before anything is loaded; classes are ``plain_pickle``'s job.
+
+    A few bytes can ask for a memo of gigabytes, and nested shared tuples as dictionary keys hash for ever.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_PICKLE:
+            raise M2I2Error(f"{path} was refused: it has {size} bytes, more than {_LARGEST_PICKLE}. Convert it to JSON.")
+        content = path.read_bytes()
+        for opcode, argument, place in pickletools.genops(content):
+            if opcode.name in _TUPLES:
+                raise M2I2Error(f"{path} was refused: it holds {opcode.name} at byte {place}; convert it to JSON.")
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > size:
+                raise M2I2Error(f"{path} was refused: byte {place} asks for a memo of {argument} entries; download it again.")
+    except M2I2Error:
+        raise
+    except OSError as e:
+        raise M2I2Error(f"Cannot read {path}: {e.strerror}. PathVQA needs it, or the same questions as .json.") from e
+    except Exception as e:  # a damaged pickle raises almost anything
+        raise M2I2Error(f"{path} is no readable pickle ({type(e).__name__}: {e}). Download it again.") from e

@@ -10,7 +10,14 @@ from m2i2.data.sources.reading import find_image, objects, text
 from m2i2.errors import M2I2Error
 
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
-_METADATA = {"content_type": "question_type", "modality": "modality", "location": "organ", "q_lang": "language"}
+_METADATA = {
+    "content_type": "question_type",
+    "base_type": "base_type",
+    "modality": "modality",
+    "location": "organ",
+    "q_lang": "language",
+    "img_id": "img_id",
+}
 
 
 class Slake:

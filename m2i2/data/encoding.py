@@ -1,0 +1,95 @@
+"""One record into the bytes of its sample: decoded, scaled down, stored as JPEG beside its text. Runs in the workers."""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from m2i2.data.images import MAX_PIXELS, decode
+from m2i2.data.records import ImageRecord
+from m2i2.errors import M2I2Error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How images are stored."""
+
+    side: int
+    """Longest allowed shorter side, pixels; larger images are scaled down."""
+    quality: int = 90
+    """JPEG quality, 1 to 100."""
+    keep_bytes: bool = False
+    """Store JPEG and PNG files as they are, after making sure that they decode."""
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.side < 16:
+            raise M2I2Error(f"--side {self.side} is too small; choose at least the training resolution, such as 288.")
+        if not 1 <= self.quality <= 100:
+            raise M2I2Error(f"--quality {self.quality} must lie between 1 and 100.")
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that cannot become a sample, and why; a line of rejects.jsonl."""
+
+    key: str
+    split: str
+    reason: str
+    file: str
+
+
+Encoded = tuple[str, bytes, bytes, int]
+"""Ending, image, text, items."""
+
+
+def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
+    """A record as the bytes of its sample, or why it cannot be one. Runs in the workers.
+
+    An empty answer is no reason: SLAKE's English training set has one (question 1622), and every published count holds it.
+    """
+    file = str(record.image) if isinstance(record.image, Path) else ""
+
+    def reject(reason: str) -> Reject:
+        return Reject(record.key, record.split, reason, file)
+
+    texts = record.captions or tuple(q.question for q in record.questions)
+    if not texts or not all(text.strip() for text in texts):
+        return reject("empty caption" if record.captions else "empty question" if texts else "no text")
+    try:
+        original = record.image.read_bytes() if isinstance(record.image, Path) else record.image
+    except FileNotFoundError:
+        return reject("image file missing")
+    except (OSError, ValueError) as e:
+        return reject(f"image file unreadable: {e}")
+    try:
+        image = decode(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
+    except M2I2Error as e:
+        return reject(str(e))
+    ending = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(original[:2])
+    if encoding.keep_bytes and ending:
+        stored = original
+    else:
+        ending = "jpg"
+        if min(image.size) > encoding.side:
+            scale = encoding.side / min(image.size)
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=encoding.quality)
+        stored = out.getvalue()
+    payload: dict[str, Any] = {"key": record.key, "image_sha256": hashlib.sha256(stored).hexdigest()}
+    if record.captions:
+        payload["captions"] = list(record.captions)
+    else:
+        payload["questions"] = [asdict(question) | {"metadata": dict(question.metadata)} for question in record.questions]
+    payload["metadata"] = dict(record.metadata)
+    try:
+        text = json.dumps(payload, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError:
+        return reject("a text is no valid Unicode")
+    return ending, stored, text, max(1, len(record.questions))
