@@ -61,6 +61,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from m2i2.evaluation.evaluator import Evaluator, Method, questions_of
     from m2i2.evaluation.protocols import protocol
     from m2i2.evaluation.results import show, summarise, write_results
+    from m2i2.memory import keep_freed_memory
     from m2i2.models.vqa import VQAModel
     from m2i2.models.weights import load, read_state
     from m2i2.options import to_dict
@@ -68,6 +69,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from m2i2.training.processes import autocast_dtype
     from m2i2.training.provenance import provenance
 
+    keep_freed_memory()
     rules = protocol(arguments.protocol)
     checkpoint = find_checkpoint(arguments.checkpoint)
     config = read_config(FinetuningConfig, checkpoint)

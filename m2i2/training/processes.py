@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from m2i2.errors import M2I2Error
+from m2i2.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def join() -> Process:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
+    keep_freed_memory()
     _quieten()
     alone = "RANK" not in os.environ
     if alone:

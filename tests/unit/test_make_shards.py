@@ -118,7 +118,7 @@ def test_a_killed_build_continues_to_the_same_bytes(tmp_path: Path) -> None:
     assert kills >= 2, "it was killed while it worked"
     assert make(source, tmp_path / "killed") == 0
     whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
-    assert {k: v for k, v in killed.items() if "writing" not in k} == whole
+    assert killed == whole
 
 
 def test_rejects_are_listed_and_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,3 +207,95 @@ def test_malformed_records_are_named(
     assert make(pairs(tmp_path / "data", **change), tmp_path / "shards", "--workers", "2") == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "shards" / "index.json").exists()
+
+
+def test_other_data_of_the_same_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = pairs(tmp_path / "one"), pairs(tmp_path / "two", r2={"caption": "another"})
+    assert make(one, tmp_path / "shards") == 0
+    before = contents(tmp_path / "shards")
+    assert make(two, tmp_path / "shards") == 2
+    assert "is complete, but holds other data than json gives now" in capsys.readouterr().err
+    assert contents(tmp_path / "shards") == before
+    moved = tmp_path / "moved"
+    (tmp_path / "one").rename(moved)
+    assert make(moved / "pairs.json", tmp_path / "shards") == 0, "the same data at another place is the same data"
+
+
+def unfinished(source: Path, output: Path) -> None:
+    """A build that stops at its last record, which ``source`` gives without an image name; whole shards stay."""
+    assert make(source, output, "--workers", "1") == 2
+    assert (output / "train-000001.note.json").exists() and not (output / "index.json").exists()
+
+
+def test_an_unfinished_build_takes_no_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished(pairs(tmp_path / "one", r22={"image": None}), tmp_path / "shards")
+    other = pairs(tmp_path / "two")
+    other.write_text(other.read_text().replace("scan.", "film."))
+    for picture in (tmp_path / "two").glob("*.png"):
+        picture.rename(picture.with_name(picture.name.replace("scan.", "film.")))
+    capsys.readouterr()
+    assert make(other, tmp_path / "shards") == 2
+    assert "train-000000.tar was built from other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_mended_data_is_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    source = pairs(tmp_path / "data")
+    assert make(source, tmp_path / "whole") == 0
+    picture = tmp_path / "data" / "scan.9.png"
+    good = picture.read_bytes()
+    picture.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))  # of the same size
+    assert make(source, tmp_path / "mended", "--workers", workers) == 2
+    picture.write_bytes(good)
+    capsys.readouterr()
+    assert make(source, tmp_path / "mended", "--workers", workers) == 0
+    assert "4 shard(s) were there from an earlier run" in capsys.readouterr().out
+    assert contents(tmp_path / "mended") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["note.json", "rows.npy", "tar"])
+def test_a_damaged_leftover_is_written_again(tmp_path: Path, damage: str) -> None:
+    source = pairs(tmp_path / "data")
+    assert make(source, tmp_path / "whole") == 0
+    last = source.read_text()
+    source.write_text(last.replace('"scan.22.png"', "null"))
+    unfinished(source, tmp_path / "shards")
+    source.write_text(last)
+    (tmp_path / "shards" / f"train-000001.{damage}").write_bytes(b"")
+    assert make(source, tmp_path / "shards") == 0
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def test_texts_that_are_no_unicode_are_rejected(tmp_path: Path) -> None:
+    source = pairs(tmp_path / "data", r1={"caption": "\ud800 half a character"})
+    assert make(source, tmp_path / "shards", "--max-rejects", "0.1") == 0
+    assert "a text is no valid Unicode" in (tmp_path / "shards" / "rejects.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-rejects", "nan"], "must lie between 0 and 1"),
+        (["--max-rejects", "5"], "must lie between 0 and 1"),
+        (["--samples-per-shard", "0"], "must be at least 1"),
+        (["--workers", "0"], "must be at least 1"),
+        (["--split", "a/b"], "needs a key of at most 90"),
+        (["--language", "zh"], "json does not take --language"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert make(pairs(tmp_path / "data", 3, r0={"split": None}), tmp_path / "shards", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_plain_error(tmp_path: Path) -> None:
+    source = pairs(tmp_path / "data")
+    run = "from m2i2.commands.make_shards import main; raise SystemExit(main())"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); {run}"
+    words = ["captions", "json", str(source), "--output", str(tmp_path / "shards"), "--side", "32"]
+    failed = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert "Finished shards stay; mend the cause and give the same command again" in failed.stderr
+    assert not (tmp_path / "shards" / "index.json").exists()
+    assert subprocess.run([sys.executable, "-c", run, *words], capture_output=True).returncode == 0
+    assert main(["verify", str(tmp_path / "shards")]) == 0

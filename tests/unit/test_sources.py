@@ -66,6 +66,19 @@ def test_pickles_with_classes_are_refused_and_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
+def _tuple_of_tuples(depth: int) -> bytes:
+    """A dictionary whose key takes 2**depth steps to hash."""
+    return b"\x80\x04]}(K\x01q\x00" + b"".join(b"h%cK\x00\x86q%c" % (i, i + 1) for i in range(depth)) + b"K\x01ua."
+
+
+def _list_of_lists(depth: int) -> bytes:
+    """A label that takes 2**depth characters to print."""
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value, value]
+    return pickle.dumps([{"img_id": "x", "label": value}])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -73,6 +86,10 @@ def test_pickles_with_classes_are_refused_and_never_run(tmp_path: Path) -> None:
         (b"\x80\x04garbage", "no readable pickle"),
         (pickle.dumps({"a": 1}), "must hold a list of records"),
         (pickle.dumps([{"img_id": "x"}]), "record 0: 'label' must be an object of one answer"),
+        (b"\x80\x04]r\x00\x00\x00\x7f.", "asks for 2130706432 entries"),
+        (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x7f].", "asks for"),
+        (_tuple_of_tuples(60), "holds TUPLE2"),
+        (_list_of_lists(60), "must hold a list of records|'label' must be an object"),
     ],
 )
 def test_malformed_pickles(tmp_path: Path, content: bytes, message: str) -> None:
@@ -117,3 +134,45 @@ def test_unknown_names_options_and_paths(tmp_path: Path) -> None:
         open_source("vqa", "slake", tmp_path / "nowhere")
     with pytest.raises(M2I2Error, match="holds neither"):
         open_source("vqa", "vqa-rad", tmp_path)
+
+
+def test_a_missing_pickle_says_what_would_do(tmp_path: Path) -> None:
+    with pytest.raises(M2I2Error, match=r"PathVQA needs it, or the same questions as \.json"):
+        list(open_source("vqa", "pathvqa", tmp_path))
+
+
+def test_names_that_no_key_can_hold_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    names = ["肺.png", "心.png", "a/" * 40 + "x" * 40 + ".png", "b/" * 40 + "x" * 40 + ".png", "scan.1.png"]
+    path.write_text(json.dumps([{"image": name, "caption": "c"} for name in names]))
+    keys = [record.key for record in open_source("captions", "json", path)]
+    assert len(set(keys)) == 5 and keys[4] == "scan_1" and all(key.isascii() and len(key) <= 80 for key in keys)
+
+
+def test_split_of_json_records(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text('[{"image": "a.png", "caption": "c"}, {"image": "b.png", "caption": "c", "split": "test"}]')
+    assert [r.split for r in open_source("captions", "json", path)] == ["train", "test"]
+    assert [r.split for r in open_source("captions", "json", path, split="val")] == ["val", "test"]
+
+
+def iu_xray(folder: Path, reports: str, images: str) -> Path:
+    (folder / images).mkdir(parents=True)
+    (folder / images / "1_a.jpg").write_bytes(b"")
+    (folder / "indiana_reports.csv").write_text("uid,problems,findings,impression\n" + reports)
+    table = "uid,filename,projection\n1,1_a.png,Frontal\n1,1_b.png,Lateral\n"
+    (folder / "indiana_projections.csv").write_text(table)
+    return folder
+
+
+@pytest.mark.parametrize("images", ["images_small", "images/images_normalized"])
+def test_iu_xray_finds_its_images_and_counts_the_missing(tmp_path: Path, images: str) -> None:
+    source = open_source("captions", "iu-xray", iu_xray(tmp_path / "iu", "1,normal, clear lungs ,No disease.\n", images))
+    assert [(r.key, r.captions) for r in source] == [("1_a", ("clear lungs No disease.",))]
+    assert source.left_out == {"image not in the folder": 1}
+
+
+def test_iu_xray_reports_come_once(tmp_path: Path) -> None:
+    source = open_source("captions", "iu-xray", iu_xray(tmp_path / "iu", "1,a,b,c\n1,d,e,f\n", "images"))
+    with pytest.raises(M2I2Error, match=r"indiana_reports.csv, line 3: the uid '1' comes twice"):
+        list(source)
