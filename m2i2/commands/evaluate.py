@@ -106,7 +106,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     folder = arguments.output or _run_of(checkpoint) / f"evaluation-{arguments.split}-{arguments.mode}"
     write_results(folder, results, given, normalisation)
     show(results)
-    for habit in rules.habits:
+    for habit in rules.habits(source):
         print(f"note: {habit}")
     print(f"{len(given)} questions in {seconds:.0f} s; written to {folder}.")
     return 0

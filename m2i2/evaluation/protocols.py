@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from m2i2.data.records import Question
@@ -36,10 +36,16 @@ class Protocol:
     """How published or our own numbers come about."""
 
     name: str
-    habits: tuple[str, ...]
+    general_habits: tuple[str, ...]
     """What a reader has to know before comparing."""
+    habits_of: Mapping[str, tuple[str, ...]]
+    """What holds for one data set only, by source."""
     candidates: Callable[[Sequence[Question], Sequence[Question]], Candidates]
     """From the training and the test questions."""
+
+    def habits(self, source: str) -> tuple[str, ...]:
+        """Everything a reader has to know of a result on a data set."""
+        return self.general_habits + self.habits_of.get(source, ())
 
     def views(self, source: str) -> tuple[View, ...]:
         """The views of a data set's test questions."""
@@ -65,10 +71,10 @@ PROTOCOLS = {
         "paper",
         (
             "The candidate list holds the test questions' answers as well as the training questions' (official code).",
-            "VQA-RAD's training questions hold rewrites of 284 test questions, and all of its test images (official split).",
             "Exact match after the official clean-up.",
             "The published numbers are the best of all epochs on the test set; ours are the last checkpoint's.",
         ),
+        {"vqa-rad": ("The training questions hold rewrites of 284 test questions, and all of the test images (official split).",)},
         _official_candidates,
     ),
 }

@@ -47,7 +47,7 @@ def summarise(
         }
         views[view.name]["by_question_type"] = {name: accuracy.to_json() for name, accuracy in by_type(rows["model"]).items()}
     return {
-        "protocol": {"name": protocol.name, "habits": list(protocol.habits)},
+        "protocol": {"name": protocol.name, "habits": list(protocol.habits(source))},
         "candidates": candidates.provenance,
         "training_questions": len(train),
         "normalisation": normalisation,
