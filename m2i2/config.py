@@ -63,6 +63,8 @@ class TextConfig:
     """Of hidden states; in training only."""
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """Deviation of random text weights. BERT's; a narrow model that starts from nothing needs more: 0.02 * sqrt(768 / width)."""
     decoder_depth: int = 6
     """Layers of the answer decoder (VQA only)."""
 
@@ -147,11 +149,14 @@ class DataConfig:
     """Loader processes of each rank; 0 loads in the training process."""
     window: int = 16
     """Shards whose samples are shuffled together."""
+    max_unreadable: float = 0.01
+    """Share of the data set that may turn out unreadable while training; others take the place of unreadable samples."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1.")
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative.")
+        require(0 <= self.max_unreadable <= 1, f"data.max_unreadable={self.max_unreadable} is a share: from 0 to 1.")
         require(self.window >= 1, f"data.window={self.window} must be at least 1.")
         require(self.max_tokens >= 3, f"data.max_tokens={self.max_tokens} leaves no room between [CLS] and [SEP].")
 
@@ -196,6 +201,10 @@ class TrainingConfig:
     """Optimizer steps between checkpoints; the end of the run is saved always."""
     keep: int = 3
     """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Keep also, for good, the checkpoints of every so many optimizer steps; 0 = none."""
+    max_nonfinite: int = 10
+    """Optimizer steps in a row whose loss or gradient may be infinite or NaN; such steps are skipped."""
     log_every: int = 10
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
@@ -203,6 +212,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"):
             require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)} must be at least 1.")
+        require(
+            min(self.keep_every, self.max_nonfinite) >= 0, "training.keep_every and training.max_nonfinite must not be negative."
+        )
         require(
             self.batch % self.accumulation == 0,
             f"training.batch={self.batch} does not divide by training.accumulation={self.accumulation}.",
@@ -318,7 +330,7 @@ def _small() -> tuple[PretrainingConfig, FinetuningConfig]:
 def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
     """128 wide: for the demo and the tests; seconds an epoch on a laptop. Its tokenizer is trained on its own captions."""
     vision = VisionConfig(
-        image_size=96, patch_size=16, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=2, decoder_heads=4
+        image_size=64, patch_size=8, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=2, decoder_heads=4
     )
     text = TextConfig(
         vocabulary_size=1024,
@@ -330,6 +342,7 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
         positions=64,
         dropout=0.0,
         attention_dropout=0.0,
+        initializer_range=0.05,
         decoder_depth=2,
     )
     pretraining = PretrainingConfig(
@@ -337,7 +350,7 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
         vision=vision,
         text=text,
         objectives=ObjectivesConfig(queue=512, projection=64, momentum=0.98),
-        data=DataConfig(crop_scale=(0.6, 1.0), randaugment=(0, 0), workers=1, max_tokens=32),
+        data=DataConfig(crop_scale=(0.8, 1.0), randaugment=(0, 0), workers=1, max_tokens=32),
         optimizer=OptimizerConfig(lr=1e-3, warmup_epochs=1.0),
         training=TrainingConfig(epochs=8, batch=32, save_every=200),
     )
@@ -346,8 +359,8 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
         vision=vision,
         text=text,
         answering=AnsweringConfig(momentum=0.98, decoder_start="multimodal"),
-        data=DataConfig(crop_scale=(0.6, 1.0), randaugment=(0, 0), workers=1),
-        optimizer=OptimizerConfig(lr=5e-4, final_lr=1e-5, warmup_epochs=0.5),
+        data=DataConfig(crop_scale=(0.8, 1.0), randaugment=(0, 0), workers=1),
+        optimizer=OptimizerConfig(lr=1e-3, final_lr=1e-5, warmup_epochs=0.5),
         training=TrainingConfig(epochs=8, batch=32, save_every=500),
     )
     return pretraining, finetuning

@@ -1,6 +1,7 @@
 """How every command ends: a user's error in one paragraph and exit code 2, anything else with its traceback and 1."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from m2i2.errors import M2I2Error
 EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
 
+_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|nccl|socketstarterror", re.IGNORECASE)
+
 
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command`` and return its exit code.
 
-    A rank among several that fails ends at once, without waiting for the others in any collective, so that its launcher
-    takes the whole run down.
+    A rank among several that fails ends at once, without waiting for the others in any collective. The others lose their
+    connection to it, say so in a line, after the failed rank has said why, and end too.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     where = f" (rank {os.environ.get('RANK', '0')})" if ranks > 1 else ""
@@ -24,10 +27,31 @@ def guarded(command: Callable[[], int]) -> int:
     except M2I2Error as error:
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
-    except Exception:
-        print(f"fault{where}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    except Exception as error:
         code = EXIT_FAULT
+        if ranks > 1 and lost_another_rank(error):
+            print(
+                f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
+                f"stands above or in its own log. The same command resumes from the newest checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            print(f"fault{where}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     if ranks > 1:
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def lost_another_rank(error: Exception) -> bool:
+    """Whether an error is that of a collective whose other side is gone."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    return (
+        isinstance(error, RuntimeError)
+        and bool(_LOST.search(str(error)))
+        and "torch/distributed" in "".join(frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    )

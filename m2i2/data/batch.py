@@ -4,8 +4,9 @@ Everything random about a sample (crop, masked words, masked patches) was drawn 
 id), so a batch means the same whatever the number of ranks and workers. ``B`` samples, ``L`` tokens, ``P`` patches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,14 +23,21 @@ class Batch:
     """[B, 3, H, W] uint8 from the loader; models take float, normalised."""
     item: Tensor
     """[B] int64, the samples' numbers in the data set."""
+    unreadable: tuple[tuple[int, str], ...] = ()
+    """(number, reason) of the samples that could not be read; others of the data set stand in their places."""
 
     def to(self: T, device: torch.device) -> T:
         """The same batch on ``device``."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self: T) -> T:
         """The same batch in page-locked memory (called by DataLoader)."""
-        return type(self)(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._each(Tensor.pin_memory)
+
+    def _each(self: T, change: Callable[[Tensor], Tensor]) -> T:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return len(self.item)

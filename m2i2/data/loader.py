@@ -23,6 +23,7 @@ from m2i2.errors import M2I2Error
 
 B = TypeVar("B", bound=Batch)
 Row = dict[str, Any]
+_SUBSTITUTES = 16
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,41 @@ def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Ten
 
 
 class _Items(Dataset[Row]):
-    """Items by (epoch, number), each with its own random stream."""
+    """Items by (epoch, number), each with its own random stream.
+
+    In the place of an item that cannot be read comes another one of the data set, drawn from the item's own stream: every
+    rank goes on with the same number of steps, and a rerun makes the same choice.
+    """
 
     def __init__(self, corpus: Corpus, rows: Callable[[Any, np.random.Generator], Row], seed: int) -> None:
         self.corpus, self.rows, self.seed = corpus, rows, seed
 
     def __getitem__(self, index: Any) -> Row:
         epoch, item = index
-        return {"item": item, **self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))}
+        unreadable: list[tuple[int, str]] = []
+        others = iter(sample_generator(self.seed, epoch, item, stream=1).integers(len(self.corpus), size=_SUBSTITUTES))
+        while True:
+            try:
+                row = self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))
+                return {"item": item, "unreadable": unreadable, **row}
+            except M2I2Error as e:
+                unreadable.append((item, str(e)))
+                try:
+                    item = int(next(others))
+                except StopIteration:
+                    raise M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}") from e
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Rows to a batch that also says what could not be read."""
+
+    rows: Any
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        batch: Batch = self.rows.collate(rows)
+        batch.unreadable = tuple(entry for row in rows for entry in row["unreadable"])
+        return batch
 
 
 def _start_worker(_: int) -> None:
@@ -173,7 +201,7 @@ class Loader(Generic[B]):
             DataLoader(
                 _Items(self.corpus, self.rows, self.seed),
                 batch_sampler=self.sampler,
-                collate_fn=self.rows.collate,
+                collate_fn=_Collate(self.rows),
                 num_workers=self.workers,
                 worker_init_fn=_start_worker if self.workers else None,
                 prefetch_factor=2 if self.workers else None,

@@ -20,6 +20,7 @@ REGIONS = ("chest", "abdomen", "head", "hand")
 MODALITIES = ("x-ray", "ct", "mri", "ultrasound")
 LESIONS = ("nodule", "cyst", "mass")
 DEVICES = ("pacemaker", "tube", "clip")
+COUNTS = ("one", "two", "three")
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -77,7 +78,7 @@ def _encoded(seed: int, split: str, index: int) -> tuple[bytes, Findings]:
 
 
 def _plural(lesion: str, count: int) -> str:
-    return f"one {lesion}" if count == 1 else f"{('two', 'three')[count - 2]} {lesion}{'es' if lesion == 'mass' else 's'}"
+    return f"{COUNTS[count - 1]} {lesion}{'' if count == 1 else 'es' if lesion == 'mass' else 's'}"
 
 
 def caption(findings: Findings, rng: np.random.Generator) -> str:
@@ -108,7 +109,7 @@ def _lesion_questions(f: Findings, rng: np.random.Generator) -> list[tuple[str, 
         ("what kind of lesion is shown?", f.lesion, False, "lesion"),
         ("on which side is the lesion?", f.side, False, "side"),
         ("is the lesion in the upper or in the lower part?", f.level, True, "level"),
-        ("how many lesions are there?", str(f.count), False, "count"),
+        ("how many lesions are there?", COUNTS[f.count - 1], False, "count"),
         ("what size is the lesion?", f.size, False, "size"),
         (f"is the lesion on the {asked_side} side?", yes[asked_side == f.side], True, "side"),
         (f"is the lesion {asked_size}?", yes[asked_size == f.size], True, "size"),

@@ -8,6 +8,7 @@ items: the table of items is mapped, not read.
 import json
 import os
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from m2i2.errors import M2I2Error
 
 INDEX = "index.json"
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
-FORMAT = 1
+FORMAT = 2
 ITEM = np.dtype(
     [
         ("shard", "<u4"),
@@ -31,9 +32,12 @@ ITEM = np.dtype(
         ("text_offset", "<u8"),
         ("image_size", "<u4"),
         ("text_size", "<u4"),
+        ("image_crc32", "<u4"),
+        ("text_crc32", "<u4"),
     ]
 )
-"""A row of the table of items: its shard, which question of its sample it is, and where image and text lie in the tar."""
+"""A row of the table of items: its shard, which question of its sample it is, where image and text lie in the tar, and
+their checksums, which every reading compares."""
 MAX_MEMBER = 1 << 30
 """No image or text is larger than this many bytes."""
 
@@ -156,7 +160,7 @@ class ShardSplit:
     def read(self, item: int) -> Sample:
         """The item with this number; M2I2Error names the shard where its bytes are not what the index promises."""
         row = self.items[item]
-        image = self._bytes(int(row["shard"]), int(row["image_offset"]), int(row["image_size"]))
+        image = self._bytes(row, "image")
         payload = self._payload(item)
         return Sample(
             payload["key"],
@@ -170,8 +174,7 @@ class ShardSplit:
 
     def _payload(self, item: int) -> dict[str, Any]:
         """The text of the item's sample, its fields checked."""
-        row = self.items[item]
-        text = self._bytes(int(row["shard"]), int(row["text_offset"]), int(row["text_size"]))
+        text = self._bytes(self.items[item], "text")
         try:
             payload: dict[str, Any] = json.loads(text)
             for field in ("key", "image_sha256"):
@@ -205,7 +208,9 @@ class ShardSplit:
             f"check the folder with tools/make_shards.py verify {self.directory}."
         )
 
-    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+    def _bytes(self, row: Any, which: str) -> bytes:
+        """The image or the text of a row of the table."""
+        shard, offset, size = int(row["shard"]), int(row[f"{which}_offset"]), int(row[f"{which}_size"])
         if shard >= len(self.shards) or size > MAX_MEMBER or offset + size > self.shards[shard].bytes:
             raise M2I2Error(
                 f"{self._table} points outside its shards (shard {shard}, offset {offset}, {size} bytes); build them again."
@@ -217,6 +222,8 @@ class ShardSplit:
             raise M2I2Error(f"Reading {path} failed: {e.strerror}.") from e
         if len(data) != size:
             raise M2I2Error(f"{path} ends before offset {offset + size}: it is truncated. Copy it again.")
+        if zlib.crc32(data) != int(row[f"{which}_crc32"]):
+            raise M2I2Error(f"{path} holds damaged bytes at offset {offset} (the {which} of a sample). Copy it again.")
         return data
 
     def _file(self, shard: int) -> int:

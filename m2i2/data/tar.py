@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +30,7 @@ class TarWriter:
         self._hash = hashlib.sha256()
         self._number = number
         self.size, self.samples = 0, 0
-        self.rows: list[tuple[int, int, int, int, int, int]] = []
+        self.rows: list[tuple[int, ...]] = []
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -48,8 +49,9 @@ class TarWriter:
         image_offset = self._member(f"{key}.{ending}", image)
         text_offset = self._member(f"{key}.json", text)
         self.samples += 1
+        checksums = zlib.crc32(image), zlib.crc32(text)
         for part in range(items):
-            self.rows.append((self._number, part, image_offset, text_offset, len(image), len(text)))
+            self.rows.append((self._number, part, image_offset, text_offset, len(image), len(text), *checksums))
 
     def close(self) -> tuple[str, NDArray[np.void]]:
         """End the archive; returns its sha256 and its rows of the table of items."""

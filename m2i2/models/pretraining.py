@@ -39,8 +39,8 @@ class Encoders(nn.Module):
         self.text_encoder = MaskedLanguageModel(text)
         self.vision_proj = nn.Linear(vision.width, objectives.projection)
         self.text_proj = nn.Linear(text.width, objectives.projection)
-        self.vision_proj.apply(initialise_bert)
-        self.text_proj.apply(initialise_bert)
+        initialise_bert(self.vision_proj, text.initializer_range)
+        initialise_bert(self.text_proj, text.initializer_range)
 
     def image_features(self, image_states: Tensor) -> Tensor:
         """States [b, N, D] -> the [CLS] projected and normalised [b, projection]."""
@@ -62,7 +62,7 @@ class PretrainingModel(Encoders):
     def __init__(self, vision: VisionConfig, text: TextConfig, objectives: ObjectivesConfig) -> None:
         super().__init__(vision, text, objectives, with_decoder=True)
         self.itm_head = nn.Linear(text.width, 2)
-        self.itm_head.apply(initialise_bert)
+        initialise_bert(self.itm_head, text.initializer_range)
         self.temp = nn.Parameter(torch.full((1,), objectives.temperature))
 
     def forward(

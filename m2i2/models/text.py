@@ -157,7 +157,7 @@ class TextModel(nn.Module):
         self.checkpoint_activations = False
         self.embeddings = Embeddings(config)
         self.encoder = Stack(config, config.depth, config.fusion_layer)
-        self.apply(initialise_bert)
+        initialise_bert(self, config.initializer_range)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[B, L] -> states [B, L, D] of the text alone."""
@@ -241,7 +241,7 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.bert = TextModel(config)
         self.cls = VocabularyHead(config)
-        self.cls.apply(initialise_bert)
+        initialise_bert(self.cls, config.initializer_range)
 
     def logits(self, states: Tensor) -> Tensor:
         """States [M, D] -> logits [M, V]."""
@@ -285,7 +285,7 @@ class AnswerDecoder(nn.Module):
         super().__init__()
         self.bert = DecoderStack(config)
         self.cls = VocabularyHead(config)
-        self.apply(initialise_bert)
+        initialise_bert(self, config.initializer_range)
 
     def start(self, states: Tensor, states_mask: Tensor) -> DecoderCache:
         """A cache for questions with states [Q, N, D] and mask [Q, N]."""
@@ -326,9 +326,10 @@ class AnswerDecoder(nn.Module):
         return self.read(ids, self.start(states, states_mask))
 
 
-def initialise_bert(module: nn.Module) -> None:
-    """BERT's: normal with deviation 0.02, zero biases."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+def initialise_bert(module: nn.Module, deviation: float) -> None:
+    """BERT's: every projection and embedding in ``module`` normal, biases zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=deviation)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)

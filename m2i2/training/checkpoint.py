@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``step-00000200`` of safetensors files under the parameters' own names, written by rank 0 under
 a temporary name, sealed by a manifest of sizes and hashes, and given its name by one rename. Resuming takes the newest
-sealed one.
+sealed one; the file ``latest`` names it for people and scripts.
 """
 
 import json
@@ -97,6 +97,8 @@ class Checkpoints:
 
     folder: Path
     keep: int = 3
+    keep_every: int = 0
+    """Checkpoints of every so many steps are kept for good; 0: none."""
 
     @staticmethod
     def name(step: int) -> str:
@@ -105,7 +107,17 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Checkpoint folders by name, newest first, complete or not."""
-        return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+        return sorted((p for p in self.folder.glob("step-" + "[0-9]" * 8) if p.is_dir()), reverse=True)
+
+    def _outdated(self) -> list[Path]:
+        """Checkpoints that neither belong to the last ``keep`` nor are kept for good."""
+        old = self.all()[self.keep :]
+        return [p for p in old if not self.keep_every or int(p.name.removeprefix("step-")) % self.keep_every]
+
+    def _clear_unfinished(self) -> None:
+        """Remove what killed saves have left."""
+        for path in self.folder.glob(".writing-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest complete checkpoint, and a line for each newer one that was passed over, with the reason."""
@@ -127,7 +139,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             temporary = self.folder / f".writing-{self.name(step)}"
             try:
-                shutil.rmtree(temporary, ignore_errors=True)
+                self._clear_unfinished()
                 temporary.mkdir(parents=True)
                 write(temporary)
                 seal(temporary)
@@ -135,7 +147,8 @@ class Checkpoints:
                     shutil.rmtree(final)
                 os.rename(temporary, final)
                 _sync(self.folder)
-                for old in self.all()[self.keep :]:
+                write_text(self.folder / "latest", final.name + "\n")
+                for old in self._outdated():
                     shutil.rmtree(old)
             except (OSError, SafetensorError) as e:
                 shutil.rmtree(temporary, ignore_errors=True)

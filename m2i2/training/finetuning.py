@@ -26,11 +26,13 @@ class FinetuningTask(Task):
         self.distillation = 0.0
 
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
-        """The teacher follows the student as the last step left it."""
-        answering = self.config.answering
-        self.distillation = distillation_ramp(answering.distillation, step, steps_per_epoch)
-        if self.teacher is not None and step > 0:
-            self.teacher.update(self.student, answering.momentum)
+        """The share of soft targets at this step."""
+        self.distillation = distillation_ramp(self.config.answering.distillation, step, steps_per_epoch)
+
+    def end_step(self) -> None:
+        """The teacher follows the student."""
+        if self.teacher is not None:
+            self.teacher.update(self.student, self.config.answering.momentum)
 
     def losses(self, engine: nn.Module, batch: QuestionBatch, step: int, micro: int) -> dict[str, Tensor]:
         """The mean answer loss of a micro-batch."""

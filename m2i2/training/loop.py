@@ -21,13 +21,16 @@ from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
+from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
 from m2i2.training.monitor import Averages, RunLog
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 
-_FREE_ON_RESUME = ("training.max_steps", "training.save_every", "training.keep", "training.log_every", "data.workers",
-                   "data.shards", "start.", "training.accumulation")  # fmt: skip
+_FREE_ON_RESUME = (
+    *(f"training.{name}" for name in ("max_steps", "save_every", "keep", "log_every", "max_nonfinite", "accumulation")),
+    *("data.workers", "data.shards", "data.max_unreadable", "start."),
+)
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
 
@@ -40,14 +43,18 @@ class Task(ABC):
 
     @abstractmethod
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
-        """Before the first micro-batch of an optimizer step: the teacher follows the student."""
+        """Before the first micro-batch of an optimizer step: what its number decides."""
 
     @abstractmethod
     def losses(self, engine: nn.Module, batch: Any, step: int, micro: int) -> dict[str, Tensor]:
         """Losses of a micro-batch by name; ``loss`` is what is differentiated, the rest is for the log."""
 
     def end_step(self) -> None:
-        """After the optimizer's step."""
+        """After the optimizer's step: the teacher follows the student."""
+        return
+
+    def skip_step(self) -> None:
+        """In place of `end_step` after a step that was skipped because it was not finite."""
         return
 
     def readings(self) -> dict[str, float]:
@@ -79,11 +86,11 @@ def train(
     )
 
     # --- where we are
-    checkpoints = Checkpoints(folder / "checkpoints", training.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", training.keep, training.keep_every)
     steps_per_epoch = loader.steps_per_epoch
     total = training.epochs * steps_per_epoch
     last = min(total, training.max_steps) if training.max_steps else total
-    step = _resume(task, engine, checkpoints, config, loader, process)
+    step, skipped = _resume(task, engine, checkpoints, config, loader, process)
     loader.starting_at(Position(step // steps_per_epoch, step % steps_per_epoch))
     if step >= last:
         process.say(f"Nothing left to do: {folder} has finished {step} of {last} steps.")
@@ -100,10 +107,12 @@ def train(
         )
 
     def save() -> None:
-        _save(task, engine, checkpoints, config, loader, step, store_tokenizer)
+        _save(task, engine, checkpoints, config, loader, step, finite.skipped, store_tokenizer)
 
     # --- steps
     averages = Averages()
+    finite = NonFiniteGuard(training.max_nonfinite, process, skipped)
+    unreadable = UnreadableSamples(folder, config.data.max_unreadable, len(loader.corpus), process, step)
     saved = step
     batches = iter(loader)
     with StopFlag() as stop, RunLog(folder, active=process.first, total_steps=last, done_steps=step) as log:
@@ -112,17 +121,24 @@ def train(
             lr = learning_rate(optimization, step, steps_per_epoch, training.epochs)
             set_learning_rate(engine, lr)
             task.begin_step(step, steps_per_epoch)
+            losses: list[dict[str, Tensor]] = []
+            not_read: list[tuple[int, str]] = []
             for micro in range(loader.share.accumulation):
                 waiting = time.monotonic()
                 batch: Batch = next(batches)
                 waited += time.monotonic() - waiting
                 _seed(training.seed, step, micro, process.rank)
-                losses = task.losses(engine, batch.to(process.device), step, micro)
-                averages.add(losses)
-                engine.backward(losses["loss"])
+                not_read += batch.unreadable
+                losses.append(task.losses(engine, batch.to(process.device), step, micro))
+                engine.backward(poisoned_if_not_finite(losses[-1]["loss"]))
                 engine.step()
-            task.end_step()
             step += 1
+            if finite.passed(engine.was_step_applied(), losses, step):
+                task.end_step()
+                for values in losses:
+                    averages.add(values)
+            else:
+                task.skip_step()
             if step % training.log_every == 0 or step == last:
                 seconds = time.monotonic() - since
                 row = {
@@ -133,11 +149,15 @@ def train(
                     "lr": lr,
                     "samples_per_s": (step - since_step) * loader.share.batch / seconds,
                     "data_wait": waited / seconds,
+                    "skipped_steps": finite.skipped,
+                    "unreadable": len(unreadable.items),
                 }
                 log.write(row)
                 since, waited, since_step = time.monotonic(), 0.0, step
-            signal = stop.agreed()
-            if step % training.save_every == 0 or step == last or signal:
+            signal, news = stop.agreed(bool(not_read))
+            if news:
+                unreadable.add(step, not_read)
+            if (step % training.save_every == 0 and not finite.streak) or step == last or signal:
                 save()
                 saved = step
             if signal:
@@ -162,6 +182,7 @@ def _save(
     config: PretrainingConfig | FinetuningConfig,
     loader: Loader[Any],
     step: int,
+    skipped: int,
     store_tokenizer: Callable[[Path], None],
 ) -> None:
     replicas = [t for module in task.beside.values() for t in module.state_dict().values()]
@@ -185,6 +206,7 @@ def _save(
             folder / "state.json",
             {
                 "step": step,
+                "skipped_steps": skipped,
                 "optimizer_steps": optimizer_steps,
                 "position": asdict(Position(step // loader.steps_per_epoch, step % loader.steps_per_epoch)),
                 "samples": step * loader.share.batch,
@@ -205,8 +227,8 @@ def _resume(
     config: PretrainingConfig | FinetuningConfig,
     loader: Loader[Any],
     process: Process,
-) -> int:
-    """Load the newest complete checkpoint, if there is one, into everything; returns the steps done."""
+) -> tuple[int, int]:
+    """Load the newest complete checkpoint, if there is one, into everything; returns the steps done, and skipped of them."""
     found: list[Any] = [None]
     if process.first:
         path, passed_over = checkpoints.newest()
@@ -216,7 +238,7 @@ def _resume(
     dist.broadcast_object_list(found, src=0)
     path = found[0]
     if path is None:
-        return 0
+        return 0, 0
     state = json.loads((path / "state.json").read_text())
     stored = read_config(type(config), path)
     changed = [k for k in differences(stored, config) if not k.startswith(_FREE_ON_RESUME)]
@@ -235,4 +257,4 @@ def _resume(
         copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
     load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), int(state["optimizer_steps"]))
     process.say(f"Resuming after step {state['step']} from {path}.")
-    return int(state["step"])
+    return int(state["step"]), int(state["skipped_steps"])

@@ -32,11 +32,8 @@ class PretrainingTask(Task):
         self._to_push: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
-        """The teacher follows the student as the last step left it (the official order: average first, then use)."""
-        objectives = self.config.objectives
-        self.distillation = distillation_ramp(objectives.distillation, step, steps_per_epoch)
-        if step > 0:
-            self.teacher.update(self.student, objectives.momentum)
+        """The share of soft targets at this step."""
+        self.distillation = distillation_ramp(self.config.objectives.distillation, step, steps_per_epoch)
 
     def losses(self, engine: nn.Module, batch: CaptionBatch, step: int, micro: int) -> dict[str, Tensor]:
         """The four losses of a micro-batch, and their weighted sum as ``loss``."""
@@ -74,9 +71,17 @@ class PretrainingTask(Task):
         return gumbel[0], gumbel[1]
 
     def end_step(self) -> None:
-        """Push the step's features onto the queue, in the order of the global batch."""
+        """Push the step's features onto the queue, in the order of the global batch; the teacher follows the student.
+
+        The official code lets the teacher follow at the start of the next step, which is the same.
+        """
         for features in self._to_push:
             self.queue.push(*features)
+        self._to_push.clear()
+        self.teacher.update(self.student, self.config.objectives.momentum)
+
+    def skip_step(self) -> None:
+        """Forget the step's features."""
         self._to_push.clear()
 
     def readings(self) -> dict[str, float]:

@@ -5,12 +5,16 @@ import os
 import socket
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from m2i2.errors import M2I2Error
 from m2i2.memory import keep_freed_memory
+
+TIMEOUT = timedelta(minutes=float(os.environ.get("M2I2_TIMEOUT_MINUTES", "15")))
+"""How long a rank waits for the others before it takes them for lost."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def join() -> Process:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
-            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
         except dist.DistNetworkError as e:
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise M2I2Error(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from m2i2.training.processes import TIMEOUT
+
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
@@ -18,7 +20,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._group: Any = dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":
@@ -34,9 +36,12 @@ class StopFlag:
             raise KeyboardInterrupt
         self.signal = number
 
-    def agreed(self) -> int:
-        """The signal that some rank received, or 0; the same answer on every rank. Collective, on the CPU."""
-        flag = torch.tensor([self.signal])
+    def agreed(self, news: bool = False) -> tuple[int, bool]:
+        """The signal that some rank received (or 0), and whether some rank has ``news``; the same on every rank.
+
+        Collective, on the CPU, and the only such exchange of a step.
+        """
+        flags = torch.tensor([self.signal, news])
         if dist.get_world_size() > 1:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return int(flag)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flags[0]), bool(flags[1])

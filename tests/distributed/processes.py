@@ -13,7 +13,8 @@ import torch.multiprocessing as mp
 
 def _run(rank: int, ranks: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...], results: Any) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    place = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_SIZE": ranks, "MASTER_PORT": port, "M2I2_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     try:
         results.put((rank, work(rank, ranks, *arguments), None))

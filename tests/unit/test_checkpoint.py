@@ -82,7 +82,8 @@ def test_a_save_that_fails_leaves_the_previous_one(tmp_path: Path) -> None:
 
     with pytest.raises(M2I2Error, match="No space left on device"):
         checkpoints.save(2, fail)
-    assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-00000001"]
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["latest", "step-00000001"]
+    assert (tmp_path / "c" / "latest").read_text() == "step-00000001\n"
     assert flaw(checkpoints.all()[0]) == ""
 
 

@@ -1,5 +1,6 @@
 """The loader: every item once an epoch at any number of ranks, the same rows, from any starting point."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,16 +101,37 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         Share(10, 2, 0, 4)
 
 
-def test_an_image_that_is_damaged_in_the_shard_is_named(folder: Path, tmp_path: Path) -> None:
-    import shutil
+def damage(folder: Path, items: list[int]) -> None:
+    """Overwrite the images of items in their shards."""
+    split = Corpus.open([folder], "train", "captions").parts[0]
+    for row in split.items[items]:
+        path = folder / split.shards[int(row["shard"])].file
+        data = bytearray(path.read_bytes())
+        start = int(row["image_offset"])
+        data[start : start + int(row["image_size"])] = bytes(int(row["image_size"]))
+        path.write_bytes(data)
 
+
+def test_another_sample_takes_the_place_of_an_unreadable_one(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "captions", tmp_path / "captions")
-    split = Corpus.open([tmp_path / "captions"], "train", "captions").parts[0]
-    row = split.items[11]
-    path = tmp_path / "captions" / split.shards[int(row["shard"])].file
-    data = bytearray(path.read_bytes())
-    start = int(row["image_offset"])
-    data[start : start + int(row["image_size"])] = bytes(int(row["image_size"]))
-    path.write_bytes(data)
-    with pytest.raises(M2I2Error, match="The image phantom-000011 cannot be decoded"):
+    damage(tmp_path / "captions", [11, 30])
+    whole = list(captions(folder, Share(37, 1, 0, 1)))
+    for ranks, workers in ((1, 0), (1, 2)):
+        batches = list(captions(tmp_path, Share(37, 1, 0, ranks), workers))
+        for batch, expected in zip(batches, whole, strict=True):
+            wrong = [i for i, item in enumerate(expected.item.tolist()) if item in (11, 30)]
+            assert sorted(item for item, _ in batch.unreadable) == [11, 30]
+            assert all("holds damaged bytes at offset" in reason for _, reason in batch.unreadable)
+            changed = (batch.item != expected.item).nonzero().flatten().tolist()
+            assert changed == wrong
+            same = [i for i in range(37) if i not in wrong]
+            assert torch.equal(batch.image[same], expected.image[same])
+    again = list(captions(tmp_path, Share(37, 1, 0, 1)))
+    assert all(torch.equal(a.item, b.item) and torch.equal(a.image, b.image) for a, b in zip(batches, again, strict=True))
+
+
+def test_nothing_but_unreadable_samples_is_an_error(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "captions", tmp_path / "captions")
+    damage(tmp_path / "captions", list(range(37)))
+    with pytest.raises(M2I2Error, match=r"17 samples in a row could not be read; the first: .*damaged bytes"):
         list(captions(tmp_path, Share(37, 1, 0, 1)))

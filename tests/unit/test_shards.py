@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import resource
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,28 @@ def test_places_outside_the_shards(shards: Path, field: str) -> None:
         split.read(3)
 
 
+def replace_text(folder: Path, item: int, text: bytes) -> None:
+    """Give an item another text of the same size, with the right checksum."""
+    items = np.load(folder / "train.items.npy")
+    path, start, size = folder / "train-000000.tar", int(items["text_offset"][item]), int(items["text_size"][item])
+    content, text = path.read_bytes(), text[:size].ljust(size)
+    path.write_bytes(content[:start] + text + content[start + size :])
+    items["text_crc32"][item] = zlib.crc32(text)
+    np.save(folder / "train.items.npy", items)
+
+
+@pytest.mark.parametrize("which", ["image", "text"])
+def test_a_flipped_byte_is_found_when_it_is_read(shards: Path, which: str) -> None:
+    split = ShardSplit.open(shards, "train", "captions")
+    path = shards / "train-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[int(split.items[0][f"{which}_offset"]) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(M2I2Error, match=rf"train-000000\.tar holds damaged bytes at offset .* \(the {which} of a sample\)"):
+        split.read(0)
+    assert split.read(1).captions == ("caption 1",)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -126,11 +149,8 @@ def test_places_outside_the_shards(shards: Path, field: str) -> None:
     ],
 )
 def test_damaged_texts(shards: Path, text: bytes) -> None:
+    replace_text(shards, 0, text)
     split = ShardSplit.open(shards, "train", "captions")
-    row = split.items[0]
-    path, start, size = shards / "train-000000.tar", int(row["text_offset"]), int(row["text_size"])
-    content = path.read_bytes()
-    path.write_bytes(content[:start] + text[:size].ljust(size) + content[start + size :])
     for read in (lambda: split.read(0), lambda: list(split.texts())):
         with pytest.raises(M2I2Error, match=r"Item 0 of .*train-000000\.tar has a damaged text"):
             read()
@@ -141,16 +161,15 @@ def test_damaged_questions(tmp_path: Path) -> None:
     assert main(["vqa", "phantoms", "--count", "4", "--output", str(tmp_path / "s"), "--workers", "1"]) == 0
     split = ShardSplit.open(tmp_path / "s", "train", "vqa")
     row = split.items[0]
-    path, start, size = tmp_path / "s" / split.shards[0].file, int(row["text_offset"]), int(row["text_size"])
-    good = json.loads(path.read_bytes()[start : start + size])
+    start, size = int(row["text_offset"]), int(row["text_size"])
+    good = json.loads((tmp_path / "s" / split.shards[0].file).read_bytes()[start : start + size])
     for change in ({"closed": "yes"}, {"answer": 5}, {"metadata": []}, {"extra": "x"}):
         broken = {**good, "questions": [good["questions"][0] | change]}
-        text = json.dumps(broken).encode()
-        content = path.read_bytes()
-        path.write_bytes(content[:start] + text.ljust(size)[:size] + content[start + size :])
-        for read in (lambda: split.read(0), lambda: list(split.texts()), lambda: list(split.questions())):
+        replace_text(tmp_path / "s", 0, json.dumps(broken).encode())
+        split = ShardSplit.open(tmp_path / "s", "train", "vqa")
+        for read in (lambda s: s.read(0), lambda s: list(s.texts()), lambda s: list(s.questions())):
             with pytest.raises(M2I2Error, match="Item 0 of"):
-                read()
+                read(split)
 
 
 def _captions(split: ShardSplit, results: Any) -> None:

@@ -1,0 +1,47 @@
+"""Training runs on a few real ranks with a task of the test's own making, through the training loop's public door."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m2i2.commands.running import make_augmentation, make_loader
+from m2i2.config import PretrainingConfig
+from m2i2.data.corpus import Corpus
+from m2i2.data.loader import CaptionRows, Loader
+from m2i2.data.tokenizer import Tokenizer, train_tokenizer
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.training.engine import DEFAULT_CONFIG
+from m2i2.training.loop import train
+from m2i2.training.pretraining import PretrainingTask
+from m2i2.training.processes import Process, join
+
+
+def tokenizer_of(corpus: Corpus) -> Tokenizer:
+    """A tokenizer of the corpus' own captions."""
+    return train_tokenizer((text for part in corpus.parts for text in part.texts()), 1024)
+
+
+def loader_of(config: PretrainingConfig, corpus: Corpus, tokenizer: Tokenizer, process: Process) -> Loader[Any]:
+    """The loader that the launcher would make."""
+    rows = CaptionRows(
+        augmentation=make_augmentation(config.vision.image_size, config.data),
+        tokenizer=tokenizer,
+        max_words=config.data.max_words,
+        max_tokens=config.data.max_tokens,
+        text_mask_ratio=config.objectives.text_mask_ratio,
+        patches=config.vision.patches,
+    )
+    return make_loader(corpus, rows, config.data, config.training, process)
+
+
+def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask]) -> int:
+    """Train a ``task_type`` in ``folder`` as the launcher would; returns the exit code."""
+    process = join()
+    corpus = Corpus.open(config.data.shards, config.data.split, "captions")
+    tokenizer = tokenizer_of(corpus)
+    torch.manual_seed(0)
+    task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
+    folder.mkdir(exist_ok=True)
+    loader = loader_of(config, corpus, tokenizer, process)
+    return train(task, loader, config, DEFAULT_CONFIG, "built-in", folder, process, torch.float32, tokenizer.save)
