@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -113,7 +114,7 @@ def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
-    """A WordPiece vocabulary of at most ``size`` tokens: every character of ``texts``, then their most frequent words.
+    """A WordPiece vocabulary of at most ``size`` tokens: letters, digits, every character of ``texts``, their frequent words.
 
     Ties are broken by spelling, so that the same texts give the same vocabulary in any order (the trainer of the
     tokenizers library does not promise that). It serves small closed vocabularies such as the demo's.
@@ -122,7 +123,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     words: Counter[str] = Counter()
     for text in texts:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    characters = sorted({c for word in words for c in word})
+    characters = sorted({c for word in words for c in word} | set(string.ascii_lowercase + string.digits))
     pieces = list(dict.fromkeys([*characters, *(f"##{c}" for c in characters)]))
     frequent = [word for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])) if len(word) > 1]
     vocabulary = [*SPECIAL, *pieces, *frequent][: max(size, len(SPECIAL) + len(pieces))]
