@@ -48,7 +48,7 @@ def _pretrain(argv: Sequence[str] | None) -> int:
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("captions", process),)))
-    corpus = Corpus.open(config.data.shards, config.data.split, "captions")
+    corpus = Corpus.open(config.data.shards, config.data.split, "captions", config.data)
     tokenizer = _tokenizer(config, corpus, folder)
     config = replace(config, text=replace(config.text, vocabulary_size=tokenizer.size))
     if config.data.max_tokens > config.text.positions:
