@@ -38,7 +38,7 @@ class AttemptFailed(Exception):
 def require_url(url: str) -> None:
     """M2I2Error for a URL that is not simply a folder in one of the known stores."""
     parts = urlsplit(url)
-    if "::" in url or parts.scheme not in SCHEMES:
+    if "::" in url or url.partition("://")[0] not in SCHEMES:
         raise M2I2Error(
             f"Shards cannot be read from {url!r:.200}: one scheme of {', '.join(SCHEMES)} is taken, without '::'. "
             f"Give a folder of this machine as its plain path."
