@@ -21,6 +21,8 @@ EXAMPLES = """examples:
       --preset paper --shards shards/rocov2 --output runs/rocov2
   deepspeed --num_gpus 2 launchers/pretrain.py --deepspeed_config ds_configs/zero2.json --preset small \\
       --shards shards/rocov2 shards/iu_xray --output runs/small start.text=weights/minilm training.epochs=10
+  deepspeed --num_gpus 8 launchers/pretrain.py --preset paper --shards s3://bucket/rocov2 --output runs/rocov2 \\
+      data.cache_folder=/scratch/m2i2 data.cache_gb=100
 """
 
 
