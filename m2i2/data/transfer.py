@@ -37,7 +37,15 @@ class AttemptFailed(Exception):
 
 def require_url(url: str) -> None:
     """M2I2Error for a URL that is not simply a folder in one of the known stores."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as e:
+        raise M2I2Error(f"{url!r:.200} is no URL ({e}).") from e
+    if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
+        raise M2I2Error(
+            f"The {parts.scheme} URL of the shards carries credentials, which would be stored with the run; put them where "
+            f"{parts.scheme} clients look (environment, ~/.netrc, ~/.aws)."
+        )
     if "::" in url or url.partition("://")[0] not in SCHEMES:
         raise M2I2Error(
             f"Shards cannot be read from {url!r:.200}: one scheme of {', '.join(SCHEMES)} is taken, without '::'. "
@@ -45,11 +53,6 @@ def require_url(url: str) -> None:
         )
     if not parts.netloc or parts.query or parts.fragment or re.search(r"[\s?#*\[\]\\]", url):
         raise M2I2Error(f"{url!r:.200} is no URL of a folder; give {parts.scheme}://PLACE/FOLDER, without query or wildcard.")
-    if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
-        raise M2I2Error(
-            f"The {parts.scheme} URL of the shards carries credentials, which would be stored with the run; put them where "
-            f"{parts.scheme} clients look (environment, ~/.netrc, ~/.aws)."
-        )
 
 
 class Remote:
