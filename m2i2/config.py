@@ -129,11 +129,30 @@ class AnsweringConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class CacheConfig:
+    """Where shards behind a URL are kept, and how they are fetched. Folders of this machine need none of it."""
+
+    cache_folder: str = ""
+    """Where shards behind a URL are kept: on a disk of the node, shared by its ranks. Empty: m2i2/shards in $XDG_CACHE_HOME."""
+    cache_gb: float = 20.0
+    """Largest size of that folder, 10^9 bytes; it must hold two windows of shards, and three for fetching ahead of need."""
+    cache_attempts: int = 5
+    """How often a file is asked for, with growing pauses, before the run ends with an error."""
+    cache_timeout: float = 30.0
+    """Seconds without a byte, or to connect, after which an attempt has failed."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.cache_gb < 1e9, f"data.cache_gb={self.cache_gb} must lie between 0 and 1e9.")
+        require(self.cache_attempts >= 1, f"data.cache_attempts={self.cache_attempts} must be at least 1.")
+        require(0 < self.cache_timeout < 1e9, f"data.cache_timeout={self.cache_timeout} must lie between 0 and 1e9.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(CacheConfig):
     """What is read, and how it is augmented."""
 
     shards: tuple[str, ...] = ()
-    """Folders made by tools/make_shards.py."""
+    """Folders made by tools/make_shards.py, or their URLs (s3://, https:// and others)."""
     split: str = "train"
     max_words: int = 30
     """Longer captions and questions are cut after this many words (official)."""
@@ -153,6 +172,7 @@ class DataConfig:
     """Share of the data set that may turn out unreadable while training; others take the place of unreadable samples."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1.")
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative.")

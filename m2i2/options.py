@@ -125,10 +125,13 @@ def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def _explanations(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, first sentence as it stands."""
+    """The string below each field of a dataclass and of those that it extends, first sentence as it stands."""
+    found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            found |= _explanations(base)
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
     for field_node, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(field_node, ast.AnnAssign)

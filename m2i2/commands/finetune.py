@@ -60,7 +60,7 @@ def _finetune(argv: Sequence[str] | None) -> int:
         max_tokens=config.text.positions,
         normalisation=config.answering.normalisation,
     )
-    corpus = Corpus.open(config.data.shards, config.data.split, "vqa")
+    corpus = Corpus.open(config.data.shards, config.data.split, "vqa", config.data)
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = VQAModel(config.vision, config.text)

@@ -23,7 +23,8 @@ import numpy as np
 from m2i2.data.encoding import Encoded, Encoding, Reject, encode
 from m2i2.data.identity import by_shard, identity, keys_digest, records_digest, together
 from m2i2.data.records import ImageRecord, Source
-from m2i2.data.shards import FORMAT, INDEX, ITEM, SPLIT_NAME, Shard, read_index
+from m2i2.data.shards import FORMAT, ITEM, SPLIT_NAME, read_index
+from m2i2.data.storage import INDEX, Shard
 from m2i2.data.tar import TarWriter
 from m2i2.errors import M2I2Error
 from m2i2.files import sha256_of, write_text

@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2i2.data.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.data.corpus import Corpus
+from m2i2.data.lookahead import Lookahead
 from m2i2.data.masking import mask_tokens
 from m2i2.data.order import Order
 from m2i2.data.randomness import sample_generator
 from m2i2.data.sampling import Position, Share, StepSampler
+from m2i2.data.storage import Unavailable
 from m2i2.data.text import Normalisation, clean_answer, clean_caption, clean_question
 from m2i2.data.tokenizer import Tokenizer
 from m2i2.data.transforms import Augmentation
@@ -120,24 +122,38 @@ def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Ten
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-class _Items(Dataset[Row]):
+@dataclass(frozen=True)
+class Trouble:
+    """An error on its way from a worker to the training process; torch would wrap an exception in a traceback."""
+
+    message: str
+
+
+class _Items(Dataset[Row | Trouble]):
     """Items by (epoch, number), each with its own random stream.
 
     In the place of an item that cannot be read comes another one of the data set, drawn from the item's own stream: every
-    rank goes on with the same number of steps, and a rerun makes the same choice.
+    rank goes on with the same number of steps, and a rerun makes the same choice. Not so where a store does not answer:
+    that is `Trouble`.
     """
 
-    def __init__(self, corpus: Corpus, rows: Callable[[Any, np.random.Generator], Row], seed: int) -> None:
-        self.corpus, self.rows, self.seed = corpus, rows, seed
+    def __init__(
+        self, corpus: Corpus, rows: Callable[[Any, np.random.Generator], Row], seed: int, lookahead: Lookahead | None
+    ) -> None:
+        self.corpus, self.rows, self.seed, self.lookahead = corpus, rows, seed, lookahead
 
-    def __getitem__(self, index: Any) -> Row:
+    def __getitem__(self, index: Any) -> Row | Trouble:
         epoch, item = index
+        if self.lookahead:
+            self.lookahead.reading(epoch, item)
         unreadable: list[tuple[int, str]] = []
         others = iter(sample_generator(self.seed, epoch, item, stream=1).integers(len(self.corpus), size=_SUBSTITUTES))
         while True:
             try:
                 row = self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))
                 return {"item": item, "unreadable": unreadable, **row}
+            except Unavailable as e:
+                return Trouble(str(e))
             except M2I2Error as e:
                 unreadable.append((item, str(e)))
                 try:
@@ -152,9 +168,14 @@ class _Collate:
 
     rows: Any
 
-    def __call__(self, rows: list[Row]) -> Batch:
-        batch: Batch = self.rows.collate(rows)
-        batch.unreadable = tuple(entry for row in rows for entry in row["unreadable"])
+    def __call__(self, rows: list[Row | Trouble]) -> Batch | Trouble:
+        read: list[Row] = []
+        for row in rows:
+            if isinstance(row, Trouble):
+                return row
+            read.append(row)
+        batch: Batch = self.rows.collate(read)
+        batch.unreadable = tuple(entry for row in read for entry in row["unreadable"])
         return batch
 
 
@@ -163,6 +184,13 @@ def _start_worker(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _untroubled(batches: Iterator[B | Trouble]) -> Iterator[B]:
+    for batch in batches:
+        if isinstance(batch, Trouble):
+            raise Unavailable(batch.message)
+        yield batch
 
 
 class Loader(Generic[B]):
@@ -189,7 +217,10 @@ class Loader(Generic[B]):
             workers,
             pin_memory,
         )
-        self.sampler = StepSampler(Order(corpus.shard_items, corpus.fingerprint, seed, window), share, epochs, start or Position())
+        order = Order(corpus.shard_items, corpus.fingerprint, seed, window)
+        self.sampler = StepSampler(order, share, epochs, start or Position())
+        remote = any(part.storage.capacity is not None for part in corpus.parts)
+        self.lookahead = Lookahead(corpus, order, epochs) if remote else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -197,17 +228,16 @@ class Loader(Generic[B]):
         return self.sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[B]:
-        return iter(
-            DataLoader(
-                _Items(self.corpus, self.rows, self.seed),
-                batch_sampler=self.sampler,
-                collate_fn=_Collate(self.rows),
-                num_workers=self.workers,
-                worker_init_fn=_start_worker if self.workers else None,
-                prefetch_factor=2 if self.workers else None,
-                pin_memory=self.pin_memory,
-            )
+        batches = DataLoader(
+            _Items(self.corpus, self.rows, self.seed, self.lookahead),
+            batch_sampler=self.sampler,
+            collate_fn=_Collate(self.rows),
+            num_workers=self.workers,
+            worker_init_fn=_start_worker if self.workers else None,
+            prefetch_factor=2 if self.workers else None,
+            pin_memory=self.pin_memory,
         )
+        return _untroubled(iter(batches))
 
     def starting_at(self, start: Position) -> None:
         """Begin the next iteration at ``start``."""

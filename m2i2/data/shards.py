@@ -6,10 +6,8 @@ items: the table of items is mapped, not read.
 """
 
 import json
-import os
 import re
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2i2.config import CacheConfig
 from m2i2.data.records import KINDS, Kind, Question
+from m2i2.data.storage import INDEX, Shard, Storage, storage_of
 from m2i2.errors import M2I2Error
 
-INDEX = "index.json"
 SPLIT_NAME = re.compile(r"[a-z0-9_]+")
 FORMAT = 2
 ITEM = np.dtype(
@@ -55,22 +54,12 @@ class Sample:
     shard: str
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A tar of the index."""
-
-    file: str
-    samples: int
-    items: int
-    bytes: int
-    sha256: str
-
-
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(place: str | Path | Storage) -> dict[str, Any]:
     """The index of a shard folder, its shape checked; M2I2Error where there is none or it is not one of ours."""
-    path = folder / INDEX
+    storage = storage_of(place)
+    path = storage.name_of(INDEX)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(storage.index())
         if index["format"] != FORMAT:
             raise M2I2Error(f"{path} has format {index['format']!r}, this version reads {FORMAT}; build the shards again.")
         if index["kind"] not in KINDS or not isinstance(index["fingerprint"], str):
@@ -87,9 +76,6 @@ def read_index(folder: Path) -> dict[str, Any]:
                 sizes = (shard.samples, shard.items, shard.bytes)
                 if not all(type(n) is int and 0 <= n < 1 << 53 for n in sizes) or not isinstance(shard.sha256, str):
                     raise ValueError(f"sizes of {shard.file}")
-    except FileNotFoundError as e:
-        what = "was not finished" if folder.is_dir() and any(folder.iterdir()) else "holds no shards"
-        raise M2I2Error(f"{folder} has no {INDEX}: it {what}; run tools/make_shards.py with it as --output.") from e
     except M2I2Error:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -98,43 +84,32 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 class ShardSplit:
-    """One split of a shard folder, read by item number. Open files are cached per process; it may be pickled and forked."""
+    """One split of a shard folder, read by item number. It may be pickled and forked."""
 
-    def __init__(self, directory: Path, name: str, index: Mapping[str, Any]) -> None:
-        self.directory, self.name = directory, name
+    def __init__(self, storage: Storage, name: str, index: Mapping[str, Any]) -> None:
+        self.storage, self.name = storage, name
         self.kind: Kind = index["kind"]
         split = index["splits"][name]
         self.fingerprint = str(index["fingerprint"])
         self.shards = [Shard(**row) for row in split["shards"]]
         self.shard_items: NDArray[np.int64] = np.array([shard.items for shard in self.shards], dtype=np.int64)
-        self._table = directory / f"{name}.items.npy"
-        self._check_files()
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._pid = os.getpid()
+        storage.check(self.shards)
+        self._table = storage.table(name, int(self.shard_items.sum()), split["items_sha256"])
+        self._map_table()
 
     @classmethod
-    def open(cls, directory: Path, split: str, kind: Kind) -> "ShardSplit":
-        """M2I2Error for a folder without finished shards, shards of the other kind, or a split that is not there."""
-        index = read_index(directory)
+    def open(cls, place: str | Path | Storage, split: str, kind: Kind, cache: CacheConfig | None = None) -> "ShardSplit":
+        """A split of a folder or URL; M2I2Error for one without finished shards, of the other kind, or without the split."""
+        storage = storage_of(place, cache)
+        index = read_index(storage)
         if index["kind"] != kind:
             stage = "pretraining" if kind == "captions" else "finetuning and evaluation"
-            raise M2I2Error(f"{directory} holds {index['kind']} shards; {stage} needs {kind}.")
+            raise M2I2Error(f"{storage.place} holds {index['kind']} shards; {stage} needs {kind}.")
         if split not in index["splits"]:
-            raise M2I2Error(f"{directory} has no split {split!r}; it has {', '.join(index['splits'])}.")
-        return cls(directory, split, index)
+            raise M2I2Error(f"{storage.place} has no split {split!r}; it has {', '.join(index['splits'])}.")
+        return cls(storage, split, index)
 
-    def _check_files(self) -> None:
-        for shard in self.shards:
-            path = self.directory / shard.file
-            try:
-                size = path.stat().st_size
-            except OSError as e:
-                raise M2I2Error(f"The shard {path} of the index cannot be read: {e.strerror}. Copy it again.") from e
-            if size != shard.bytes:
-                raise M2I2Error(
-                    f"The shard {path} has {size} bytes, the index says {shard.bytes}: it is truncated or the index is "
-                    f"stale. Copy the folder again, or build the shards again."
-                )
+    def _map_table(self) -> None:
         try:
             table = np.load(self._table, mmap_mode="r", allow_pickle=False)
             if not isinstance(table, np.memmap) or self._table.stat().st_size != table.offset + table.nbytes:
@@ -149,10 +124,10 @@ class ShardSplit:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory, "name": self.name}
+        return {"storage": self.storage, "name": self.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["directory"], state["name"], read_index(state["directory"]))  # type: ignore[misc]
+        self.__init__(state["storage"], state["name"], read_index(state["storage"]))  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -202,10 +177,10 @@ class ShardSplit:
         return question
 
     def _damaged(self, item: int, e: Exception) -> M2I2Error:
-        file = self.directory / self.shards[int(self.items[item]["shard"])].file
+        file = self.storage.name_of(self.shards[int(self.items[item]["shard"])].file)
         return M2I2Error(
             f"Item {item} of {file} has a damaged text ({type(e).__name__}: {e}); "
-            f"check the folder with tools/make_shards.py verify {self.directory}."
+            f"check the folder with tools/make_shards.py verify {self.storage.place}."
         )
 
     def _bytes(self, row: Any, which: str) -> bytes:
@@ -215,26 +190,22 @@ class ShardSplit:
             raise M2I2Error(
                 f"{self._table} points outside its shards (shard {shard}, offset {offset}, {size} bytes); build them again."
             )
-        path = self.directory / self.shards[shard].file
-        try:
-            data = os.pread(self._file(shard), size, offset)
-        except OSError as e:
-            raise M2I2Error(f"Reading {path} failed: {e.strerror}.") from e
+        stored, crc32 = self.shards[shard], int(row[f"{which}_crc32"])
+        data = self._read(stored, offset, size)
+        if (len(data) != size or zlib.crc32(data) != crc32) and self.storage.mended(stored):
+            data = self._read(stored, offset, size)
+        path = self.storage.name_of(stored.file)
         if len(data) != size:
             raise M2I2Error(f"{path} ends before offset {offset + size}: it is truncated. Copy it again.")
-        if zlib.crc32(data) != int(row[f"{which}_crc32"]):
+        if zlib.crc32(data) != crc32:
             raise M2I2Error(f"{path} holds damaged bytes at offset {offset} (the {which} of a sample). Copy it again.")
         return data
 
-    def _file(self, shard: int) -> int:
-        if self._pid != os.getpid():  # a forked worker opens its own
-            self._files, self._pid = OrderedDict(), os.getpid()
-        if shard not in self._files:
-            if len(self._files) >= 64:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self.directory / self.shards[shard].file, os.O_RDONLY)
-        self._files.move_to_end(shard)
-        return self._files[shard]
+    def _read(self, shard: Shard, offset: int, size: int) -> bytes:
+        try:
+            return self.storage.read(shard, offset, size)
+        except OSError as e:
+            raise M2I2Error(f"Reading {self.storage.name_of(shard.file)} failed: {e.strerror}.") from e
 
     def questions(self) -> Iterator[tuple[int, str, Question]]:
         """(item, key, question) of a vqa split, without its images."""

@@ -29,7 +29,7 @@ from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 
 _FREE_ON_RESUME = (
     *(f"training.{name}" for name in ("max_steps", "save_every", "keep", "log_every", "max_nonfinite", "accumulation")),
-    *("data.workers", "data.shards", "data.max_unreadable", "start."),
+    *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
