@@ -10,8 +10,10 @@ from m2i2.errors import M2I2Error
 
 EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
+EXIT_INTERRUPTED = 130
 
 _LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|nccl|socketstarterror", re.IGNORECASE)
+_WORKER = re.compile(r"^DataLoader worker .*(killed by signal|exited unexpectedly)")
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -27,21 +29,31 @@ def guarded(command: Callable[[], int]) -> int:
     except M2I2Error as error:
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"interrupted{where}", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     except Exception as error:
+        print(_explained(error, where), file=sys.stderr, flush=True)
         code = EXIT_FAULT
-        if ranks > 1 and lost_another_rank(error):
-            print(
-                f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
-                f"stands above or in its own log. The same command resumes from the newest checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
-        else:
-            print(f"fault{where}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     if ranks > 1:
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _explained(error: Exception, where: str) -> str:
+    """A fault with its traceback; a lost rank or loader process, which is no fault of the program, in a paragraph."""
+    if _WORKER.search(str(error)):
+        return (
+            f"error{where}: a loader process ended ({str(error).splitlines()[0]}). The machine may be out of memory: lower "
+            f"data.workers or training.batch. The same command resumes from the newest checkpoint."
+        )
+    if where and lost_another_rank(error):
+        return (
+            f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
+            f"stands above or in its own log. The same command resumes from the newest checkpoint."
+        )
+    return f"fault{where}:\n{traceback.format_exc()}"
 
 
 def lost_another_rank(error: Exception) -> bool:

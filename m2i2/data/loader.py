@@ -1,6 +1,8 @@
 """From samples to batches: rows made by worker processes, each from its sample's own random stream."""
 
 import hashlib
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -120,7 +122,7 @@ def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Ten
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-class _Items(Dataset[Row]):
+class _Items(Dataset[Row | M2I2Error]):
     """Items by (epoch, number), each with its own random stream.
 
     In the place of an item that cannot be read comes another one of the data set, drawn from the item's own stream: every
@@ -130,7 +132,7 @@ class _Items(Dataset[Row]):
     def __init__(self, corpus: Corpus, rows: Callable[[Any, np.random.Generator], Row], seed: int) -> None:
         self.corpus, self.rows, self.seed = corpus, rows, seed
 
-    def __getitem__(self, index: Any) -> Row:
+    def __getitem__(self, index: Any) -> Row | M2I2Error:
         epoch, item = index
         unreadable: list[tuple[int, str]] = []
         others = iter(sample_generator(self.seed, epoch, item, stream=1).integers(len(self.corpus), size=_SUBSTITUTES))
@@ -143,26 +145,48 @@ class _Items(Dataset[Row]):
                 try:
                     item = int(next(others))
                 except StopIteration:
-                    raise M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}") from e
+                    return M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}")
 
 
 @dataclass(frozen=True)
 class _Collate:
-    """Rows to a batch that also says what could not be read."""
+    """Rows to a batch that also says what could not be read.
+
+    An error travels in the batch's place: raised in a worker it would arrive with the worker's traceback as its text.
+    """
 
     rows: Any
 
-    def __call__(self, rows: list[Row]) -> Batch:
-        batch: Batch = self.rows.collate(rows)
-        batch.unreadable = tuple(entry for row in rows for entry in row["unreadable"])
+    def __call__(self, rows: list[Row | M2I2Error]) -> Batch | M2I2Error:
+        good: list[Row] = []
+        for row in rows:
+            if isinstance(row, M2I2Error):
+                return row
+            good.append(row)
+        batch: Batch = self.rows.collate(good)
+        batch.unreadable = tuple(entry for row in good for entry in row["unreadable"])
         return batch
 
 
 def _start_worker(_: int) -> None:
-    """Workers leave signals to the training process and compute on one thread."""
+    """Workers leave signals to the training process and compute on one thread.
+
+    DataLoader's workers end within seconds of their parent, but for one whose parent was killed before it came to look.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)
     for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _raising(batches: Iterator[B | M2I2Error]) -> Iterator[B]:
+    """The batches, up to an error, which is raised."""
+    for batch in batches:
+        if isinstance(batch, M2I2Error):
+            raise batch
+        yield batch
 
 
 class Loader(Generic[B]):
@@ -197,17 +221,16 @@ class Loader(Generic[B]):
         return self.sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[B]:
-        return iter(
-            DataLoader(
-                _Items(self.corpus, self.rows, self.seed),
-                batch_sampler=self.sampler,
-                collate_fn=_Collate(self.rows),
-                num_workers=self.workers,
-                worker_init_fn=_start_worker if self.workers else None,
-                prefetch_factor=2 if self.workers else None,
-                pin_memory=self.pin_memory,
-            )
+        loader = DataLoader(
+            _Items(self.corpus, self.rows, self.seed),
+            batch_sampler=self.sampler,
+            collate_fn=_Collate(self.rows),
+            num_workers=self.workers,
+            worker_init_fn=_start_worker if self.workers else None,
+            prefetch_factor=2 if self.workers else None,
+            pin_memory=self.pin_memory,
         )
+        return _raising(iter(loader))
 
     def starting_at(self, start: Position) -> None:
         """Begin the next iteration at ``start``."""
