@@ -67,7 +67,7 @@ def demo_shards(kind: Kind, process: Process) -> str:
     return str(folder)
 
 
-def lock(folder: Path, seconds: float = 30) -> None:
+def lock(folder: Path, seconds: float = 10) -> None:
     """Keep other processes from training in ``folder`` until this one ends, however it ends.
 
     M2I2Error where another one still does after ``seconds``: a killed run's processes may take a moment to go. File systems
