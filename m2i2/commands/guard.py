@@ -19,8 +19,9 @@ _WORKER = re.compile(r"^DataLoader worker .*(killed by signal|exited unexpectedl
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command`` and return its exit code.
 
-    A rank among several that fails ends at once, without waiting for the others in any collective. The others lose their
-    connection to it, say so in a line, after the failed rank has said why, and end too.
+    A rank that fails ends at once, without waiting for the others in any collective, nor for loader processes and the process
+    group's threads, which can hang or abort an interpreter that shuts down around them. The others lose their connection to
+    it, say so in a line, after the failed rank has said why, and end too.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     where = f" (rank {os.environ.get('RANK', '0')})" if ranks > 1 else ""
@@ -35,7 +36,7 @@ def guarded(command: Callable[[], int]) -> int:
     except Exception as error:
         print(_explained(error, where), file=sys.stderr, flush=True)
         code = EXIT_FAULT
-    if ranks > 1:
+    if ranks > 1 or "RANK" in os.environ:  # a process alone has joined itself
         sys.stdout.flush()
         os._exit(code)
     return code
