@@ -36,7 +36,7 @@ def guarded(command: Callable[[], int]) -> int:
     except Exception as error:
         print(_explained(error, where), file=sys.stderr, flush=True)
         code = EXIT_FAULT
-    if ranks > 1 or "RANK" in os.environ:  # a process alone has joined itself
+    if "RANK" in os.environ:  # in a process that is alone too, once it has joined itself
         sys.stdout.flush()
         os._exit(code)
     return code
