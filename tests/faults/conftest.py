@@ -23,5 +23,5 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of 60 steps on two ranks."""
     run = Watched([*torchrun(2), "--shards", shards, *SETTINGS], tmp_path_factory.mktemp("undisturbed"))
-    assert run.wait(240) == 0, run.output[-3000:]
+    assert run.wait(600) == 0, run.output[-3000:]
     return run.run

@@ -82,7 +82,7 @@ class Watched:
         self.tree()
         return rank.children() if rank else []
 
-    def wait_until(self, there: Callable[[], bool], seconds: float = 120) -> bool:
+    def wait_until(self, there: Callable[[], bool], seconds: float = 300) -> bool:
         """Whether ``there`` came true before the command ended."""
         end = time.monotonic() + seconds
         while not there():
@@ -92,7 +92,7 @@ class Watched:
             time.sleep(0.005)
         return True
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """The command's exit code."""
         self.tree()
         try:

@@ -10,7 +10,7 @@ from tests.faults.runs import SETTINGS, Watched, assert_each_once_an_epoch, item
 def test_two_four_one_two_ranks(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     for ranks, steps in ((2, 4), (4, 9), (1, 13), (2, 20)):
         run = Watched([*torchrun(ranks), "--shards", shards, *SETTINGS, f"training.max_steps={steps}"], tmp_path)
-        assert run.wait(240) == 0, run.output[-3000:]
+        assert run.wait(600) == 0, run.output[-3000:]
         assert f"= {ranks} rank(s) x {16 // ranks} x 1" in run.output
     assert_each_once_an_epoch(items(run.run))
     assert items(run.run) == items(undisturbed)[:20]
