@@ -1,5 +1,6 @@
 """What the tests of faults share: small shards, and a run on two ranks that nothing disturbed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ from m2i2.commands.make_shards import main as make_shards
 from tests.faults.runs import ITEMS, SETTINGS, Watched, torchrun
 
 STEPS = 60
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    yield
+    for run in Watched.started:
+        if run.process.poll() is None:
+            run.kill_all()
 
 
 @pytest.fixture(scope="session")

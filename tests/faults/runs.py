@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -40,6 +40,9 @@ def torchrun(ranks: int) -> list[str]:
 class Watched:
     """A command that runs in ``folder`` with the run ``folder/run``; its output goes to ``folder/output``."""
 
+    started: ClassVar[list["Watched"]] = []
+    """All of them, so that a test that fails leaves none behind (see conftest.py)."""
+
     def __init__(self, words: Sequence[object], folder: Path, extra: dict[str, str] | None = None) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.run = folder, folder / "run"
@@ -49,6 +52,7 @@ class Watched:
                 list(map(str, words)), cwd=folder, env=environment() | (extra or {}), stdout=out, stderr=subprocess.STDOUT
             )
         self.seen.add(psutil.Process(self.process.pid))
+        self.started.append(self)
 
     @property
     def output(self) -> str:
