@@ -226,6 +226,8 @@ class TrainingConfig:
     max_nonfinite: int = 10
     """Optimizer steps in a row whose loss or gradient may be infinite or NaN; such steps are skipped."""
     log_every: int = 10
+    log_items: bool = False
+    """Write the numbers of each step's samples to items.jsonl: what was consumed, for audits."""
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
 

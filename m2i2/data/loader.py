@@ -1,6 +1,8 @@
 """From samples to batches: rows made by worker processes, each from its sample's own random stream."""
 
 import hashlib
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -122,19 +124,12 @@ def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Ten
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """An error on its way from a worker to the training process; torch would wrap an exception in a traceback."""
-
-    message: str
-
-
-class _Items(Dataset[Row | Trouble]):
+class _Items(Dataset[Row | M2I2Error]):
     """Items by (epoch, number), each with its own random stream.
 
     In the place of an item that cannot be read comes another one of the data set, drawn from the item's own stream: every
     rank goes on with the same number of steps, and a rerun makes the same choice. Not so where a store does not answer:
-    that is `Trouble`.
+    that is an error.
     """
 
     def __init__(
@@ -142,7 +137,7 @@ class _Items(Dataset[Row | Trouble]):
     ) -> None:
         self.corpus, self.rows, self.seed, self.lookahead = corpus, rows, seed, lookahead
 
-    def __getitem__(self, index: Any) -> Row | Trouble:
+    def __getitem__(self, index: Any) -> Row | M2I2Error:
         epoch, item = index
         if self.lookahead:
             self.lookahead.reading(epoch, item)
@@ -153,43 +148,53 @@ class _Items(Dataset[Row | Trouble]):
                 row = self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))
                 return {"item": item, "unreadable": unreadable, **row}
             except Unavailable as e:
-                return Trouble(str(e))
+                return e
             except M2I2Error as e:
                 unreadable.append((item, str(e)))
                 try:
                     item = int(next(others))
                 except StopIteration:
-                    raise M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}") from e
+                    return M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}")
 
 
 @dataclass(frozen=True)
 class _Collate:
-    """Rows to a batch that also says what could not be read."""
+    """Rows to a batch that also says what could not be read.
+
+    An error travels in the batch's place: raised in a worker it would arrive with the worker's traceback as its text.
+    """
 
     rows: Any
 
-    def __call__(self, rows: list[Row | Trouble]) -> Batch | Trouble:
-        read: list[Row] = []
+    def __call__(self, rows: list[Row | M2I2Error]) -> Batch | M2I2Error:
+        good: list[Row] = []
         for row in rows:
-            if isinstance(row, Trouble):
+            if isinstance(row, M2I2Error):
                 return row
-            read.append(row)
-        batch: Batch = self.rows.collate(read)
-        batch.unreadable = tuple(entry for row in read for entry in row["unreadable"])
+            good.append(row)
+        batch: Batch = self.rows.collate(good)
+        batch.unreadable = tuple(entry for row in good for entry in row["unreadable"])
         return batch
 
 
 def _start_worker(_: int) -> None:
-    """Workers leave signals to the training process and compute on one thread."""
+    """Workers leave signals to the training process and compute on one thread.
+
+    DataLoader's workers end within seconds of their parent, but for one whose parent was killed before it came to look.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)
     for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _untroubled(batches: Iterator[B | Trouble]) -> Iterator[B]:
+def _raising(batches: Iterator[B | M2I2Error]) -> Iterator[B]:
+    """The batches, up to an error, which is raised."""
     for batch in batches:
-        if isinstance(batch, Trouble):
-            raise Unavailable(batch.message)
+        if isinstance(batch, M2I2Error):
+            raise batch
         yield batch
 
 
@@ -228,7 +233,7 @@ class Loader(Generic[B]):
         return self.sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[B]:
-        batches = DataLoader(
+        loader = DataLoader(
             _Items(self.corpus, self.rows, self.seed, self.lookahead),
             batch_sampler=self.sampler,
             collate_fn=_Collate(self.rows),
@@ -237,7 +242,7 @@ class Loader(Generic[B]):
             prefetch_factor=2 if self.workers else None,
             pin_memory=self.pin_memory,
         )
-        return _untroubled(iter(batches))
+        return _raising(iter(loader))
 
     def starting_at(self, start: Position) -> None:
         """Begin the next iteration at ``start``."""

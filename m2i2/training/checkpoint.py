@@ -60,7 +60,7 @@ def seal(folder: Path) -> None:
     """Write the manifest: every file's size and sha256. A folder without a valid one is no checkpoint."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
-    for path in files:
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
         _sync(path)
     write_json(folder / MANIFEST, {"format": FORMAT, "files": rows})
     _sync(folder / MANIFEST)
@@ -119,15 +119,22 @@ class Checkpoints:
         for path in self.folder.glob(".writing-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest complete checkpoint, and a line for each newer one that was passed over, with the reason."""
-        passed_over: list[str] = []
+    def newest(self) -> tuple[Path | None, dict[str, str]]:
+        """The newest complete checkpoint, and the names of the newer ones that were passed over, each with the reason."""
+        passed_over: dict[str, str] = {}
         for path in self.all():
             reason = flaw(path)
             if not reason:
                 return path, passed_over
-            passed_over.append(f"{path.name}: {reason}")
+            passed_over[path.name] = reason
         return None, passed_over
+
+    def set_aside(self, name: str) -> Path:
+        """Rename a checkpoint that was passed over: it stays for people to look at, and counts no more among those kept."""
+        aside = self.folder / f"{name}.damaged"
+        if aside.exists():
+            shutil.rmtree(aside)
+        return (self.folder / name).rename(aside)
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill a folder on rank 0, seal it, give it its name, and delete what is older than the last ``keep``.
@@ -136,6 +143,7 @@ class Checkpoints:
         """
         final = self.folder / self.name(step)
         failure: list[str | None] = [None]
+        fault: Exception | None = None
         if dist.get_rank() == 0:
             temporary = self.folder / f".writing-{self.name(step)}"
             try:
@@ -150,10 +158,13 @@ class Checkpoints:
                 write_text(self.folder / "latest", final.name + "\n")
                 for old in self._outdated():
                     shutil.rmtree(old)
-            except (OSError, SafetensorError) as e:
+            except Exception as e:
                 shutil.rmtree(temporary, ignore_errors=True)
-                failure[0] = str(e)
+                failure[0] = str(e) or type(e).__name__
+                fault = None if isinstance(e, (OSError, SafetensorError)) else e
         dist.broadcast_object_list(failure, src=0)
+        if fault:
+            raise fault
         if failure[0]:
             raise M2I2Error(
                 f"Saving the checkpoint {final} failed: {failure[0]}. Earlier checkpoints are untouched; "
@@ -171,7 +182,7 @@ def find_checkpoint(source: str | Path) -> Path:
         raise M2I2Error(f"There is no checkpoint {path}.")
     newest, passed_over = Checkpoints(path / "checkpoints").newest()
     if newest is None:
-        why = f" ({'; '.join(passed_over)})" if passed_over else ""
+        why = f" ({'; '.join(f'{name}: {reason}' for name, reason in passed_over.items())})" if passed_over else ""
         raise M2I2Error(f"{path} holds no complete checkpoint{why}; name a run's folder or a checkpoint in it.")
     return newest
 
