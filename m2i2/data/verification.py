@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from m2i2.data.shards import read_table
 from m2i2.data.tar import members
-from m2i2.files import sha256_of
+from m2i2.errors import M2I2Error
+from m2i2.files import check_file, sha256_of
 
 
 def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] = lambda file: None) -> list[str]:
@@ -18,16 +18,17 @@ def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] 
     for name, split in index["splits"].items():
         table = folder / f"{name}.items.npy"
         try:
+            items = read_table(table, sum(row["items"] for row in split["shards"]))
             if sha256_of(table) != split["items_sha256"]:
                 faults.append(f"{table.name}: does not match its hash")
-            items = np.load(table, allow_pickle=False)
-        except (OSError, ValueError, EOFError, KeyError) as e:
+        except (OSError, M2I2Error) as e:
             faults.append(f"{table.name}: cannot be read ({e})")
             continue
         for number, row in enumerate(split["shards"]):
             path = folder / row["file"]
             progress(row["file"])
             try:
+                check_file(path)
                 digest = sha256_of(path)
                 found = members(path)
             except (OSError, tarfile.TarError, ValueError) as e:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m2i2.distributed import max_over_ranks
 from m2i2.errors import M2I2Error
-from m2i2.files import write_text
+from m2i2.files import parse_json, write_text
 from m2i2.training.processes import Process
 
 
@@ -88,10 +88,10 @@ class UnreadableSamples:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows.append({"step": int(row["step"]), "item": int(row["item"]), "reason": str(row["reason"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue  # a line that a kill cut off
     return rows
