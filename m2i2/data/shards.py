@@ -175,6 +175,15 @@ class ShardSplit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["directory"], state["name"], read_index(state["directory"]))  # type: ignore[misc]
 
+    def close(self) -> None:
+        """Close the files; the next reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
     def __len__(self) -> int:
         return len(self.items)
 

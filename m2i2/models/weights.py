@@ -4,6 +4,7 @@ Everything here works on plain ``{name: tensor}`` dictionaries; `load` puts one 
 both sides is accounted for.
 """
 
+import io
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -30,10 +31,11 @@ _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 def read_checkpoint(path: Path) -> Any:
     """A ``.pth``/``.bin`` file without ever running code from it; M2I2Error where it is damaged or asks for code."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("it is compressed, which torch.save never does")
+        if not zipfile.is_zipfile(path):  # from before PyTorch 1.6; a file in memory gives no more bytes than it has
+            return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file raises almost anything
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
