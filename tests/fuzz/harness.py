@@ -21,6 +21,10 @@ MEMORY = 1 << 30
 """Address space that reading one input may add, bytes; every valid input is far below a megabyte."""
 
 
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where the inputs are written: opening a file costs more than reading it."""
+
+
 class Unbounded(BaseException):
     """An input that takes too long, or asks for too much memory: a finding."""
 
@@ -89,7 +93,7 @@ def _bounded() -> Iterator[None]:
 def explore(reader: Reader, inputs: int, fresh: bool) -> Count:
     """Try ``inputs`` malformed inputs, the same in every run unless ``fresh``; the smallest one that fails is shown."""
     count = Count()
-    with tempfile.TemporaryDirectory(prefix="m2i2-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="m2i2-fuzz-", dir=IN_MEMORY) as folder:
         opened = reader.open(Path(folder))
         for seed in opened.seeds:
             assert not refuses(opened.read, seed), f"{reader.name} refuses a valid input: {seed[:200]!r}"

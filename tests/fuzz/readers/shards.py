@@ -22,8 +22,8 @@ from tests.fuzz.mutation import either, mutated_bytes, mutated_json
 
 
 def _made(folder: Path, kind: Kind) -> Path:
-    source = open_source(kind, "phantoms", None, count=6)
-    build(source, folder / kind, Encoding(side=16), options={"count": 6}, samples_per_shard=2)
+    source = open_source(kind, "phantoms", None, count=3)
+    build(source, folder / kind, Encoding(side=16), options={"count": 3}, samples_per_shard=2)
     return folder / kind
 
 
