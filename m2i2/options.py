@@ -25,7 +25,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> M2I2Error:
-    near = difflib.get_close_matches(key, known, n=3)
+    near = difflib.get_close_matches(key[:100], known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the keys here are {', '.join(known)}."
     return M2I2Error(f"Unknown setting {shown(key)}; {hint} --help lists all of them.")
 

@@ -4,13 +4,13 @@ Everything here works on plain ``{name: tensor}`` dictionaries; `load` puts one 
 both sides is accounted for.
 """
 
-import io
+import mmap
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -31,8 +31,9 @@ _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 def read_checkpoint(path: Path) -> Any:
     """A ``.pth``/``.bin`` file without ever running code from it; M2I2Error where it is damaged or asks for code."""
     try:
-        if not zipfile.is_zipfile(path):  # from before PyTorch 1.6; a file in memory gives no more bytes than it has
-            return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(path):  # from before PyTorch 1.6; a mapped file allocates no more bytes than it has
+            with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                return torch.load(cast(Any, mapped), map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")

@@ -12,7 +12,7 @@ from m2i2.files import check_file, parse_json, read_bytes
 
 MOST_LIST = 512 << 20
 """Bytes of a JSON list, which is read whole; JSONL is read line by line."""
-MOST_LINE = 16 << 20
+MOST_LINE = 4 << 20
 """Characters of a line of CSV, TSV or JSONL."""
 
 
