@@ -34,6 +34,7 @@ setup(
     extras_require={
         "slurm": ["submitit>=1.5"],
         "plots": ["matplotlib"],
+        "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "dev": ["submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
     },
     entry_points={
