@@ -164,7 +164,7 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
                     f"repeat those, choose another --output, or delete the folder."
                 )
             if (output / INDEX).exists():
-                return _finished(output, read_index(output), source)
+                return _finished(output, read_index(output), settings, source)
         elif any(not found.name.endswith(".writing") for found in output.iterdir()):
             raise M2I2Error(f"{output} holds other data; choose an empty or new folder as --output.")
         else:
@@ -176,8 +176,11 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
     return None
 
 
-def _finished(output: Path, index: dict[str, Any], source: Source) -> Report:
+def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], source: Source) -> Report:
     """The report of a finished folder; M2I2Error where ``source`` is not, or no longer, the data that it holds."""
+    for field, kind in (("rejects", int), ("left_out", dict)):
+        if not isinstance(index.get(field), kind):
+            raise M2I2Error(f"{output / INDEX} is damaged: it has no {field}. Delete the folder and build it again.")
     known = {name: split.get("records_sha256") for name, split in index["splits"].items()}
     if source.name not in _BUILT_IN and None not in known.values():
         rejected: dict[str, set[str]] = {}
@@ -185,7 +188,7 @@ def _finished(output: Path, index: dict[str, Any], source: Source) -> Report:
             key, split = (text(reject, field, output / REJECTS, number) for field in ("key", "split"))
             rejected.setdefault(split, set()).add(key)
         digests: dict[str, list[bytes]] = {}
-        for split, _, records in by_shard(source, index["samples_per_shard"]):
+        for split, _, records in by_shard(source, settings["samples_per_shard"]):
             digest = records_digest(list(records), rejected.get(split, set()))
             digests.setdefault(split, []).append(bytes.fromhex(digest))
         if {split: together(parts) for split, parts in digests.items()} != known:

@@ -62,6 +62,8 @@ def read_state(source: str | Path) -> State:
             parts = sorted(set(read_object(path, "index of the weights")["weight_map"].values()))
             if any(Path(part).name != part for part in parts):
                 raise M2I2Error(f"{path} names files outside its folder.")
+            for part in parts:
+                check_file(path.parent / part)
             return {k: v for part in parts for k, v in load_file(path.parent / part).items()}
         if path.suffix == ".safetensors":
             return load_file(path)
