@@ -16,6 +16,12 @@ def require(condition: bool, message: str) -> None:
         raise M2I2Error(message)
 
 
+def _require_positive(settings: Any, section: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(value >= 1, f"{section}.{name}={value} must be at least 1.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """The image encoder (ViT) and the pixel decoder of masked image modelling (MAE)."""
@@ -31,6 +37,8 @@ class VisionConfig:
     decoder_heads: int = 16
 
     def __post_init__(self) -> None:
+        sizes = ("image_size", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
+        _require_positive(self, "vision", sizes)
         require(
             self.image_size % self.patch_size == 0,
             f"vision.image_size={self.image_size} is not a multiple of vision.patch_size={self.patch_size}; choose one that is.",
@@ -69,6 +77,8 @@ class TextConfig:
     """Layers of the answer decoder (VQA only)."""
 
     def __post_init__(self) -> None:
+        sizes = ("vocabulary_size", "width", "depth", "heads", "intermediate", "positions", "decoder_depth")
+        _require_positive(self, "text", sizes)
         require(self.width % self.heads == 0, f"text.width={self.width} does not divide by text.heads={self.heads}.")
         require(
             0 < self.fusion_layer < self.depth,
@@ -232,8 +242,7 @@ class TrainingConfig:
     """Recompute layers in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"):
-            require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)} must be at least 1.")
+        _require_positive(self, "training", ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"))
         require(
             min(self.keep_every, self.max_nonfinite) >= 0, "training.keep_every and training.max_nonfinite must not be negative."
         )

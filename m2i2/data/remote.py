@@ -11,9 +11,8 @@ from m2i2.data.cache import Cache, Entry, Fetch
 from m2i2.data.storage import INDEX, Shard, Storage
 from m2i2.data.transfer import FILE, Remote
 from m2i2.errors import M2I2Error
+from m2i2.files import MOST_JSON
 
-MAX_INDEX = 1 << 28
-"""No index.json is larger than this many bytes."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROW, _HEADER = 32, 1 << 12
 """Bytes of a row of the table of items, and the most that a table has before its first row."""
@@ -24,13 +23,13 @@ class RemoteStorage(Storage):
 
     def __init__(self, url: str, config: CacheConfig) -> None:
         self.place, self._remote, self._cache = url, Remote(url, config), Cache(config)
-        self._index: str | None = None
+        self._index: bytes | None = None
         self.capacity = self._cache.bytes
 
-    def index(self) -> str:
-        """The text of index.json."""
+    def index(self) -> bytes:
+        """The content of index.json."""
         if self._index is None:
-            self._index = self._remote.text(INDEX, MAX_INDEX)
+            self._index = self._remote.content(INDEX, MOST_JSON)
         return self._index
 
     def check(self, shards: list[Shard]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from m2i2.config import CacheConfig
 from m2i2.errors import M2I2Error
+from m2i2.files import MOST_JSON, check_file, read_bytes
 
 INDEX = "index.json"
 
@@ -42,8 +43,8 @@ class Storage(ABC):
         return f"{self.place.rstrip('/')}/{file}"
 
     @abstractmethod
-    def index(self) -> str:
-        """The text of index.json; M2I2Error where there is none, OSError or ValueError where it cannot be read."""
+    def index(self) -> bytes:
+        """The content of index.json; M2I2Error where there is none, OSError where it cannot be read."""
 
     @abstractmethod
     def check(self, shards: list[Shard]) -> None:
@@ -56,6 +57,10 @@ class Storage(ABC):
     @abstractmethod
     def read(self, shard: Shard, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of a shard, fewer where it ends before; OSError where it cannot be read."""
+
+    def close(self) -> None:
+        """Close what is open; the next reading opens it again."""
+        return
 
     @abstractmethod
     def mended(self, shard: Shard) -> bool:
@@ -81,13 +86,16 @@ class LocalStorage(Storage):
     def __getstate__(self) -> Path:
         return self.folder
 
+    def __del__(self) -> None:
+        self.close()
+
     def __setstate__(self, folder: Path) -> None:
         self.__init__(folder)  # type: ignore[misc]
 
-    def index(self) -> str:
-        """The text of index.json."""
+    def index(self) -> bytes:
+        """The content of index.json."""
         try:
-            return (self.folder / INDEX).read_text(encoding="utf-8")
+            return read_bytes(self.folder / INDEX, MOST_JSON)
         except FileNotFoundError as e:
             what = "was not finished" if self.folder.is_dir() and any(self.folder.iterdir()) else "holds no shards"
             raise M2I2Error(f"{self.folder} has no {INDEX}: it {what}; run tools/make_shards.py with it as --output.") from e
@@ -97,7 +105,7 @@ class LocalStorage(Storage):
         for shard in shards:
             path = self.folder / shard.file
             try:
-                size = path.stat().st_size
+                size = check_file(path)
             except OSError as e:
                 raise M2I2Error(f"The shard {path} of the index cannot be read: {e.strerror}. Copy it again.") from e
             if size != shard.bytes:
@@ -122,6 +130,11 @@ class LocalStorage(Storage):
     def file(self, shard: Shard) -> Iterator[Path]:
         """The shard itself."""
         yield self.folder / shard.file
+
+    def close(self) -> None:
+        """Close the shards; the next reading opens them again."""
+        while getattr(self, "_files", None):
+            os.close(self._files.popitem()[1])
 
     def _open(self, file: str) -> int:
         if self._pid != os.getpid():  # a forked worker opens its own

@@ -28,11 +28,13 @@ class Tokenizer:
         ids = {token: number for token in SPECIAL if (number := inner.token_to_id(token)) is not None}
         if missing := [token for token in SPECIAL if token not in ids]:
             raise M2I2Error(f"The tokenizer {source} lacks {', '.join(missing)}; name a BERT tokenizer.")
+        self.size: int = inner.get_vocab_size()
+        if max(inner.get_vocab().values()) >= self.size:
+            raise M2I2Error(f"The tokenizer {source} has ids beyond its {self.size} tokens; store it again.")
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL)
-        self.size: int = inner.get_vocab_size()
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """[CLS] text [SEP], the text cut so that all of it is at most ``max_tokens`` long."""

@@ -85,9 +85,9 @@ class Remote:
 
         return self._attempted(file, once, attempts or self.attempts)
 
-    def text(self, file: str, limit: int) -> str:
-        """A text file of the folder, of at most ``limit`` bytes; ValueError where it is not UTF-8."""
-        return self._attempted(file, lambda: b"".join(self._blocks(file, limit)), self.attempts).decode()
+    def content(self, file: str, limit: int) -> bytes:
+        """A file of the folder, of at most ``limit`` bytes."""
+        return self._attempted(file, lambda: b"".join(self._blocks(file, limit)), self.attempts)
 
     def _attempted(self, file: str, once: Callable[[], Any], attempts: int) -> Any:
         for attempt in range(1, attempts + 1):

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from m2i2.data.shards import read_table
 from m2i2.data.storage import Shard, Storage, storage_of
 from m2i2.data.tar import members
-from m2i2.files import sha256_of
+from m2i2.errors import M2I2Error
+from m2i2.files import check_file, sha256_of
 
 
 def verify(place: str | Path | Storage, index: dict[str, Any], progress: Callable[[str], None] = lambda file: None) -> list[str]:
@@ -20,17 +20,19 @@ def verify(place: str | Path | Storage, index: dict[str, Any], progress: Callabl
         shards = [Shard(**row) for row in split["shards"]]
         table = f"{name}.items.npy"
         try:
-            path = storage.table(name, sum(shard.items for shard in shards), split["items_sha256"])
-            if sha256_of(path) != split["items_sha256"]:
+            items_sha256 = split["items_sha256"]
+            path = storage.table(name, sum(shard.items for shard in shards), items_sha256)
+            items = read_table(path, sum(shard.items for shard in shards))
+            if sha256_of(path) != items_sha256:
                 faults.append(f"{table}: does not match its hash")
-            items = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, KeyError) as e:
+        except (OSError, M2I2Error) as e:
             faults.append(f"{table}: cannot be read ({e})")
             continue
         for number, shard in enumerate(shards):
             progress(shard.file)
             try:
                 with storage.file(shard) as path:
+                    check_file(path)
                     digest = sha256_of(path)
                     found = members(path)
             except (OSError, tarfile.TarError, ValueError) as e:

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m2i2.errors import M2I2Error
-from m2i2.files import sha256_of, write_text
+from m2i2.errors import M2I2Error, shown
+from m2i2.files import MOST_JSON, check_file, parse_json, read_bytes, read_object, sha256_of, write_text
 from m2i2.options import from_dict
 
 C = TypeVar("C")
@@ -46,8 +46,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; M2I2Error where it is missing or damaged."""
     try:
+        check_file(path)
         return load_file(path)
-    except (OSError, SafetensorError) as e:
+    except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
 
 
@@ -70,24 +71,33 @@ def seal(folder: Path) -> None:
 def flaw(folder: Path) -> str:
     """Why a folder is not a complete checkpoint; empty for one that is."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json(read_bytes(folder / MANIFEST, MOST_JSON))
         if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']!r}, this version reads {FORMAT}"
-        rows = [(str(name), int(row["bytes"]), str(row["sha256"])) for name, row in manifest["files"].items()]
-    except OSError:
+            return f"its format is {shown(manifest['format'])}, this version reads {FORMAT}"
+        rows = [(name, row["bytes"], row["sha256"]) for name, row in manifest["files"].items()]
+    except FileNotFoundError:
         return f"it has no {MANIFEST}: the save did not finish"
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         return f"its {MANIFEST} is damaged ({type(e).__name__}: {e})"
     for name, size, digest in rows:
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"its {MANIFEST} names a file outside it: {name}"
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if sha256_of(path) != digest:
+        if reason := _file_flaw(folder, name, size, digest):
+            return reason
+    return ""
+
+
+def _file_flaw(folder: Path, name: str, size: Any, digest: Any) -> str:
+    """Why a file of a checkpoint is not the one in its manifest; empty for one that is."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+        return f"its {MANIFEST} names a file outside it: {name!r:.80}"
+    try:
+        if not (folder / name).is_file():
+            return f"{name:.80} is missing"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"{name} has {found} bytes, not {shown(size)}"
+        if sha256_of(folder / name) != digest:
             return f"{name} does not match its hash"
+    except OSError as e:
+        return f"{name:.80} cannot be read ({e.strerror})"
     return ""
 
 
@@ -216,11 +226,18 @@ def copy_into(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> N
 def read_config(kind: type[C], checkpoint: Path) -> C:
     """The settings stored with a checkpoint; M2I2Error where they are another stage's or damaged."""
     path = checkpoint / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-        stage = stored.pop("stage")
-    except (OSError, ValueError, KeyError, AttributeError) as e:
-        raise M2I2Error(f"{path} cannot be read ({type(e).__name__}: {e}); name another checkpoint.") from e
+    stored = read_object(path, "checkpoint's settings", " Name another checkpoint.")
+    stage = stored.pop("stage", None)
     if stage != kind.__name__:
-        raise M2I2Error(f"{checkpoint} is a checkpoint of {stage}, not of {kind.__name__}.")
+        raise M2I2Error(f"{checkpoint} is a checkpoint of {shown(stage)}, not of {kind.__name__}.")
     return from_dict(kind, stored)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of the run stored with a checkpoint; M2I2Error where one of its counts is missing or no count."""
+    path = checkpoint / "state.json"
+    state = read_object(path, "checkpoint's state", " Resume from another checkpoint.")
+    for name in ("step", "optimizer_steps", "skipped_steps"):
+        if type(state.get(name)) is not int or not 0 <= state[name] < 1 << 53:
+            raise M2I2Error(f"{path} says {name} = {shown(state.get(name))}, which is no count; resume from another checkpoint.")
+    return state

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.errors import M2I2Error
+from m2i2.files import parse_json
 
 
 class StepLines:
@@ -31,12 +32,12 @@ class StepLines:
         """The rows that are there."""
         if not self.path.exists():
             return
-        with self.path.open(errors="replace") as f:
+        with self.path.open("rb") as f:
             for line in f:
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     yield {**row, "step": int(row["step"])}
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, OverflowError):
                     continue  # a line that a kill cut off
 
     def add(self, *rows: Mapping[str, Any]) -> None:

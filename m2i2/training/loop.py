@@ -1,6 +1,5 @@
 """The training loop, the same for pretraining and finetuning: one optimizer step after another, saved and resumed."""
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from m2i2.data.sampling import Position
 from m2i2.distributed import all_gather, digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_tensors, write_json, write_tensors
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
 from m2i2.training.lines import StepLines
@@ -259,7 +258,7 @@ def _resume(
         )
     if path is None:
         return 0, 0
-    state = json.loads((path / "state.json").read_text())
+    state = read_state(path)
     stored = read_config(type(config), path)
     changed = [k for k in differences(stored, config) if not k.startswith(_FREE_ON_RESUME)]
     if changed:
@@ -267,7 +266,7 @@ def _resume(
             f"{checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
             f"or choose another --output for a new run."
         )
-    if state["data"] != loader.corpus.fingerprint:
+    if state.get("data") != loader.corpus.fingerprint:
         raise M2I2Error(
             f"{checkpoints.folder} was trained on other data than these shards; give the same --shards in the same order, "
             f"or choose another --output for a new run."
@@ -277,6 +276,6 @@ def _resume(
     copy_into(engine.module, read_tensors(path / "model.safetensors"), f"{path}/model.safetensors")
     for name, module in task.beside.items():
         copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
-    load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), int(state["optimizer_steps"]))
+    load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
     process.say(f"Resuming after step {state['step']} from {path}.")
-    return int(state["step"]), int(state["skipped_steps"])
+    return state["step"], state["skipped_steps"]
