@@ -9,6 +9,7 @@ import torch
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.data.sampling import Share
+from m2i2.memory import keep_freed_memory
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.performance.flops import finetuning_flops, pretraining_flops
@@ -119,6 +120,7 @@ def _time_steps(
         task.begin_step(_MIDDLE + number, 2 * _MIDDLE)
         engine.backward(task.losses(engine, drawn, _MIDDLE + number, 0)["loss"])
         engine.step()
+        keep_freed_memory()
         task.end_step()
 
     for number in range(WARM_UP + steps):
