@@ -17,6 +17,7 @@ from m2i2.data.loader import Loader
 from m2i2.data.sampling import Position
 from m2i2.distributed import all_gather, digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
+from m2i2.memory import keep_freed_memory
 from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
@@ -141,6 +142,7 @@ def train(
                 losses.append(task.losses(engine, batch, step, micro))
                 engine.backward(poisoned_if_not_finite(losses[-1]["loss"]))
                 engine.step()
+            keep_freed_memory()  # now that weights, moments and teacher have their places
             step += 1
             if finite.passed(engine.was_step_applied(), losses, step):
                 task.end_step()
