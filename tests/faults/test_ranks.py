@@ -40,7 +40,6 @@ def test_dead_rank_under_the_deepspeed_launcher(shards: Path, tmp_path: Path) ->
     assert run.wait() in (1, 247), "the launcher passes on the code of the rank that it sees end first (247 is -9)"
     assert time.monotonic() - killed < 60
     assert first_error(run).startswith("error (rank 0): lost contact with another rank")
-    assert "Traceback" not in run.output.split("steps to go")[1]
     assert_gone(run.seen)
 
 
