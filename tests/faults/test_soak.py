@@ -9,7 +9,6 @@ STEPS = 160
 
 
 def test_nothing_grows(tmp_path: Path) -> None:
-    before = shared_memory()
     samples, run = soak(STEPS, tmp_path, every=10, settings=SETTINGS)
     late = [row for row in samples if row.step >= STEPS // 3 and row.processes > 3]  # at the end the loader processes go
     first, last = late[0], late[-1]
@@ -19,6 +18,6 @@ def test_nothing_grows(tmp_path: Path) -> None:
     assert (last.workers - first.workers) / (last.step - first.step) < 0.15, samples
     assert {row.processes for row in late} == {1 + 2 + 4}
     assert last.files <= first.files + 4, "besides batches on their way"
-    assert max(row.shared for row in late) == 0, "shared memory has no names that could be left behind"
+    assert max(row.shared for row in late) <= 4, "each loader process gives a file a name for a moment"
     assert_gone(run.seen)
-    assert shared_memory() <= before
+    assert not shared_memory(run.seen)
