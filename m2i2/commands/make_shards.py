@@ -19,7 +19,7 @@ from m2i2.data.sources import SOURCES, open_source
 from m2i2.data.verification import verify
 
 _SIDES = {"captions": 288, "vqa": 480}
-_OPTIONS = ("image_root", "projections", "language", "split", "count", "seed")
+_OPTIONS = ("image_root", "projections", "language", "split", "count", "seed", "protocol", "selection")
 
 
 def _sources_text(kind: Kind) -> str:
@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
         add("--split", metavar="NAME", help="split of records that name none (json; train)")
         add("--count", type=int, metavar="N", help="how many images to draw (phantoms)")
         add("--seed", type=int, help="which ones (phantoms; 0)")
+        add("--protocol", choices=["paper", "clean"], help="whose training questions (vqa-text; clean)")
+        add("--selection", type=float, metavar="SHARE", help="as in finetuning: answering.selection (vqa-text; 0.1)")
     check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
     check.add_argument("folder", type=Path, metavar="DIR")
     return top

@@ -56,6 +56,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ImageQuestion:
+    """A question of a split, and which image it is about."""
+
+    item: int
+    key: str
+    image_sha256: str
+    question: Question
+
+
+@dataclass(frozen=True)
 class Shard:
     """A tar of the index."""
 
@@ -236,11 +246,14 @@ class ShardSplit:
         self._files.move_to_end(shard)
         return self._files[shard]
 
-    def questions(self) -> Iterator[tuple[int, str, Question]]:
-        """(item, key, question) of a vqa split, without its images."""
-        for item in range(len(self)):
-            payload = self._payload(item)
-            yield item, payload["key"], self._question(payload, item)
+    def question(self, item: int) -> ImageQuestion:
+        """One question of a vqa split, without its image."""
+        payload = self._payload(item)
+        return ImageQuestion(item, payload["key"], payload["image_sha256"], self._question(payload, item))
+
+    def questions(self) -> Iterator[ImageQuestion]:
+        """The questions of a vqa split, without its images."""
+        return (self.question(item) for item in range(len(self)))
 
     def texts(self) -> Iterator[str]:
         """Every caption, or question and answer, of the split."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m2i2.data.loader import pad_rows
 from m2i2.data.records import Question
+from m2i2.data.selection import SelectedSplit
 from m2i2.data.shards import Sample, ShardSplit
 from m2i2.data.text import Normalisation, clean_question
 from m2i2.data.tokenizer import Tokenizer
@@ -61,12 +62,13 @@ class Evaluator:
         self.tokenizer, self.candidates, self.method = tokenizer, candidates, method
         self.device, self.dtype, self.batch = device, dtype, batch
         self.transform = EvaluationTransform(size=model.vision.image_size)
-        limit = model.text.positions
-        tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
-        self.tree = CandidateTree.build(tokens).to(device)
-        self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
+        if candidates.answers:
+            limit = model.text.positions
+            tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
+            self.tree = CandidateTree.build(tokens).to(device)
+            self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
 
-    def ask(self, split: ShardSplit, progress: bool = True) -> Iterator[Given]:
+    def ask(self, split: ShardSplit | SelectedSplit, progress: bool = True) -> Iterator[Given]:
         """Every question of ``split``, in the order of its shards."""
         console = Console(stderr=True)
         starts = range(0, len(split), self.batch)
@@ -117,6 +119,6 @@ class Evaluator:
         return [tuple((names[i], p) for i, p in zip(numbers, values, strict=True)) for numbers, values in rows]
 
 
-def questions_of(split: ShardSplit) -> list[Question]:
+def questions_of(split: ShardSplit | SelectedSplit) -> list[Question]:
     """The questions of a split, without reading its images."""
-    return [question for _, _, question in split.questions()]
+    return [asked.question for asked in split.questions()]
