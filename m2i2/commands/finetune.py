@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2i2.commands.guard import guarded
 from m2i2.commands.settings import SettingsParser
 from m2i2.config import FinetuningConfig
 from m2i2.errors import M2I2Error
+
+if TYPE_CHECKING:
+    from m2i2.data.corpus import Corpus
+    from m2i2.data.selection import SelectedSplit
+    from m2i2.data.tokenizer import Tokenizer
+    from m2i2.training.processes import Process
 
 DESCRIPTION = """Finetune M2I2 to answer questions about images, generatively.
 
@@ -82,7 +89,7 @@ def _finetune(argv: Sequence[str] | None) -> int:
     return code
 
 
-def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[Corpus, SelectedSplit | None]":  # type: ignore[name-defined]  # noqa: F821
+def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[Corpus, SelectedSplit | None]":
     """The questions to train on under the run's protocol, and those that choose its best checkpoint (None: the last one is)."""
     from m2i2.data.clean import clean_parts
     from m2i2.data.corpus import Corpus
@@ -100,7 +107,7 @@ def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[C
     return Corpus([parts.train]), parts.selection
 
 
-def fitted(config: FinetuningConfig, run: Path) -> "tuple[FinetuningConfig, Tokenizer]":  # type: ignore[name-defined]  # noqa: F821
+def fitted(config: FinetuningConfig, run: Path) -> "tuple[FinetuningConfig, Tokenizer]":
     """The settings with the architecture of the checkpoint that they start from, and its tokenizer."""
     from m2i2.commands.running import stored_tokenizer
     from m2i2.data.tokenizer import load_tokenizer, require_same, require_size

@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from m2i2.commands.guard import EXIT_USER_ERROR, guarded
 from m2i2.data.building import Encoding, Report, build
+from m2i2.data.exclusion import Excluding
 from m2i2.data.images import MAX_PIXELS
 from m2i2.data.records import Kind
 from m2i2.data.shards import read_index
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: all cores)")
         add("--max-rejects", type=float, default=0.01, metavar="SHARE", help="fail beyond this share (%(default)s)")
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
+        add("--exclude", type=Path, metavar="AUDIT", help="leave out what an audit.json of tools/audit_leakage.py lists")
         add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, vqa-rad)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
@@ -79,6 +81,9 @@ def _progress(console: Console) -> Progress:
 def _build(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     source = open_source(arguments.command, arguments.source, arguments.path, **options)
+    if arguments.exclude:
+        source = excluding = Excluding(source, arguments.exclude)
+        options["exclude"] = excluding.digest
     encoding = Encoding(
         side=arguments.side,
         quality=arguments.quality,

@@ -32,6 +32,8 @@ class Given:
     key: str
     question: Question
     best: tuple[tuple[str, float], ...]
+    generated: str | None = None
+    """What beam search wrote beside a ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Method:
     k: int = 128
     beams: int = 3
     normalisation: Normalisation = "official"
+    also_generate: bool = False
+    """Let beam search answer too where answers are ranked."""
 
 
 class Evaluator:
@@ -95,22 +99,21 @@ class Evaluator:
             keys_values = self.model.encode_image(normalise(torch.stack(pixels).to(self.device)))
             states = self.model.encode_question(ids, mask, keys_values, image_of)
             answers = self._answer(states, mask)
-        for sample, question, best in zip(samples, questions, answers, strict=True):
-            yield Given(sample.key, question, best)
+            written: list[str | None] = [None] * len(samples)
+            if self.method.also_generate and self.method.mode != "generate":
+                written = [best[0][0] for best in self._generate(states, mask)]
+        for sample, question, best, generated in zip(samples, questions, answers, written, strict=True):
+            yield Given(sample.key, question, best, generated)
+
+    def _generate(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
+        ids = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
+        tokens, scores = beam_search(self.model.text_decoder, states, mask, beams=self.method.beams, **ids)
+        return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, scores.exp().tolist(), strict=True)]
 
     def _answer(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
         decoder, names = self.model.text_decoder, self.candidates.answers
         if self.method.mode == "generate":
-            tokens, scores = beam_search(
-                decoder,
-                states,
-                mask,
-                cls_id=self.tokenizer.cls_id,
-                sep_id=self.tokenizer.sep_id,
-                beams=self.method.beams,
-            )
-            probabilities = scores.exp().tolist()
-            return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, probabilities, strict=True)]
+            return self._generate(states, mask)
         if self.method.mode == "rank-official":
             best, chances = rank_official(decoder, states, mask, self.ids, self.ids_mask, self.method.k)
         else:
