@@ -130,6 +130,8 @@ class AnsweringConfig:
     """clean: trains on no rewrite of a test question, and chooses the best checkpoint by images of no test set."""
     selection: float = 0.1
     """Share of the training questions that clean keeps for that choice where the data has no val split; 0: the last checkpoint."""
+    rewrites: bool = False
+    """Train on the rewrites of test questions although the protocol is clean: to measure what that leak is worth."""
     select_every: float = 1.0
     """Epochs between two scorings of the selection."""
 

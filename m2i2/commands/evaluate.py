@@ -142,7 +142,8 @@ def _model(arguments: argparse.Namespace) -> "tuple[VQAModel, Tokenizer, Finetun
         if arguments.tokenizer:
             require_same(load_tokenizer(arguments.tokenizer), tokenizer, str(checkpoint))
         state = read_state(checkpoint / "model.safetensors")
-        trained = {"protocol": config.answering.protocol, "step": checkpoint.name, "chosen_by": _chosen_by(checkpoint)}
+        protocol = config.answering.protocol + (", with rewrites of test questions" if config.answering.rewrites else "")
+        trained = {"protocol": protocol, "step": checkpoint.name, "chosen_by": _chosen_by(checkpoint)}
     else:
         if not arguments.tokenizer:
             raise M2I2Error(f"{checkpoint} carries no tokenizer; name the one it was trained with: --tokenizer bert-base-uncased.")

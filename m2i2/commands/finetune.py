@@ -102,7 +102,7 @@ def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[C
             "The protocol clean takes one folder of shards and its split train, because it must know which test set the "
             "questions belong to; finetune on one data set at a time, or with answering.protocol=paper."
         )
-    parts = clean_parts(folders[0], config.answering.selection)
+    parts = clean_parts(folders[0], config.answering.selection, with_rewrites=config.answering.rewrites)
     process.say(f"Protocol clean: {', '.join(f'{name} {value}' for name, value in parts.counts.items())}.".replace("_", " "))
     return Corpus([parts.train]), parts.selection
 

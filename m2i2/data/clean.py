@@ -36,11 +36,12 @@ class CleanParts:
     """For results.json and for people."""
 
 
-def clean_parts(folder: Path, share: float) -> CleanParts:
+def clean_parts(folder: Path, share: float, *, with_rewrites: bool = False) -> CleanParts:
     """Training and selection of the shards in ``folder``.
 
     ``share`` is that of the training questions which is kept for selection where the data set has no ``val`` split; 0 trains
-    on all of them and selects nothing. M2I2Error where the origin of framed questions is not known, and where nothing is left.
+    on all of them and selects nothing. ``with_rewrites`` trains on the rewrites after all, and changes nothing else, so that
+    the leak can be measured. M2I2Error where the origin of framed questions is not known, and where nothing is left.
     """
     splits = read_index(folder)["splits"]
     train = ShardSplit.open(folder, "train", "vqa")
@@ -72,6 +73,9 @@ def clean_parts(folder: Path, share: float) -> CleanParts:
         selected = SelectedSplit(train, [q.item for q in held], "clean selection")
         trained = [q for q in remaining if q.image_sha256 not in images]
         counts["selection"] = "the questions of training images that the test set does not ask about" if share else "none"
+    if with_rewrites:
+        kept = {q.image_sha256 for q in held}
+        trained = [*trained, *(q for q in asked if q.item in leaking | repeated and q.image_sha256 not in kept)]
     counts["selection_questions"], counts["selection_images"] = len(held), len({q.image_sha256 for q in held})
     counts["trained_questions"], counts["trained_images"] = len(trained), len({q.image_sha256 for q in trained})
     if not trained:
