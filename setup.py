@@ -18,6 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["m2i2", "m2i2.*"]),
+    package_data={"m2i2.evaluation": ["*.json"]},
     install_requires=[
         "torch>=2.14",
         "torchvision",

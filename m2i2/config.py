@@ -136,6 +136,18 @@ class AnsweringConfig:
     """Whose layers start the answer decoder: BERT's own (paper) or the pretrained multimodal ones (official code)."""
     normalisation: Literal["official", "fixed"] = "official"
     """How answers and questions are cleaned; ``fixed`` trains and scores one form (see m2i2/data/text.py)."""
+    protocol: Literal["paper", "clean"] = "paper"
+    """clean: trains on no rewrite of a test question, and chooses the best checkpoint by images of no test set."""
+    selection: float = 0.1
+    """Share of the training questions that clean keeps for that choice where the data has no val split; 0: the last checkpoint."""
+    rewrites: bool = False
+    """Train on the rewrites of test questions although the protocol is clean: to measure what that leak is worth."""
+    select_every: float = 1.0
+    """Epochs between two scorings of the selection."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.selection < 1, f"answering.selection={self.selection} is a share: from 0 to below 1.")
+        require(self.select_every > 0, f"answering.select_every={self.select_every} must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

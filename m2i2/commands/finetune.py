@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2i2.commands.guard import guarded
 from m2i2.commands.settings import SettingsParser
 from m2i2.config import FinetuningConfig
 from m2i2.errors import M2I2Error
+
+if TYPE_CHECKING:
+    from m2i2.data.corpus import Corpus
+    from m2i2.data.selection import SelectedSplit
+    from m2i2.data.tokenizer import Tokenizer
+    from m2i2.training.processes import Process
 
 DESCRIPTION = """Finetune M2I2 to answer questions about images, generatively.
 
@@ -19,6 +26,8 @@ EXAMPLES = """examples:
       --checkpoint runs/rocov2 --shards shards/vqa_rad --output runs/rad
   python launchers/finetune.py --preset small --checkpoint runs/small --shards shards/slake \\
       --output runs/slake answering.distillation=0 training.epochs=20
+  python launchers/finetune.py --preset small --checkpoint runs/small --shards shards/vqa_rad --output runs/rad \\
+      answering.protocol=clean
   python launchers/finetune.py --preset paper --checkpoint official.pth --shards shards/vqa_rad --output runs/rad \\
       start.tokenizer=bert-base-uncased
 """
@@ -39,13 +48,14 @@ def _finetune(argv: Sequence[str] | None) -> int:
     import torch
 
     from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader, resolved
-    from m2i2.data.corpus import Corpus
     from m2i2.data.loader import QuestionRows
+    from m2i2.evaluation.selecting import SelectionScore
     from m2i2.models.start import start_answering
     from m2i2.models.vqa import VQAModel
     from m2i2.training.finetuning import FinetuningTask
     from m2i2.training.loop import train
     from m2i2.training.processes import autocast_dtype, join, leave
+    from m2i2.training.selecting import Selection
     from m2i2.training.stopping import StopFlag
 
     deepspeed_config, source = deepspeed_settings(arguments.deepspeed_config)
@@ -62,21 +72,45 @@ def _finetune(argv: Sequence[str] | None) -> int:
         max_tokens=config.text.positions,
         normalisation=config.answering.normalisation,
     )
-    corpus = Corpus.open(config.data.shards, config.data.split, "vqa", config.data)
+    dtype = autocast_dtype(config.training.precision, process.device)
+    corpus, held = training_questions(config, process)
+    selection = None
+    if held is not None and len(held):
+        score = SelectionScore(held, tokenizer, config.answering.normalisation, process, dtype)
+        every = max(1, round(config.answering.select_every * (len(corpus) // config.training.batch)))
+        selection = Selection(score, every)
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = VQAModel(config.vision, config.text)
     for line in start_answering(student, resolved(config.start), config.answering.decoder_start == "multimodal"):
         process.say(line)
     claim_run(folder, config, process)
-    dtype = autocast_dtype(config.training.precision, process.device)
     task = FinetuningTask(student, config, process, dtype)
-    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop)
+    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop, selection)
     leave()
     return code
 
 
-def fitted(config: FinetuningConfig, run: Path) -> "tuple[FinetuningConfig, Tokenizer]":  # type: ignore[name-defined]  # noqa: F821
+def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[Corpus, SelectedSplit | None]":
+    """The questions to train on under the run's protocol, and those that choose its best checkpoint (None: the last one is)."""
+    from m2i2.data.clean import clean_parts
+    from m2i2.data.corpus import Corpus
+    from m2i2.data.storage import storage_of
+
+    places = config.data.shards
+    if config.answering.protocol == "paper":
+        return Corpus.open(places, config.data.split, "vqa", config.data), None
+    if len(places) > 1 or config.data.split != "train":
+        raise M2I2Error(
+            "The protocol clean takes one folder of shards and its split train, because it must know which test set the "
+            "questions belong to; finetune on one data set at a time, or with answering.protocol=paper."
+        )
+    parts = clean_parts(storage_of(places[0], config.data), config.answering.selection, with_rewrites=config.answering.rewrites)
+    process.say(f"Protocol clean: {', '.join(f'{name} {value}' for name, value in parts.counts.items())}.".replace("_", " "))
+    return Corpus([parts.train]), parts.selection
+
+
+def fitted(config: FinetuningConfig, run: Path) -> "tuple[FinetuningConfig, Tokenizer]":
     """The settings with the architecture of the checkpoint that they start from, and its tokenizer."""
     from m2i2.commands.running import stored_tokenizer
     from m2i2.data.tokenizer import load_tokenizer, require_same, require_size

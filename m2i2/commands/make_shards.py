@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from m2i2.commands.guard import EXIT_USER_ERROR, guarded
 from m2i2.config import CacheConfig
 from m2i2.data.building import Encoding, Report, build
+from m2i2.data.exclusion import Excluding
 from m2i2.data.images import MAX_PIXELS
 from m2i2.data.records import Kind
 from m2i2.data.shards import read_index
@@ -22,7 +23,7 @@ from m2i2.data.storage import storage_of
 from m2i2.data.verification import verify
 
 _SIDES = {"captions": 288, "vqa": 480}
-_OPTIONS = ("image_root", "projections", "language", "split", "count", "seed")
+_OPTIONS = ("image_root", "projections", "language", "split", "count", "seed", "protocol", "selection")
 
 
 def _sources_text(kind: Kind) -> str:
@@ -54,12 +55,15 @@ def parser() -> argparse.ArgumentParser:
         add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: all cores)")
         add("--max-rejects", type=float, default=0.01, metavar="SHARE", help="fail beyond this share (%(default)s)")
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
+        add("--exclude", type=Path, metavar="AUDIT", help="leave out what an audit.json of tools/audit_leakage.py lists")
         add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, vqa-rad)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
         add("--split", metavar="NAME", help="split of records that name none (json; train)")
         add("--count", type=int, metavar="N", help="how many images to draw (phantoms)")
         add("--seed", type=int, help="which ones (phantoms; 0)")
+        add("--protocol", choices=["paper", "clean"], help="whose training questions (vqa-text; clean)")
+        add("--selection", type=float, metavar="SHARE", help="as in finetuning: answering.selection (vqa-text; 0.1)")
     check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
     check.add_argument("folder", metavar="DIR", help="the folder, or its URL (s3://, https://)")
     return top
@@ -80,6 +84,9 @@ def _progress(console: Console) -> Progress:
 def _build(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     source = open_source(arguments.command, arguments.source, arguments.path, **options)
+    if arguments.exclude:
+        source = excluding = Excluding(source, arguments.exclude)
+        options["exclude"] = excluding.digest
     encoding = Encoding(
         side=arguments.side,
         quality=arguments.quality,

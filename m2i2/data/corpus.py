@@ -7,6 +7,7 @@ import numpy as np
 
 from m2i2.config import CacheConfig
 from m2i2.data.records import Kind
+from m2i2.data.selection import SelectedSplit
 from m2i2.data.shards import Sample, ShardSplit
 from m2i2.errors import M2I2Error
 
@@ -14,7 +15,7 @@ from m2i2.errors import M2I2Error
 class Corpus:
     """The same split of one or more shard folders, its items numbered through; never empty."""
 
-    def __init__(self, parts: Sequence[ShardSplit]) -> None:
+    def __init__(self, parts: Sequence[ShardSplit | SelectedSplit]) -> None:
         if not parts:
             raise M2I2Error("No shard folders were given; make some with tools/make_shards.py and name them with --shards.")
         self.parts = list(parts)

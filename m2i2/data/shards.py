@@ -57,6 +57,16 @@ class Sample:
     shard: str
 
 
+@dataclass(frozen=True)
+class ImageQuestion:
+    """A question of a split, and which image it is about."""
+
+    item: int
+    key: str
+    image_sha256: str
+    question: Question
+
+
 def read_index(place: str | Path | Storage) -> dict[str, Any]:
     """The index of a shard folder, its shape checked; M2I2Error where there is none or it is not one of ours."""
     storage = storage_of(place)
@@ -228,11 +238,14 @@ class ShardSplit:
         except OSError as e:
             raise M2I2Error(f"Reading {self.storage.name_of(shard.file)} failed: {e.strerror}.") from e
 
-    def questions(self) -> Iterator[tuple[int, str, Question]]:
-        """(item, key, question) of a vqa split, without its images."""
-        for item in range(len(self)):
-            payload = self._payload(item)
-            yield item, payload["key"], self._question(payload, item)
+    def question(self, item: int) -> ImageQuestion:
+        """One question of a vqa split, without its image."""
+        payload = self._payload(item)
+        return ImageQuestion(item, payload["key"], payload["image_sha256"], self._question(payload, item))
+
+    def questions(self) -> Iterator[ImageQuestion]:
+        """The questions of a vqa split, without its images."""
+        return (self.question(item) for item in range(len(self)))
 
     def texts(self) -> Iterator[str]:
         """Every caption, or question and answer, of the split."""

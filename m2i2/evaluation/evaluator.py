@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m2i2.data.loader import pad_rows
 from m2i2.data.records import Question
+from m2i2.data.selection import SelectedSplit
 from m2i2.data.shards import Sample, ShardSplit
 from m2i2.data.text import Normalisation, clean_question
 from m2i2.data.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ class Given:
     key: str
     question: Question
     best: tuple[tuple[str, float], ...]
+    generated: str | None = None
+    """What beam search wrote beside a ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class Method:
     k: int = 128
     beams: int = 3
     normalisation: Normalisation = "official"
+    also_generate: bool = False
+    """Let beam search answer too where answers are ranked."""
 
 
 class Evaluator:
@@ -61,12 +66,13 @@ class Evaluator:
         self.tokenizer, self.candidates, self.method = tokenizer, candidates, method
         self.device, self.dtype, self.batch = device, dtype, batch
         self.transform = EvaluationTransform(size=model.vision.image_size)
-        limit = model.text.positions
-        tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
-        self.tree = CandidateTree.build(tokens).to(device)
-        self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
+        if candidates.answers:
+            limit = model.text.positions
+            tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
+            self.tree = CandidateTree.build(tokens).to(device)
+            self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
 
-    def ask(self, split: ShardSplit, progress: bool = True) -> Iterator[Given]:
+    def ask(self, split: ShardSplit | SelectedSplit, progress: bool = True) -> Iterator[Given]:
         """Every question of ``split``, in the order of its shards."""
         console = Console(stderr=True)
         starts = range(0, len(split), self.batch)
@@ -93,22 +99,21 @@ class Evaluator:
             keys_values = self.model.encode_image(normalise(torch.stack(pixels).to(self.device)))
             states = self.model.encode_question(ids, mask, keys_values, image_of)
             answers = self._answer(states, mask)
-        for sample, question, best in zip(samples, questions, answers, strict=True):
-            yield Given(sample.key, question, best)
+            written: list[str | None] = [None] * len(samples)
+            if self.method.also_generate and self.method.mode != "generate":
+                written = [best[0][0] for best in self._generate(states, mask)]
+        for sample, question, best, generated in zip(samples, questions, answers, written, strict=True):
+            yield Given(sample.key, question, best, generated)
+
+    def _generate(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
+        ids = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
+        tokens, scores = beam_search(self.model.text_decoder, states, mask, beams=self.method.beams, **ids)
+        return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, scores.exp().tolist(), strict=True)]
 
     def _answer(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
         decoder, names = self.model.text_decoder, self.candidates.answers
         if self.method.mode == "generate":
-            tokens, scores = beam_search(
-                decoder,
-                states,
-                mask,
-                cls_id=self.tokenizer.cls_id,
-                sep_id=self.tokenizer.sep_id,
-                beams=self.method.beams,
-            )
-            probabilities = scores.exp().tolist()
-            return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, probabilities, strict=True)]
+            return self._generate(states, mask)
         if self.method.mode == "rank-official":
             best, chances = rank_official(decoder, states, mask, self.ids, self.ids_mask, self.method.k)
         else:
@@ -117,6 +122,6 @@ class Evaluator:
         return [tuple((names[i], p) for i, p in zip(numbers, values, strict=True)) for numbers, values in rows]
 
 
-def questions_of(split: ShardSplit) -> list[Question]:
+def questions_of(split: ShardSplit | SelectedSplit) -> list[Question]:
     """The questions of a split, without reading its images."""
-    return [question for _, _, question in split.questions()]
+    return [asked.question for asked in split.questions()]

@@ -40,8 +40,23 @@ class Protocol:
     """What a reader has to know before comparing."""
     habits_of: Mapping[str, tuple[str, ...]]
     """What holds for one data set only, by source."""
-    candidates: Callable[[Sequence[Question], Sequence[Question]], Candidates]
+    make_candidates: Callable[[Sequence[Question], Sequence[Question]], Candidates]
     """From the training and the test questions."""
+    blind: bool = False
+    """No test answer may be known before the model has answered."""
+
+    def candidates(self, train: Sequence[Question], test: Sequence[Question]) -> Candidates:
+        """The answers that ranking chooses from; a blind protocol is not given the test questions at all.
+
+        M2I2Error where the list of a blind protocol holds an answer that is no training answer.
+        """
+        made = self.make_candidates(train, () if self.blind else test)
+        if self.blind and (smuggled := sorted(set(made.answers) - set(distinct_answers(train)))):
+            raise M2I2Error(
+                f"The candidate list holds {len(smuggled)} answers that no training question has, the first {smuggled[0]!r}: the "
+                f"protocol {self.name} allows training answers only, because others can only come from the test set."
+            )
+        return made
 
     def habits(self, source: str) -> tuple[str, ...]:
         """Everything a reader has to know of a result on a data set."""
@@ -66,6 +81,10 @@ def _official_candidates(train: Sequence[Question], test: Sequence[Question]) ->
     return Candidates(distinct_answers([*train, *test]), "answers of the training AND of the test questions")
 
 
+def _training_candidates(train: Sequence[Question], test: Sequence[Question]) -> Candidates:
+    return Candidates(distinct_answers(train), "answers of the training questions (without rewrites of test questions)")
+
+
 PROTOCOLS = {
     "paper": Protocol(
         "paper",
@@ -76,6 +95,24 @@ PROTOCOLS = {
         ),
         {"vqa-rad": ("The training questions hold rewrites of 284 test questions, and all of the test images (official split).",)},
         _official_candidates,
+    ),
+    "clean": Protocol(
+        "clean",
+        (
+            "The candidate list holds training answers only: a test answer that training never gave cannot be found by ranking.",
+            "The checkpoint was chosen without the test set, where the run was trained under this protocol.",
+            "Exact match after the official clean-up.",
+        ),
+        {
+            "vqa-rad": (
+                "No rewrite of a test question is trained on; the test images themselves all occur in training, with other "
+                "questions, because the data set has no other images.",
+                "One training question asks a test question's own words about its image ('Where is the lesion located?', OSF "
+                "record 422); it is no rewrite and stays, as in the published count of 2,773.",
+            )
+        },
+        _training_candidates,
+        blind=True,
     ),
 }
 

@@ -1,9 +1,9 @@
-"""What an evaluation leaves behind: results.json, predictions.jsonl, and a table beside the baselines."""
+"""What an evaluation leaves behind: results.json, predictions.jsonl, and a table beside baselines and the literature."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +12,12 @@ from m2i2.data.records import Question
 from m2i2.data.text import Normalisation
 from m2i2.evaluation.baselines import most_frequent, question_only
 from m2i2.evaluation.evaluator import Given
+from m2i2.evaluation.literature import published
 from m2i2.evaluation.protocols import Candidates, Protocol
-from m2i2.evaluation.scoring import Answered, by_kind, by_type, is_correct
+from m2i2.evaluation.scoring import Answered, agreement, by_field, by_kind, is_correct, mean_f1, paraphrase_consistency
 from m2i2.files import write_text
+
+_FIELDS = {"by_question_type": "question_type", "by_modality": "modality", "by_organ": "organ"}
 
 
 def summarise(
@@ -25,34 +28,57 @@ def summarise(
     source: str,
     normalisation: Normalisation,
 ) -> dict[str, Any]:
-    """Accuracy of every view, with both baselines on the same questions, and what a reader must know of them."""
+    """Scores of every view, with both baselines on the same questions, and what a reader must know of them.
+
+    ``train``: the training questions that the protocol allows; the baselines know their answers and nothing else.
+    """
     questions = [g.question for g in given]
     answers = {
         "model": [g.best[0][0] for g in given],
         "question_only": question_only(train, questions, normalisation),
         "most_frequent": most_frequent(train, questions, normalisation),
     }
-    answered = {
-        who: [
-            Answered(g.question, g.key, prediction, is_correct(prediction, g.question.answer, normalisation))
-            for g, prediction in zip(given, predictions, strict=True)
-        ]
-        for who, predictions in answers.items()
-    }
+    answered = {who: _scored(given, predictions, normalisation) for who, predictions in answers.items()}
     views = {}
     for view in protocol.views(source):
-        rows = {who: [a for a in everyone if view.contains(a.question)] for who, everyone in answered.items()}
-        views[view.name] = {
-            who: {kind: accuracy.to_json() for kind, accuracy in by_kind(mine).items()} for who, mine in rows.items()
-        }
-        views[view.name]["by_question_type"] = {name: accuracy.to_json() for name, accuracy in by_type(rows["model"]).items()}
+        inside = [view.contains(question) for question in questions]
+        rows = {who: [a for a, yes in zip(all_, inside, strict=True) if yes] for who, all_ in answered.items()}
+        if any(inside):
+            views[view.name] = {**_scores(rows, normalisation), "published": published(source, view.name, protocol.name)}
+    written = [(g.best[0][0], g.generated) for g in given if g.generated is not None]
     return {
         "protocol": {"name": protocol.name, "habits": list(protocol.habits(source))},
         "candidates": candidates.provenance,
         "training_questions": len(train),
         "normalisation": normalisation,
         "views": views,
+        "ranking_and_generation_agree": agreement(written, normalisation),
+        "paraphrases": paraphrase_consistency(answered["model"], normalisation),
     }
+
+
+def _scored(given: Sequence[Given], predictions: Sequence[str], normalisation: Normalisation) -> list[Answered]:
+    return [
+        Answered(g.question, g.key, prediction, is_correct(prediction, g.question.answer, normalisation))
+        for g, prediction in zip(given, predictions, strict=True)
+    ]
+
+
+def _scores(rows: Mapping[str, list[Answered]], normalisation: Normalisation) -> dict[str, Any]:
+    """All scores of one view: everybody's accuracy and F1, and the model's by clean-up and by kind of question."""
+    scores: dict[str, Any] = {}
+    for who, mine in rows.items():
+        scores[who] = {kind: accuracy.to_json() for kind, accuracy in by_kind(mine).items()}
+        scores[who]["token_f1"] = mean_f1(mine, normalisation)
+    model = rows["model"]
+    scores["exact_match_by_clean_up"] = {
+        variant: round(100 * sum(is_correct(a.prediction, a.question.answer, variant) for a in model) / len(model), 2)
+        for variant in get_args(Normalisation)
+    }
+    for name, field in _FIELDS.items():
+        if found := by_field(model, field):
+            scores[name] = {value: accuracy.to_json() for value, accuracy in found.items()}
+    return scores
 
 
 def write_results(folder: Path, results: dict[str, Any], given: Sequence[Given], normalisation: Normalisation) -> None:
@@ -68,6 +94,7 @@ def write_results(folder: Path, results: dict[str, Any], given: Sequence[Given],
             "correct": is_correct(g.best[0][0], g.question.answer, normalisation),
             "closed": g.question.closed,
             "best": [[answer, round(probability, 6)] for answer, probability in g.best],
+            **({} if g.generated is None else {"generated": g.generated}),
             "metadata": dict(g.question.metadata),
         }
         for g in given
@@ -77,18 +104,28 @@ def write_results(folder: Path, results: dict[str, Any], given: Sequence[Given],
 
 
 _NAMES = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
+KINDS = ("closed", "open", "overall")
+
+
+def with_interval(score: Mapping[str, Any]) -> str:
+    """An accuracy with its interval, as a cell of a table: 41.2 [36.9, 45.5]."""
+    if score["accuracy"] is None:
+        return "-"
+    low, high = score["interval"]
+    return f"{score['accuracy']:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def show(results: dict[str, Any], console: Console | None = None) -> None:
-    """The table, a row for the model and each baseline, per view."""
+    """The table of every view: a row for the model, each baseline, and each published result under the same protocol."""
     console = console or Console()
     for name, view in results["views"].items():
         total = view["model"]["overall"]["total"]
         table = Table(title=f"{name} ({total} questions, protocol {results['protocol']['name']})", title_justify="left")
-        table.add_column("accuracy, %")
-        for kind in ("closed", "open", "overall"):
+        table.add_column("accuracy, % [95 % interval]")
+        for kind in KINDS:
             table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right")
         for who, label in _NAMES.items():
-            cells = [view[who][kind]["accuracy"] for kind in ("closed", "open", "overall")]
-            table.add_row(label, *("-" if c is None else f"{c:.1f}" for c in cells))
+            table.add_row(label, *(with_interval(view[who][kind]) for kind in KINDS), end_section=who == "most_frequent")
+        for row in view["published"]:
+            table.add_row(f"published: {row['method']}", *(f"{row[kind]:.1f}" for kind in KINDS))
         console.print(table)

@@ -1,11 +1,22 @@
-"""How answers are scored: exact match after the official clean-up, over closed, open and all questions."""
+"""How answers are scored: exact match after the clean-up, token F1, and intervals that know of shared images.
 
+The interval is the 95 % percentile bootstrap over images, not over questions: an image comes with several questions, whose
+answers rise and fall together, and the model meets new images, not new questions about the old ones.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m2i2.data.records import Question
 from m2i2.data.text import Normalisation, scored_answer
+
+RESAMPLES = 2000
+"""Bootstrap samples; the interval's ends move by about a tenth of a point from seed to seed."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +25,7 @@ class Answered:
 
     question: Question
     key: str
+    """Which image it is about."""
     prediction: str
     correct: bool
 
@@ -23,12 +35,31 @@ def is_correct(prediction: str, truth: str, normalisation: Normalisation = "offi
     return scored_answer(prediction, normalisation) == scored_answer(truth, normalisation)
 
 
+def token_f1(prediction: str, truth: str, normalisation: Normalisation = "official") -> float:
+    """Harmonic mean of precision and recall of the answer's words, each counted as often as it occurs (SQuAD's F1)."""
+    given, true = (Counter(scored_answer(text, normalisation).split()) for text in (prediction, truth))
+    if not given or not true:
+        return float(given == true)
+    shared = (given & true).total()
+    return 2 * shared / (given.total() + true.total())
+
+
+def resampled_means(values: Sequence[float], clusters: Sequence[str], resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """Means of ``values`` over bootstrap samples of whole ``clusters``; the same for the same input."""
+    numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums, sizes = np.bincount(numbers, weights=np.asarray(values, dtype=float)), np.bincount(numbers)
+    drawn = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
+    return (drawn @ sums) / (drawn @ sizes)
+
+
 @dataclass(frozen=True)
 class Accuracy:
-    """Right answers out of how many."""
+    """Right answers out of how many, and how sure that is."""
 
     correct: int
     total: int
+    interval: tuple[float, float] | None = None
+    """95 %, in percent."""
 
     @property
     def percent(self) -> float | None:
@@ -40,15 +71,20 @@ class Accuracy:
         percent = self.percent
         return {
             "accuracy": None if percent is None else round(percent, 2),
+            "interval": None if self.interval is None else [round(end, 2) for end in self.interval],
             "correct": self.correct,
             "total": self.total,
         }
 
 
 def accuracy(answers: Iterable[Answered]) -> Accuracy:
-    """Accuracy of some answers."""
-    rows = [a.correct for a in answers]
-    return Accuracy(sum(rows), len(rows))
+    """Accuracy of some answers, with its interval over images."""
+    rows = list(answers)
+    right = [a.correct for a in rows]
+    if not rows:
+        return Accuracy(0, 0)
+    low, high = np.percentile(resampled_means(right, [a.key for a in rows]), [2.5, 97.5])
+    return Accuracy(sum(right), len(rows), (100 * float(low), 100 * float(high)))
 
 
 def by_kind(answers: Sequence[Answered]) -> dict[str, Accuracy]:
@@ -60,9 +96,51 @@ def by_kind(answers: Sequence[Answered]) -> dict[str, Accuracy]:
     }
 
 
-def by_type(answers: Sequence[Answered], name: str = "question_type") -> dict[str, Accuracy]:
-    """Accuracy by a field of the questions' metadata, most frequent first."""
+def by_field(answers: Sequence[Answered], name: str) -> dict[str, Accuracy]:
+    """Accuracy by a field of the questions' metadata, most frequent first; empty where no question has it."""
     groups: dict[str, list[Answered]] = {}
     for answer in answers:
         groups.setdefault(answer.question.metadata.get(name, "unknown"), []).append(answer)
+    if set(groups) <= {"unknown"}:
+        return {}
     return {key: accuracy(rows) for key, rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))}
+
+
+def mean_f1(answers: Sequence[Answered], normalisation: Normalisation = "official") -> float | None:
+    """Mean token F1, percent."""
+    values = [token_f1(a.prediction, a.question.answer, normalisation) for a in answers]
+    return round(100 * float(np.mean(values)), 2) if values else None
+
+
+def agreement(answers: Sequence[tuple[str, str]], normalisation: Normalisation = "official") -> dict[str, Any] | None:
+    """How often two ways to answer the same questions give the same answer; None where there are no answers."""
+    same = sum(is_correct(one, other, normalisation) for one, other in answers)
+    return {"same": same, "total": len(answers), "percent": round(100 * same / len(answers), 2)} if answers else None
+
+
+def paraphrase_consistency(answers: Sequence[Answered], normalisation: Normalisation = "official") -> dict[str, Any] | None:
+    """Over pairs of an original and its paraphrase (same ``linked_id``, image and true answer): same answer, and both right.
+
+    None where the data links nothing. Pairs whose true answers differ ask for different things and are left out.
+    """
+    originals: dict[tuple[str, str], list[Answered]] = {}
+    for answer in answers:
+        if answer.question.metadata.get("phrase_type") == "freeform" and (link := answer.question.metadata.get("linked_id")):
+            originals.setdefault((link, answer.key), []).append(answer)
+    pairs = [
+        (first, second)
+        for second in answers
+        if second.question.metadata.get("phrase_type") == "para"
+        for first in originals.get((second.question.metadata.get("linked_id", ""), second.key), [])
+        if is_correct(first.question.answer, second.question.answer, normalisation)
+    ]
+    if not pairs:
+        return None
+    same = sum(is_correct(a.prediction, b.prediction, normalisation) for a, b in pairs)
+    return {
+        "pairs": len(pairs),
+        "same_answer": same,
+        "same_answer_percent": round(100 * same / len(pairs), 2),
+        "both_right": sum(a.correct and b.correct for a, b in pairs),
+        "one_right": sum(a.correct != b.correct for a, b in pairs),
+    }

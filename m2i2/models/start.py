@@ -208,6 +208,18 @@ def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: boo
     return lines or ["All weights start at random."]
 
 
+def official_answering(path: Path) -> tuple[State, VisionConfig, TextConfig]:
+    """An official VQA file's weights, and its architecture at its own resolution; M2I2Error for one that cannot answer."""
+    state = of_student(read_state(path))
+    if not any(key.startswith("text_decoder.") for key in state):
+        raise M2I2Error(f"{path} has no answer decoder: it is a pretraining checkpoint. Finetune it first (--checkpoint {path}).")
+    try:
+        vision, text = official_architecture(state)
+    except (KeyError, ValueError) as e:
+        raise M2I2Error(f"{path} is no official M2I2 file ({type(e).__name__}: {e}).") from e
+    return state, vision, text
+
+
 def stored_architecture(checkpoint: Path) -> tuple[VisionConfig, TextConfig]:
     """Vision and text settings stored with one of our checkpoints."""
     from m2i2.options import from_dict

@@ -26,6 +26,8 @@ from m2i2.options import from_dict
 C = TypeVar("C")
 
 MANIFEST = "manifest.json"
+SELECTION = "selection.json"
+"""What the selection scored at which step, and which step is the best; see training/selecting.py."""
 FORMAT = 1
 
 
@@ -119,9 +121,18 @@ class Checkpoints:
         """Checkpoint folders by name, newest first, complete or not."""
         return sorted((p for p in self.folder.glob("step-" + "[0-9]" * 8) if p.is_dir()), reverse=True)
 
+    def best(self) -> Path | None:
+        """The complete checkpoint that the run's selection chose; None where nothing was chosen."""
+        try:
+            path = self.folder / self.name(int(json.loads((self.folder / SELECTION).read_text())["best"]["step"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return None if flaw(path) else path
+
     def _outdated(self) -> list[Path]:
-        """Checkpoints that neither belong to the last ``keep`` nor are kept for good."""
-        old = self.all()[self.keep :]
+        """Checkpoints that neither belong to the last ``keep`` nor are kept for good nor are the best."""
+        best = self.best()
+        old = [path for path in self.all()[self.keep :] if path != best]
         return [p for p in old if not self.keep_every or int(p.name.removeprefix("step-")) % self.keep_every]
 
     def _clear_unfinished(self) -> None:
@@ -183,13 +194,18 @@ class Checkpoints:
         return final
 
 
-def find_checkpoint(source: str | Path) -> Path:
-    """The checkpoint that ``source`` means: a checkpoint folder or a file itself, or the newest complete one of a run."""
+def find_checkpoint(source: str | Path, best: bool = False) -> Path:
+    """The checkpoint that ``source`` means: a checkpoint folder or a file itself, or the newest complete one of a run.
+
+    With ``best``, a run's chosen checkpoint comes before its newest.
+    """
     path = Path(source)
     if path.is_file() or (path / MANIFEST).exists():
         return path
     if not path.exists():
         raise M2I2Error(f"There is no checkpoint {path}.")
+    if best and (chosen := Checkpoints(path / "checkpoints").best()):
+        return chosen
     newest, passed_over = Checkpoints(path / "checkpoints").newest()
     if newest is None:
         why = f" ({'; '.join(f'{name}: {reason}' for name, reason in passed_over.items())})" if passed_over else ""

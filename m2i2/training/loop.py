@@ -26,6 +26,7 @@ from m2i2.training.lines import StepLines
 from m2i2.training.monitor import Averages, RunLog
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
+from m2i2.training.selecting import Selection
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 
 _FREE_ON_RESUME = (
@@ -77,6 +78,7 @@ def train(
     dtype: torch.dtype,
     store_tokenizer: Callable[[Path], None],
     stop: StopFlag,
+    selection: Selection | None = None,
 ) -> int:
     """Train ``task`` on ``loader`` to the end, resuming from the newest checkpoint in ``folder``; returns the exit code."""
     # --- engine
@@ -97,6 +99,8 @@ def train(
     last = min(total, training.max_steps) if training.max_steps else total
     step, skipped = _resume(task, engine, checkpoints, config, loader, process)
     loader.starting_at(Position(step // steps_per_epoch, step % steps_per_epoch))
+    if selection is not None:
+        selection.resume(checkpoints, step)
     if step >= last:
         process.say(f"Nothing left to do: {folder} has finished {step} of {last} steps.")
         return 0
@@ -172,9 +176,14 @@ def train(
             signal, news = stop.agreed(bool(not_read))
             if news:
                 unreadable.add(step, not_read)
-            if (step % training.save_every == 0 and not finite.streak) or step == last or signal:
+            scored = selection is not None and selection.due(step, last) and not finite.streak
+            better = scored and selection is not None and selection.improved(engine.module, step, process)
+            regular = step % training.save_every == 0 and not finite.streak
+            if better or regular or step == last or signal:
                 save()
                 saved = step
+            if scored and selection is not None and process.first:
+                selection.write(checkpoints)
             if signal:
                 process.say(f"Signal {signal}: saved after step {saved}; start the same command again to go on.")
                 return EXIT_STOPPED

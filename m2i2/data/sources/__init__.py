@@ -44,6 +44,13 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "m2i2.data.sources.caption_json:CaptionJson",
         ("image_root", "split"),
     ),
+    ("captions", "vqa-text"): Entry(
+        "captions",
+        "the training questions and answers of question shards, as captions of the training images (--protocol clean)",
+        "make_shards.py captions vqa-text shards/vqa_rad --keep-bytes --output shards/vqa_rad_text",
+        "m2i2.data.sources.vqa_text:VqaText",
+        ("protocol", "selection"),
+    ),
     ("captions", "phantoms"): Entry(
         "captions",
         "built-in drawn demo data (no PATH)",

@@ -2,7 +2,8 @@
 
 The training set that every published number uses holds, beside the free-form and paraphrased training questions, the
 templated rewrite ("frame") of EVERY record, test records included: 284 of the 1,267 framed training questions are
-rewrites of test questions. Framed questions made from the OSF file name their origin in ``framed_from``.
+rewrites of test questions. Framed questions name the kind of record that they were made from in ``framed_from`` and its id in
+``origin_id``: in the OSF file a frame is a field of its record; in the MEVF/M2I2 files its id follows that of its record.
 """
 
 from collections import Counter
@@ -53,18 +54,45 @@ class VqaRad:
                 yield self._question(record, path, number, record.get("question"), kind)
             frame = record.get("question_frame")
             if split == "train" and frame not in (None, "", "NULL"):
-                yield self._question(record, path, number, frame, "frame", framed_from=phrase_type)
+                origin = text(record, "qid", path, number)
+                yield self._question(record, path, number, frame, "frame", phrase_type, origin, f"{origin}-frame")
 
     def _of_sets(self, split: str) -> Iterator[tuple[str, Path, Question]]:
         path = self._path / f"{split}set.json"
+        written = self._written_by_people()
         for number, record in objects(path):
-            yield self._question(record, path, number, record.get("question"), text(record, "phrase_type", path, number))
+            phrase_type = text(record, "phrase_type", path, number)
+            framed_from, origin = "", text(record, "qid", path, number)
+            if phrase_type == "frame":
+                before = str(int(origin) - 1) if origin.isdecimal() else ""
+                kind, *about = written.get(before, ("", "", ""))
+                if about == _about(record):
+                    framed_from, origin = kind, before
+            yield self._question(record, path, number, record.get("question"), phrase_type, framed_from, origin)
+
+    def _written_by_people(self) -> dict[str, tuple[str, str, str]]:
+        """Kind ("test_" before those of the test set), image and answer of every record that is no frame, by its id."""
+        found: dict[str, tuple[str, str, str]] = {}
+        for prefix, path in (("", self._path / "trainset.json"), ("test_", self._path / "testset.json")):
+            for number, record in objects(path):
+                kind = text(record, "phrase_type", path, number)
+                if kind != "frame":
+                    image, answer = _about(record)
+                    found[text(record, "qid", path, number)] = (prefix + kind, image, answer)
+        return found
 
     def _question(
-        self, record: dict[str, Any], path: Path, number: int, question: Any, phrase_type: str, framed_from: str = ""
+        self,
+        record: dict[str, Any],
+        path: Path,
+        number: int,
+        question: Any,
+        phrase_type: str,
+        framed_from: str = "",
+        origin: str = "",
+        new_id: str = "",
     ) -> tuple[str, Path, Question]:
         name = text(record, "image_name", path, number)
-        origin = text(record, "qid", path, number)
         metadata = {
             "phrase_type": phrase_type,
             "question_type": text(record, "question_type", path, number).strip(),
@@ -78,10 +106,15 @@ class VqaRad:
             name,
             find_image(self._images, name),
             Question(
-                id=f"{origin}-frame" if framed_from else origin,
+                id=new_id or text(record, "qid", path, number),
                 question=text({"question": question}, "question", path, number),
                 answer=text(record, "answer", path, number),
                 closed=text(record, "answer_type", path, number).strip().upper() == "CLOSED",
                 metadata=metadata,
             ),
         )
+
+
+def _about(record: dict[str, Any]) -> list[str]:
+    """What a frame has in common with its record: the image and the answer."""
+    return [str(record.get("image_name", "")), str(record.get("answer", "")).strip().lower()]

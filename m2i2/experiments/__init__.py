@@ -1,0 +1,1 @@
+"""Many runs under one budget: what to train, one cell after another, and the report from their records."""

@@ -1,0 +1,136 @@
+"""A recipe (JSON) and the cells that it asks for: pretrainings, and finetunings with their evaluation."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from m2i2.errors import M2I2Error
+from m2i2.files import read_object
+from m2i2.options import from_dict
+
+VARIANTS: dict[str, tuple[str, ...] | None] = {
+    "full": (),
+    "no pretraining": None,
+    "no MIM": ("objectives.mim=0",),
+    "no ITC": ("objectives.itc=0",),
+    "no ITM": ("objectives.itm=0",),
+    "no MLM": ("objectives.mlm=0",),
+    "local negatives": ("objectives.negatives=local",),
+    "flips on": ("data.flip=true",),
+    "with rewrites": (),
+}
+"""What each variant changes in pretraining (None: it has none). "with rewrites" pretrains as "full" does and finetunes on the
+rewrites of test questions as well: what that leak is worth. "local negatives" differs from "full" on several ranks only."""
+_FINETUNING = {"with rewrites": ("answering.rewrites=true",), "flips on": ("data.flip=true",)}
+_SAME_PRETRAINING = {"with rewrites": "full"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetPlan:
+    """One data set to finetune on."""
+
+    shards: str
+    variants: tuple[str, ...] = ("full", "no pretraining", "no MIM", "no ITC")
+    seeds: int = 1
+    """Finetunings of each variant, with the seeds 0, 1, ..."""
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a set of experiments. Paths are relative to the work folder; ``{data}`` is --data."""
+
+    name: str
+    about: str = ""
+    prepare: tuple[str, ...] = ()
+    """Commands of tools/ that make weights and shards, as words: "make_shards.py vqa slake {data}/slake --output shards/slake"."""
+    preset: str = "small"
+    pretraining_shards: tuple[str, ...]
+    pretraining: tuple[str, ...] = ()
+    """Settings of every pretraining."""
+    pretraining_seeds: int = 1
+    """Pretrainings of each variant; finetuning seed s starts from pretraining seed s modulo this number."""
+    start: tuple[str, ...] = ()
+    """Settings that say where a pretraining, and a finetuning without one, starts: start.text=weights/minilm."""
+    finetuning: tuple[str, ...] = ()
+    """Settings of every finetuning."""
+    evaluation: tuple[str, ...] = ("--protocol", "clean", "--generate-too")
+    datasets: dict[str, Any] = field(default_factory=dict)
+    """By name; see `DatasetPlan`."""
+
+    @property
+    def plans(self) -> dict[str, DatasetPlan]:
+        """The data sets, checked."""
+        return {name: from_dict(DatasetPlan, plan, f"datasets.{name}.") for name, plan in self.datasets.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run: a pretraining, or a finetuning with its evaluation."""
+
+    name: str
+    variant: str
+    seed: int
+    dataset: str = ""
+    """Empty for a pretraining."""
+    needs: str = ""
+    """The pretraining that it starts from."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe file; M2I2Error for what is unknown or missing."""
+    values = read_object(path, "recipe")
+    if missing := [name for name in ("name", "pretraining_shards", "datasets") if name not in values]:
+        raise M2I2Error(f"The recipe {path} has no {missing[0]!r}; see experiments/ for one that is whole.")
+    plans = values.pop("datasets")
+    if not isinstance(plans, dict) or not plans:
+        raise M2I2Error(f"The recipe {path} names no datasets.")
+    recipe = replace(from_dict(Recipe, values), datasets=plans)
+    for dataset, plan in recipe.plans.items():
+        if unknown := [variant for variant in plan.variants if variant not in VARIANTS]:
+            raise M2I2Error(f"{path}, {dataset}: there is no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}.")
+    return recipe
+
+
+def cells(recipe: Recipe) -> list[Cell]:
+    """Every cell in the order in which they run: by seed, so that a first table stands early; a pretraining before its users."""
+    found: dict[str, Cell] = {}
+    plans = recipe.plans.items()
+    for seed in range(max(plan.seeds for _, plan in plans)):
+        for dataset, plan in plans:
+            for variant in plan.variants if seed < plan.seeds else ():
+                needs = ""
+                if VARIANTS[variant] is not None:
+                    pretraining = _pretraining(variant, seed % recipe.pretraining_seeds)
+                    found.setdefault(pretraining.name, pretraining)
+                    needs = pretraining.name
+                name = _slug(f"{dataset} {variant} seed {seed}")
+                found[name] = Cell(name=name, variant=variant, seed=seed, dataset=dataset, needs=needs)
+    return list(found.values())
+
+
+def _pretraining(variant: str, seed: int) -> Cell:
+    variant = _SAME_PRETRAINING.get(variant, variant)
+    return Cell(name=_slug(f"pretraining {variant} seed {seed}"), variant=variant, seed=seed)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())
+
+
+def commands(recipe: Recipe, cell: Cell) -> Iterator[list[str]]:
+    """The launchers that make a cell, as words: the launcher's name, then its arguments."""
+    if not cell.dataset:
+        changes = VARIANTS[cell.variant] or ()
+        words = ["--preset", recipe.preset, "--shards", *recipe.pretraining_shards, "--output", f"runs/{cell.name}"]
+        yield ["pretrain", *words, *recipe.start, *recipe.pretraining, *changes, f"training.seed={cell.seed}"]
+        return
+    plan = recipe.plans[cell.dataset]
+    words = ["--preset", recipe.preset, "--shards", plan.shards, "--output", f"runs/{cell.name}"]
+    words += ["--checkpoint", f"runs/{cell.needs}"] if cell.needs else list(recipe.start)
+    changes = _FINETUNING.get(cell.variant, ())
+    yield ["finetune", *words, *recipe.finetuning, *plan.settings, *changes, f"training.seed={cell.seed}"]
+    output = ["--output", f"runs/{cell.name}/evaluation"]
+    yield ["evaluate", "--checkpoint", f"runs/{cell.name}", "--shards", plan.shards, *recipe.evaluation, *output]

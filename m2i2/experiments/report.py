@@ -1,0 +1,216 @@
+"""The report of a recipe, from the records of its cells and nothing else: tables, a plot, and the text around them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2i2.evaluation.literature import literature, published
+from m2i2.evaluation.results import KINDS, with_interval
+from m2i2.evaluation.scoring import resampled_means
+from m2i2.experiments.recipe import Cell, Recipe, cells
+from m2i2.experiments.running import record_path
+from m2i2.files import read_object, write_text
+
+REFERENCE = "no pretraining"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Finished finetunings of one variant on one data set, over the same questions."""
+
+    variant: str
+    records: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def right(self) -> NDArray[np.float64]:
+        """[seeds, questions], 1 where the answer was right."""
+        return np.array([[float(c) for c in r["answers"]["right"]] for r in self.records])
+
+    @cached_property
+    def images(self) -> list[str]:
+        """Which image each question is about."""
+        return list(self.records[0]["answers"]["image"])
+
+    def mask(self, view: str, kind: str) -> NDArray[np.bool_]:
+        """The questions of a view and a kind (closed, open, overall)."""
+        answers = self.records[0]["answers"]
+        closed = np.array([c == "1" for c in answers["closed"]])
+        chosen = {"closed": closed, "open": ~closed, "overall": np.ones_like(closed)}[kind]
+        freeform = np.array([c == "1" for c in answers["freeform"]])
+        return chosen & freeform if view == "freeform" else chosen
+
+    def score(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
+        """Mean over the seeds, percent; its interval over images; the spread over seeds."""
+        per_seed = 100 * self.right[:, mask].mean(1)
+        return {
+            "accuracy": float(per_seed.mean()),
+            "interval": _interval(self.right[:, mask].mean(0), self.images, mask),
+            "seeds": [round(float(value), 1) for value in per_seed],
+        }
+
+    def difference(self, other: "Scored", mask: NDArray[np.bool_]) -> str:
+        """This variant less another over the seeds that both have, in points, with its interval over images."""
+        seeds = min(len(self.records), len(other.records))
+        change = (self.right[:seeds] - other.right[:seeds]).mean(0)[mask]
+        low, high = _interval(change, self.images, mask)
+        return f"{100 * change.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _interval(values: NDArray[np.float64], images: Sequence[str], mask: NDArray[np.bool_]) -> tuple[float, float]:
+    kept = [image for image, yes in zip(images, mask, strict=True) if yes]
+    low, high = np.percentile(100 * resampled_means(values.tolist(), kept), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def write_report(recipe: Recipe, recipe_file: Path, results: Path, output: Path) -> None:
+    """``output`` (Markdown) and, where a finetuning is finished, a plot beside the records."""
+    found = {c.name: read_object(record_path(results, c), "record") for c in cells(recipe) if record_path(results, c).exists()}
+    by_dataset = {name: _scored(recipe, name, found) for name in recipe.plans}
+    by_dataset = {name: scored for name, scored in by_dataset.items() if scored}
+    lines = [f"# Results of the recipe `{recipe.name}`", "", recipe.about, "", *_how_to_read(recipe_file, results)]
+    if by_dataset:
+        _plot(by_dataset, results / "plot.png")
+        lines += [f"![Accuracy by variant]({_relative(results / 'plot.png', output)})", ""]
+    for dataset, scored in by_dataset.items():
+        lines += _dataset(dataset, scored)
+    lines += _cells(recipe, found)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, "\n".join(lines).rstrip() + "\n")
+
+
+def _relative(path: Path, output: Path) -> str:
+    import os
+
+    return os.path.relpath(path.resolve(), output.resolve().parent)
+
+
+def _scored(recipe: Recipe, dataset: str, found: dict[str, dict[str, Any]]) -> list[Scored]:
+    variants: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for cell in cells(recipe):
+        if cell.dataset == dataset and cell.name in found:
+            variants.setdefault(cell.variant, []).append((cell.seed, found[cell.name]))
+    ordered = [v for v in recipe.plans[dataset].variants if v in variants]
+    return [Scored(v, tuple(record for _, record in sorted(variants[v], key=lambda row: row[0]))) for v in ordered]
+
+
+def _how_to_read(recipe_file: Path, results: Path) -> list[str]:
+    return [
+        "Written by `launchers/ablate.py` from the records in "
+        f"`{results}`; every cell can be made again with `python launchers/ablate.py {recipe_file} --results {results} "
+        "--only CELL` after its record is removed.",
+        "",
+        "Accuracy in percent: exact match after the official clean-up, mean over the seeds. Brackets hold the 95 % interval of a "
+        "bootstrap over test images (2,000 resamples): how far the number might move on other images, for these trained models. "
+        "The column `seeds` shows how far it moves when training is repeated. A difference is significant at the usual level "
+        "where its interval leaves out 0; none is corrected for the number of comparisons.",
+        "",
+    ]
+
+
+def _dataset(dataset: str, scored: list[Scored]) -> list[str]:
+    lines = [f"## {dataset}", ""]
+    first = scored[0].records[0]["results"]
+    lines += [f"Protocol `{first['protocol']['name']}`: {_counts(first)}", ""]
+    reference = next((s for s in scored if s.variant == REFERENCE), None)
+    for view in first["views"]:
+        totals = {kind: int(scored[0].mask(view, kind).sum()) for kind in KINDS}
+        head = [f"{view}", *(f"{kind} ({totals[kind]})" for kind in KINDS), "overall, seeds", f"overall, less {REFERENCE}"]
+        lines += _row(head), _row(["---"] * len(head))
+        for one in scored:
+            scores = {kind: one.score(one.mask(view, kind)) for kind in KINDS}
+            difference = "" if reference in (None, one) else one.difference(reference, one.mask(view, "overall"))
+            seeds = ", ".join(f"{value:.1f}" for value in scores["overall"]["seeds"])
+            lines.append(_row([one.variant, *(with_interval(scores[kind]) for kind in KINDS), seeds, difference]))
+        for who, label in (("question_only", "question only, no image"), ("most_frequent", "most frequent answer")):
+            lines.append(_row([label, *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
+        lines.append("")
+    lines += _leak(scored) + _beside(dataset, list(first["views"]))
+    return lines
+
+
+def _counts(results: dict[str, Any]) -> str:
+    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in results["splits"].items()) + "."
+
+
+def _leak(scored: list[Scored]) -> list[str]:
+    """What training on the rewrites of test questions is worth."""
+    named = {one.variant: one for one in scored}
+    if "with rewrites" not in named or "full" not in named:
+        return []
+    worth = named["with rewrites"].difference(named["full"], named["full"].mask("", "overall"))
+    return [f"Training on the rewrites of test questions as well, nothing else changed: {worth} points over `full`, overall.", ""]
+
+
+def _beside(dataset: str, views: Sequence[str]) -> list[str]:
+    """The paper's own ablation, which is no comparison."""
+    rows = [(view, row) for view in views for row in published(dataset, view, "paper") if row["method"].startswith("M2I2")]
+    if not rows:
+        return []
+    lines = [
+        f"For orientation, the paper's own rows (protocol `paper`, ViT-B/16 and BERT-base at 384 pixels, {_setup()}), which are "
+        f"another experiment: {literature()['source']}.",
+        "",
+        _row(["published", *KINDS]),
+        _row(["---"] * 4),
+    ]
+    lines += [_row([f"{row['method']} ({view})", *(f"{row[kind]:.1f}" for kind in KINDS)]) for view, row in rows]
+    return [*lines, ""]
+
+
+def _setup() -> str:
+    return f"{literature()['setup']['pretraining_pairs']:,} pretraining pairs, best of all epochs on the test set"
+
+
+def _cells(recipe: Recipe, found: dict[str, dict[str, Any]]) -> list[str]:
+    """What ran, and what has not yet."""
+    lines = ["## Cells", "", _row(["cell", "last loss", "selection", "minutes of its last start", "commit"]), _row(["---"] * 5)]
+    missing: list[Cell] = []
+    for cell in cells(recipe):
+        if cell.name not in found:
+            missing.append(cell)
+            continue
+        record = found[cell.name]
+        best = (record.get("selection") or {}).get("best")
+        chosen = f"{best['correct']} of {best['total']} at step {best['step']}" if best else ""
+        minutes = f"{record['seconds_of_this_start'] / 60:.1f}"
+        lines.append(_row([cell.name, f"{record['log']['last']['loss']:.3f}", chosen, minutes, record["git"][:10]]))
+    lines += ["", "Same for all cells of a kind:", "", f"- pretraining: `{' '.join(recipe.pretraining)}`"]
+    lines += [f"- finetuning: `{' '.join(recipe.finetuning)}`", f"- evaluation: `{' '.join(recipe.evaluation)}`"]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(cell.name for cell in missing)}."]
+    return lines
+
+
+def _row(words: Iterable[str]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def _plot(by_dataset: dict[str, list[Scored]], path: Path) -> None:
+    """Overall accuracy of every variant: a dot a seed, a bar for the interval of their mean, a line for the question alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(by_dataset), figsize=(4.6 * len(by_dataset), 3.2), squeeze=False)
+    for axis, (dataset, scored) in zip(axes[0], by_dataset.items(), strict=True):
+        for place, one in enumerate(scored):
+            score = one.score(one.mask("", "overall"))
+            axis.plot(score["interval"], [place, place], color="tab:blue", linewidth=2)
+            axis.plot(score["seeds"], [place] * len(score["seeds"]), "o", color="tab:blue", markersize=4)
+        views = scored[0].records[0]["results"]["views"]
+        baseline = list(views.values())[-1]["question_only"]["overall"]["accuracy"]
+        axis.axvline(baseline, color="tab:gray", linestyle="--", label="question only")
+        axis.set_yticks(range(len(scored)), [one.variant for one in scored])
+        axis.invert_yaxis()
+        axis.set_xlabel("accuracy overall, %")
+        axis.set_title(dataset)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)

@@ -1,0 +1,190 @@
+"""Running a recipe's cells as processes of their own, some at a time, and recording each as one small JSON file."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from m2i2.errors import M2I2Error
+from m2i2.experiments.recipe import Cell, Recipe, cells, commands
+from m2i2.files import read_object, write_text
+from m2i2.training.provenance import git_state, versions
+from m2i2.training.stopping import EXIT_STOPPED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def unfinished(recipe: Recipe, results: Path, only: Sequence[str] = ()) -> list[Cell]:
+    """The cells without a record, and the pretrainings that they start from; M2I2Error for a name in ``only`` that is none."""
+    every = cells(recipe)
+    if unknown := set(only) - {cell.name for cell in every}:
+        raise M2I2Error(f"{recipe.name} has no cell {min(unknown)!r}; its cells are {', '.join(cell.name for cell in every)}.")
+    open_ = [c for c in every if (not only or c.name in only) and not record_path(results, c).exists()]
+    asked = {cell.name for cell in open_ if cell.dataset or cell.name in only} | {cell.needs for cell in open_}
+    return [cell for cell in every if cell.name in asked]
+
+
+def record_path(results: Path, cell: Cell) -> Path:
+    """Where a finished cell is recorded."""
+    return results / f"{cell.name}.json"
+
+
+def prepare(recipe: Recipe, data: Path, work: Path) -> None:
+    """Weights and shards: each command of the recipe, once; its --output says whether it has been done."""
+    for line in recipe.prepare:
+        tool, *words = [word.replace("{data}", str(data.resolve())) for word in line.split()]
+        output = work / words[words.index("--output") + 1]
+        if (output / "index.json").exists() or (output / "model.safetensors").exists():
+            continue
+        print(f"preparing {output}", flush=True)
+        done = subprocess.run([sys.executable, str(ROOT / "tools" / tool), *words], cwd=work, capture_output=True, text=True)
+        if done.returncode:
+            raise M2I2Error(f"Preparing {output} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+
+
+class CellRun:
+    """A cell in progress: its launchers one after another, their output in ``work/logs``; resumable, as each of them is."""
+
+    def __init__(self, recipe: Recipe, cell: Cell, work: Path, threads: int) -> None:
+        self.cell, self._work = cell, work
+        self._commands = list(commands(recipe, cell))
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")},
+            "OMP_NUM_THREADS": str(threads),
+            "M2I2_THREADS": str(threads),
+        }
+        self.log = work / "logs" / f"{cell.name}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started = time.time()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.code = 0
+
+    def goes_on(self) -> bool:
+        """Start the next launcher where the last one has ended well; False once all have, or one has failed (`code`)."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return True
+            if code:
+                self.code = code
+                return False
+        if not self._commands:
+            return False
+        launcher, *words = self._commands.pop(0)
+        with self.log.open("a") as log:
+            print("$", launcher, *words, file=log, flush=True)
+            script = [sys.executable, str(ROOT / "launchers" / f"{launcher}.py"), *words]
+            self._process = subprocess.Popen(script, cwd=self._work, env=self._environment, stdout=log, stderr=log)
+        return True
+
+    def stop(self) -> None:
+        """Let it save and end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+
+
+def run(
+    recipe: Recipe, work: Path, results: Path, *, jobs: int, threads: int, only: Sequence[str] = (), tell: Callable[[str], None]
+) -> list[str]:
+    """Run what is unfinished, ``jobs`` cells at a time; returns the names of the cells that failed.
+
+    A pretraining whose record is there is run only where a finetuning still needs its weights and they are not in ``work``.
+    """
+    waiting, running, failed = unfinished(recipe, results, only), list[CellRun](), list[str]()
+    done: set[str] = set()
+    with _stop_signals() as stopped:
+        while waiting or running:
+            if stopped():
+                for one in running:
+                    one.stop()
+                raise SystemExit(EXIT_STOPPED)
+            while len(running) < jobs and (cell := _ready(waiting, done)):
+                waiting.remove(cell)
+                tell(f"{cell.name}: started ({len(waiting)} more cells wait)")
+                running.append(CellRun(recipe, cell, work, threads))
+            for one in list(running):
+                if one.goes_on():
+                    continue
+                running.remove(one)
+                if one.code:
+                    failed.append(one.cell.name)
+                    tell(f"{one.cell.name}: failed with exit code {one.code}; see {one.log}")
+                    lost = [cell for cell in waiting if cell.needs == one.cell.name]
+                    failed += [cell.name for cell in lost]
+                    waiting = [cell for cell in waiting if cell not in lost]
+                else:
+                    done.add(one.cell.name)
+                    record(recipe, one.cell, work, results, time.time() - one.started)
+                    tell(f"{one.cell.name}: done in {(time.time() - one.started) / 60:.1f} min")
+            time.sleep(0.2)
+    return failed
+
+
+def _ready(waiting: Sequence[Cell], done: set[str]) -> Cell | None:
+    return next((cell for cell in waiting if not cell.needs or cell.needs in done), None)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come, instead of an end on the spot."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def record(recipe: Recipe, cell: Cell, work: Path, results: Path, seconds: float) -> None:
+    """Write a finished cell's record and, for a finetuning, remove its checkpoints, which are large and can be made again."""
+    run_folder = work / "runs" / cell.name
+    log = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    content: dict[str, Any] = {
+        "recipe": asdict(recipe) | {"datasets": recipe.datasets},
+        "cell": asdict(cell),
+        "commands": list(commands(recipe, cell)),
+        "settings": read_object(run_folder / "settings.json", "settings"),
+        "seconds_of_this_start": round(seconds),
+        "log": {"first": log[0], "last": log[-1]},
+        "git": git_state(),
+        "versions": versions(),
+    }
+    if cell.dataset:
+        content |= _evaluation(run_folder / "evaluation")
+        scores = run_folder / "checkpoints" / "selection.json"
+        content["selection"] = read_object(scores, "selection") if scores.exists() else None
+    results.mkdir(parents=True, exist_ok=True)
+    write_text(record_path(results, cell), json.dumps(content, ensure_ascii=False) + "\n")
+    if cell.dataset:
+        shutil.rmtree(run_folder / "checkpoints")
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    """What the report needs of an evaluation: the scores, and which question of which image was answered right."""
+    results = read_object(folder / "results.json", "results")
+    for bulky in ("configuration", "versions", "command", "git"):
+        results.pop(bulky, None)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = {
+        "image": [row["image"] for row in rows],
+        "id": [row["id"] for row in rows],
+        "closed": "".join(str(int(row["closed"])) for row in rows),
+        "right": "".join(str(int(row["correct"])) for row in rows),
+        "freeform": "".join(str(int(row["metadata"].get("phrase_type") == "freeform")) for row in rows),
+    }
+    return {"results": results, "answers": answers}

@@ -1,0 +1,97 @@
+"""A recipe runs cell by cell, resumes from its records alone, and writes its report from them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from m2i2.data.phantoms import PhantomQuestions
+from m2i2.data.tokenizer import train_tokenizer
+from tests.launching import launch, succeed
+
+RECIPE = {
+    "name": "drawn",
+    "about": "Phantoms, to test the chain.",
+    "prepare": [
+        "make_shards.py captions phantoms --count 40 --side 64 --output shards/captions",
+        "make_shards.py vqa phantoms --count 40 --side 64 --output shards/vqa",
+    ],
+    "preset": "tiny",
+    "pretraining_shards": ["shards/captions"],
+    "pretraining": ["training.batch=16", "training.max_steps=2", "data.workers=0"],
+    "start": ["start.tokenizer=../tokenizer"],
+    "finetuning": ["training.batch=16", "training.epochs=1", "data.workers=0", "answering.protocol=clean", "training.log_every=2"],
+    "datasets": {"drawn": {"shards": "shards/vqa", "variants": ["full", "no pretraining"], "seeds": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    questions = (text for r in PhantomQuestions(count=40, seed=0) for q in r.questions for text in (q.question, q.answer))
+    train_tokenizer(questions, 500).save(folder / "tokenizer")
+    return folder
+
+
+WORDS = ["recipe.json", "--work", "work", "--results", "results", "--output", "RESULTS.md"]
+
+
+def test_cells_run_one_by_one_and_resume_from_their_records(folder: Path) -> None:
+    out = succeed("ablate", [*WORDS, "--only", "drawn-full-seed-0"], folder)
+    assert "pretraining-full-seed-0: done" in out and "drawn-full-seed-0: done" in out
+    listed = succeed("ablate", [*WORDS, "--list"], folder)
+    assert [line.split()[:2] for line in listed.splitlines()] == [
+        ["done", "pretraining-full-seed-0"],
+        ["done", "drawn-full-seed-0"],
+        ["missing", "drawn-no-pretraining-seed-0"],
+    ]
+    report = (folder / "RESULTS.md").read_text()
+    assert "Not run yet: drawn-no-pretraining-seed-0." in report
+    record = json.loads((folder / "results" / "drawn-full-seed-0.json").read_text())
+    assert record["results"]["protocol"]["name"] == record["results"]["trained"]["protocol"] == "clean"
+    assert record["results"]["trained"]["chosen_by"] == "selection"
+    assert record["selection"]["best"]["total"] > 0
+    assert record["results"]["splits"]["selection_questions"] == record["selection"]["best"]["total"]
+    assert len(record["answers"]["right"]) == record["results"]["views"]["test"]["model"]["overall"]["total"]
+    assert not (folder / "work" / "runs" / "drawn-full-seed-0" / "checkpoints").exists()
+    # the rest, two at a time
+    out = succeed("ablate", [*WORDS, "--jobs", "2"], folder)
+    assert "drawn-no-pretraining-seed-0: done" in out and "full-seed-0: started" not in out
+    report = (folder / "RESULTS.md").read_text()
+    assert "Not run yet" not in report and "| no pretraining |" in report and "| question only, no image |" in report
+    accuracy = record["results"]["views"]["test"]["model"]["overall"]["accuracy"]
+    assert f"| full | {record['results']['views']['test']['model']['closed']['accuracy']:.1f} [" in report
+    assert f"| {accuracy:.1f} |" in report, "the seeds' own values"
+    assert (folder / "results" / "plot.png").stat().st_size > 5000
+    # the report needs the records alone
+    (folder / "RESULTS.md").unlink()
+    subprocess.run(["rm", "-r", str(folder / "work")], check=True)
+    succeed("ablate", [*WORDS, "--report"], folder)
+    assert (folder / "RESULTS.md").read_text() == report
+
+
+def test_a_cell_that_fails_is_named_with_its_log(folder: Path) -> None:
+    broken = {**RECIPE, "finetuning": ["training.nothing=1"], "pretraining_shards": ["shards/vqa"]}
+    (folder / "broken.json").write_text(json.dumps(broken))
+    done = launch("ablate", ["broken.json", "--work", "w", "--results", "r", "--output", "R.md"], folder)
+    assert done.returncode == 1
+    assert "pretraining-full-seed-0: failed with exit code 2; see" in done.stdout
+    assert "drawn-full-seed-0" in done.stdout.splitlines()[-1]
+    assert "vqa holds vqa shards" in next((folder / "w" / "logs").glob("pretraining*")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datasets": {}}, "names no datasets"),
+        ({"datasets": {"a": {"shards": "s", "variants": ["no MUM"]}}}, "there is no variant 'no MUM'; there are full"),
+        ({"seed": 3}, "Unknown setting 'seed'"),
+        ({"datasets": {"a": {"shard": "s"}}}, "Unknown setting 'datasets.a.shard'"),
+    ],
+)
+def test_a_bad_recipe_is_one_paragraph(folder: Path, change: dict[str, object], message: str) -> None:
+    (folder / "bad.json").write_text(json.dumps({**RECIPE, **change}))
+    done = launch("ablate", ["bad.json", "--results", "r", "--list"], folder)
+    assert done.returncode == 2 and message in done.stderr

@@ -1,0 +1,85 @@
+"""What the protocol clean and the audit say of the real data: the counts that every published number should have come with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from m2i2.commands.audit_leakage import main as audit
+from m2i2.commands.make_shards import main as make_shards
+from m2i2.data.clean import clean_parts
+from m2i2.data.shards import ShardSplit
+from m2i2.evaluation.baselines import question_only
+from m2i2.evaluation.evaluator import questions_of
+from m2i2.evaluation.protocols import PROTOCOLS, distinct_answers
+from m2i2.evaluation.scoring import is_correct
+
+SETS = {
+    "vqa_rad": ("vqa", "vqa-rad", "vqa_rad"),
+    "data_RAD": ("vqa", "vqa-rad", "data_RAD"),
+    "slake_en": ("vqa", "slake", "slake", "--language", "en"),
+    "slake_zh": ("vqa", "slake", "slake", "--language", "zh"),
+    "rocov2": ("captions", "rocov2", "rocov2_sample"),
+}
+
+
+@pytest.fixture(scope="module")
+def shards(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    for name, (kind, source, data, *options) in SETS.items():
+        words = [kind, source, str(shared_data / data), "--output", str(folder / name), "--side", "96", *options]
+        assert make_shards(words) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", ["vqa_rad", "data_RAD"])
+def test_clean_keeps_2773_of_3064_training_questions(shards: Path, name: str) -> None:
+    parts = clean_parts(shards / name, 0)
+    assert len(parts.known) == len(parts.train) == 2773
+    counts = parts.counts
+    assert (counts["rewrites_of_test_questions"], counts["repeats_of_such_rewrites"]) == (284, 7)
+    assert counts["training_images_in_test"] == 203
+    train, test = questions_of(parts.train), questions_of(ShardSplit.open(shards / name, "test", "vqa"))
+    right = sum(is_correct(p, q.answer) for p, q in zip(question_only(train, test), test, strict=True))
+    assert 100 * right / len(test) == pytest.approx(36.8, abs=0.3)
+    candidates = PROTOCOLS["clean"].candidates(train, test)
+    assert set(candidates.answers) == set(distinct_answers(train))
+    assert set(distinct_answers(test)) - set(candidates.answers), "some test answers are never given in training"
+    chosen = clean_parts(shards / name, 0.1)
+    tested = {q.image_sha256 for q in ShardSplit.open(shards / name, "test", "vqa").questions()}
+    assert (len(chosen.selection), len(chosen.train)) == (278, 2495)
+    assert not tested & {q.image_sha256 for q in chosen.selection.questions()}
+
+
+def test_both_publications_leave_out_the_same_questions(shards: Path) -> None:
+    def kept(name: str) -> list[tuple[str, str, str]]:
+        rows = (q for q in clean_parts(shards / name, 0).train.questions())
+        return sorted((q.key, q.question.question.strip(), q.question.answer) for q in rows)
+
+    assert kept("vqa_rad") == kept("data_RAD")
+
+
+def test_slake_selects_by_its_own_val_split(shards: Path) -> None:
+    parts = clean_parts(shards / "slake_en", 0.1)
+    assert (len(parts.train), len(parts.selection)) == (4919, 1053)
+
+
+def images(shards: Path, *sets: str) -> dict[str, int]:
+    """How many images of the first set the second holds too, by the closest likeness."""
+    assert audit([*(str(shards / name) for name in sets), "--output", str(shards / "audit")]) == 0
+    return json.loads((shards / "audit" / "audit.json").read_text())["comparisons"][0]["images"]
+
+
+def test_audit_of_vqa_rad(shards: Path) -> None:
+    assert images(shards, "vqa_rad") == {"bytes": 203}, "all of the test images"
+    (counts,) = json.loads((shards / "audit" / "audit.json").read_text())["questions"].values()
+    assert counts["rewrites_of_test_questions"] == 284
+
+
+def test_audit_of_pretraining_images(shards: Path) -> None:
+    assert images(shards, "rocov2:train", "vqa_rad:test") == {}
+
+
+@pytest.mark.parametrize(("train", "test", "same"), [("en", "zh", 70), ("zh", "en", 72)])
+def test_audit_of_slake_across_its_languages(shards: Path, train: str, test: str, same: int) -> None:
+    assert images(shards, f"slake_{train}:train", f"slake_{test}:test")["bytes"] == same
