@@ -32,15 +32,16 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "slurm": ["submitit>=1.5"],
+        "slurm": ["submitit>=1.5", "pyyaml"],
         "plots": ["matplotlib"],
-        "dev": ["submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
+        "dev": ["submitit>=1.5", "pyyaml", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
     },
     entry_points={
         "console_scripts": [
             "m2i2-pretrain = m2i2.commands.pretrain:main",
             "m2i2-finetune = m2i2.commands.finetune:main",
             "m2i2-evaluate = m2i2.commands.evaluate:main",
+            "m2i2-slurm = m2i2.commands.slurm:main",
             "m2i2-make-shards = m2i2.commands.make_shards:main",
         ]
     },

@@ -20,31 +20,35 @@ def guarded(command: Callable[[], int]) -> int:
     A rank among several that fails ends at once, without waiting for the others in any collective. The others lose their
     connection to it, say so in a line, after the failed rank has said why, and end too.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    where = f" (rank {os.environ.get('RANK', '0')})" if ranks > 1 else ""
     try:
         return command()
-    except M2I2Error as error:
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        code = EXIT_USER_ERROR
     except Exception as error:
-        code = EXIT_FAULT
-        if ranks > 1 and lost_another_rank(error):
-            print(
-                f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
-                f"stands above or in its own log. The same command resumes from the newest checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
-        else:
-            print(f"fault{where}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-    if ranks > 1:
+        code = report(error)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         os._exit(code)
     return code
 
 
-def lost_another_rank(error: Exception) -> bool:
+def report(error: BaseException) -> int:
+    """Say on the standard error what ended this process; returns its exit code."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    where = f" (rank {os.environ.get('RANK', '0')})" if ranks > 1 else ""
+    code = EXIT_FAULT
+    if isinstance(error, M2I2Error):
+        text, code = f"error{where}: {error}", EXIT_USER_ERROR
+    elif ranks > 1 and lost_another_rank(error):
+        text = (
+            f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
+            f"stands above or in its own log. The same command resumes from the newest checkpoint."
+        )
+    else:
+        text = f"fault{where}:\n{''.join(traceback.format_exception(error))}"
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def lost_another_rank(error: BaseException) -> bool:
     """Whether an error is that of a collective whose other side is gone."""
     import torch.distributed as dist
 

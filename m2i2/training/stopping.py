@@ -8,11 +8,10 @@ import torch
 import torch.distributed as dist
 
 from m2i2.training.processes import TIMEOUT
+from m2i2.training.signals import SIGNALS, early_signal
 
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopFlag:
@@ -25,6 +24,7 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        self.signal = self.signal or early_signal()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
