@@ -16,7 +16,6 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
 from m2i2.cluster.jobs import RankJob
 from m2i2.cluster.options import ClusterOptions, minutes, write_cluster_file
-from m2i2.data.sampling import Share
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, write_text
 from m2i2.options import to_dict
@@ -154,6 +153,8 @@ def checked(task: Task, options: ClusterOptions) -> dict[str, Any]:
     if task.stage == "evaluate":
         return {name: str(value) for name, value in vars(module.parse(task.words)).items()}
     settings, _ = module.parse(task.words)
+    from m2i2.data.sampling import Share
+
     training = settings.training
     Share(training.batch, training.accumulation, 0, options.ranks)
     return to_dict(settings)
