@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def missing() -> str:
     return ""
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Wait for a condition; fails with ``what`` after so many seconds."""
     end = time.monotonic() + seconds
     while not true():
@@ -72,7 +73,7 @@ class Cluster:
         text = self.ask("scontrol", "show", "job", "-o", job_id)
         return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{field}="))
 
-    def slurm(self, words: Sequence[object], folder: Path, seconds: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+    def slurm(self, words: Sequence[object], folder: Path, seconds: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
         """Run launchers/slurm.py in ``folder`` to its end."""
         script = [sys.executable, str(ROOT / "launchers" / "slurm.py"), *map(str, words)]
         return subprocess.run(
@@ -116,26 +117,29 @@ class Following:
         """What it has printed so far."""
         return self.output.read_text()
 
-    def says(self, text: str, seconds: float = 240) -> None:
+    def says(self, text: str, seconds: float = 600) -> None:
         """Wait for it to print ``text``."""
         until(lambda: text in self.text() or self.process.poll() is not None, f"{text!r} in:\n{self.text()}", seconds)
         assert text in self.text(), self.text()
 
-    def code(self, seconds: float = 240) -> int:
+    def code(self, seconds: float = 600) -> int:
         """Its exit code."""
         return self.process.wait(seconds)
 
 
 @contextmanager
-def running(folder: Path, **knobs: str) -> Iterator[Cluster]:
-    """A cluster in ``folder``, ended with all that runs on it; skips where there cannot be one."""
+def running(**knobs: str) -> Iterator[Cluster]:
+    """A cluster, ended with all that runs on it; skips where there cannot be one. ``knobs``: those of up.sh."""
     if why := missing():
         pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="m2i2-slurm-"))
+    folder.chmod(0o755)  # munge wants to be reached by everybody
+    port = str(10000 + os.getpid() % 40 * 200 + len(knobs) % 2 * 110)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
     try:
         done = subprocess.run(
             [HERE / "up.sh", folder],
-            env={**kept, "PATH": f"{kept['PATH']}:/usr/sbin", **knobs},
+            env={**kept, "PATH": f"{kept['PATH']}:/usr/sbin", "PORT": port, **knobs},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -10,9 +10,9 @@ from tests.slurm.cluster import Cluster, running
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """Two nodes of four CPUs and two (pretended) GPUs."""
-    with running(tmp_path_factory.mktemp("slurm") / "cluster", CPUS="4", MEM="8192", GPUS="2") as made:
+    with running(CPUS="4", MEM="8192", GPUS="2") as made:
         yield made
 
 

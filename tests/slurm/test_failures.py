@@ -55,10 +55,8 @@ def test_a_cancelled_job_is_called_cancelled(cluster: Cluster, shards: Path, tmp
 
 
 def test_a_job_that_hangs_until_its_limit_is_called_timed_out(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    more = ["--time", "1", "--signal-delay", "5", "--follow"]
-    with cluster.following(
-        ["pretrain", *ONE[:-2], *more, *pretraining(shards, "run", "training.epochs=500")], tmp_path
-    ) as following:
+    more = [*ONE[:-2], "--time", "1", "--signal-delay", "5", "--follow"]
+    with cluster.following(["pretrain", *more, *pretraining(shards, "run", "training.epochs=500")], tmp_path) as following:
         following.says("submitit INFO")
         job = following.text().split()[1]
         pids = subprocess.run(["pgrep", "-f", f"submitit.core._submit {tmp_path}"], capture_output=True, text=True).stdout.split()
@@ -79,9 +77,8 @@ def test_too_little_memory_is_called_that(cluster: Cluster, shards: Path, tmp_pa
 @pytest.mark.parametrize(
     ("request_words", "message"),
     [
-        (["--nodes", "9", "--gpus", "0"], "sbatch refused the job: Batch job submission failed: Node count specification invalid"),
         (["--gpus", "8"], "Requested node configuration is not available. The request is 1 node(s) with 8 rank(s), 8 GPU(s)"),
-        (["--gpus", "0", "--partition", "none"], "invalid partition specified: none"),
+        (["--gpus", "0", "--partition", "none"], "sbatch refused the job: invalid partition specified: none"),
     ],
 )
 def test_an_over_asking_request_is_refused(
@@ -90,6 +87,14 @@ def test_an_over_asking_request_is_refused(
     done = cluster.slurm(["pretrain", *request_words, *pretraining(shards, "run", "training.batch=72")], tmp_path)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_request_that_no_node_can_ever_meet_is_pointed_out(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    words = ["pretrain", *ONE, "--nodes", "9", "--follow", *pretraining(shards, "run", "training.batch=72")]
+    with cluster.following(words, tmp_path) as following:
+        following.says("PENDING (PartitionConfig): this does not pass by itself; scancel")
+        cluster.ask("scancel", following.text().split()[1])
+        assert following.code() == 130
 
 
 @pytest.mark.parametrize(
@@ -137,11 +142,11 @@ def test_gpus_are_asked_for_and_given_to_every_rank(cluster: Cluster, shards: Pa
 
 
 def test_without_accounting_a_forgotten_job_is_called_vanished(shards: Path, tmp_path: Path) -> None:
-    with running(tmp_path / "cluster", ACCT="0", NODES="1", PORT="28817") as cluster:
+    with running(ACCT="0", NODES="1") as cluster:
         words = ["pretrain", *ONE, "--sbatch", "hold", "--follow", *pretraining(shards, "run")]
         with cluster.following(words, tmp_path) as following:
             following.says("JobHeldUser")
-            controller = int((tmp_path / "cluster" / "slurmctld.pid").read_text())
+            controller = int((cluster.folder / "slurmctld.pid").read_text())
             os.kill(controller, signal.SIGKILL)
             until(lambda: _gone(controller), "the controller's end")
             subprocess.run(["slurmctld", "-c"], env=cluster.environment(), check=True)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.slurm.cluster import Cluster
 
 ONE = ["--gpus", "0", "--cpus", "1", "--time", "1:00:00"]
@@ -18,22 +20,25 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-def test_a_pipeline_goes_from_captions_to_scores(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    pretrain = ["--pretrain", f"{TINY} training.max_steps=2 --shards {shards / 'captions'}"]
-    words = ["pipeline", *ONE, "--output", "study", "--questions", shards / "vqa", *pretrain]
-    words += ["--finetune", f"{TINY} training.max_steps=2", "--evaluate", "--batch 64", "--follow"]
-    script = cluster.slurm([*words, "--dry-run"], tmp_path).stdout
-    assert script.count("#SBATCH --dependency=afterok:JOB") == script.count("--kill-on-invalid-dep=yes") == 2
-    done = cluster.slurm(words, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert len(study["jobs"]) == 3
-    assert f"all weights from {tmp_path}/study/pretrain/checkpoints/step-00000002" in done.stdout.replace(
-        " study/", f" {tmp_path}/study/"
+def test_the_lines_of_the_documentation_go_from_shards_to_results(cluster: Cluster, tmp_path: Path) -> None:
+    """A pipeline of three stages on two nodes, as docs/clusters.md prints it."""
+    for name in ("tools", "launchers"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    lines = (ROOT / "docs" / "clusters.md").read_text().split("```sh\n")[1].split("```")[0]
+    assert len(lines.splitlines()) < 15
+    done = subprocess.run(
+        ["bash", "-e", "-c", lines], cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True, timeout=900
     )
-    results = json.loads((tmp_path / "study" / "vqa" / "evaluation" / "results.json").read_text())
-    (row,) = table(tmp_path / "study")
-    assert row["run"] == "vqa" and row["state"] == "COMPLETED" and row["step"] == "2"
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = tmp_path / "runs" / "study"
+    jobs = [Path(job) for job in json.loads((study / "study.json").read_text())["jobs"]]
+    records = [json.loads((job / "job.json").read_text()) for job in jobs]
+    assert [record["name"] for record in records] == ["pretrain", "finetune", "evaluate"]
+    assert [record["after"] for record in records] == ["", *(f"afterok:{record['job_ids'][0]}" for record in records[:2])]
+    assert "all weights from runs/study/pretrain/checkpoints/step-00000006" in done.stdout
+    results = json.loads((study / "vqa" / "evaluation" / "results.json").read_text())
+    (row,) = table(study)
+    assert row["run"] == "vqa" and row["state"] == "COMPLETED"
     for kind in ("closed", "open", "overall"):
         assert float(row[f"test {kind}"]) == results["views"]["test"]["model"][kind]["accuracy"]
 
