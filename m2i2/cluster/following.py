@@ -27,6 +27,10 @@ NEVER = (
 )
 """Reasons for waiting that do not pass by themselves."""
 
+_PASSING = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
+"""States through which a job may go on its way back to the queue, and how long that takes at most (seconds)."""
+_PASSES_WITHIN = 30.0
+
 _PATIENCE = 600.0
 """Seconds that an unreachable controller is waited for."""
 _USER_ERROR = re.compile(r"^m2i2\.errors\.M2I2Error: (.*)", re.MULTILINE | re.DOTALL)
@@ -59,6 +63,7 @@ class _Watch:
     member: int
     state: JobState = field(default_factory=lambda: JobState("SUBMITTED"))
     _silent_since: float = 0.0
+    _state_since: float = 0.0
 
     @property
     def job_id(self) -> str:
@@ -74,6 +79,7 @@ class _Watch:
         before, self.state = self.state, found or _forgotten(self.submitted, self.member)
         if (before.name, before.reason, before.restarts) == (self.state.name, self.state.reason, self.state.restarts):
             return ""
+        self._state_since = time.monotonic()
         return self._describe()
 
     def _no_answer(self, why: str) -> str:
@@ -98,6 +104,9 @@ class _Watch:
 
     @property
     def over(self) -> bool:
+        """Whether there is nothing to wait for."""
+        if self.state.name in _PASSING:
+            return time.monotonic() - self._state_since > _PASSES_WITHIN
         return self.state.ended or self.state.name in ("GONE", "UNREACHABLE")
 
 
@@ -126,8 +135,9 @@ def _until_over(watches: list[_Watch], log: _Log | None) -> Iterator[str]:
     started = asked = time.monotonic()
     asked -= 60
     while True:
-        # the controller of a busy cluster is not to be asked every second for days
-        if time.monotonic() - asked >= min(10.0, 1 + (time.monotonic() - started) / 60):
+        # the controller of a busy cluster is not to be asked every second for days, nor for each of many jobs
+        pause = min(10.0, 1 + (time.monotonic() - started) / 60) * max(1.0, len(watches) / 8)
+        if time.monotonic() - asked >= pause:
             for watch in watches:
                 if not watch.over and (line := watch.look()):
                     yield f"-- {line}"
