@@ -12,7 +12,7 @@ from typing import Any
 
 from m2i2.cluster.following import states
 from m2i2.cluster.options import ClusterOptions
-from m2i2.cluster.submission import Submitted, Task, new_job_folder, read_record, sbatch_script, submit
+from m2i2.cluster.submission import Submitted, Task, read_record, sbatch_script, submit
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, write_text
 
@@ -65,7 +65,7 @@ def submit_chain(stages: Sequence[Stage], options: ClusterOptions, jobs: Path, a
     chain: list[Submitted] = []
     for stage in stages:
         needs = dependency(chain[-1], len(stage.tasks)) if chain else after
-        chain.append(submit(new_job_folder(jobs, stage.name), stage.name, stage.tasks, options, needs))
+        chain.append(submit(jobs, stage.name, stage.tasks, options, needs))
     return chain
 
 

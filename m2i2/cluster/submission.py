@@ -3,6 +3,7 @@
 import importlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -160,24 +161,26 @@ def checked(task: Task, options: ClusterOptions) -> dict[str, Any]:
     return to_dict(settings)
 
 
-def submit(folder: Path, name: str, tasks: Sequence[Task], options: ClusterOptions, after: str = "") -> Submitted:
+def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions, after: str = "") -> Submitted:
     """Submit ``tasks`` as one job, or as an array where they are several; M2I2Error with sbatch's reason where it refuses.
 
-    ``folder``: new, on a file system that the nodes share (`new_job_folder`). ``after``: a SLURM dependency, such as
+    ``jobs``: where its job folder is made, on a file system that the nodes share. ``after``: a SLURM dependency, such as
     afterok:12. Every job starts in the present working folder. Evaluations take one rank whatever ``options`` say.
     """
     options = request(tasks, options)
     settings = [checked(task, options) for task in tasks]
     here = str(Path.cwd())
+    folder = new_job_folder(jobs, name)
     executor = _executor(folder, name, options, after)
-    jobs = [RankJob(task.stage, task.words, here, options.gpus) for task in tasks]
     try:
         with executor.batch():
-            handles = [executor.submit(job) for job in jobs]
+            handles = [executor.submit(RankJob(task.stage, task.words, here, options.gpus)) for task in tasks]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as e:
+        shutil.rmtree(folder)
         output = getattr(e, "stderr", None) or getattr(e, "output", None) or str(e)
         raise M2I2Error(f"sbatch refused the job: {_reason(output)} The request is {_asked(options)}.") from e
     except FileNotFoundError as e:
+        shutil.rmtree(folder)
         raise M2I2Error("There is no sbatch on this machine; submit from a login node of the cluster, or use --dry-run.") from e
     submitted = Submitted(folder, name, tuple(tasks), tuple(handle.job_id for handle in handles), options.ranks)
     write_cluster_file(options, folder / "cluster.yaml")

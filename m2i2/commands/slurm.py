@@ -119,7 +119,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 def _single(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     from m2i2.cluster.following import follow
     from m2i2.cluster.options import cluster_options
-    from m2i2.cluster.submission import Task, checked, new_job_folder, request, sbatch_script, submit
+    from m2i2.cluster.submission import Task, checked, request, sbatch_script, submit
 
     task = Task(arguments.name, arguments.command, tuple(words))
     options = cluster_options(arguments, _cluster_file(arguments))
@@ -127,7 +127,7 @@ def _single(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         checked(task, request([task], options))
         print(sbatch_script(arguments.jobs / f"{task.name}-DATE", task.name, [task], options, arguments.after))
         return 0
-    submitted = submit(new_job_folder(arguments.jobs, task.name), task.name, [task], options, arguments.after)
+    submitted = submit(arguments.jobs, task.name, [task], options, arguments.after)
     print(f"Job {submitted.job_id} ({task.name}, {submitted.ranks} rank(s)) is submitted.")
     print(f"  folder  {submitted.folder}")
     print(f"  watch   squeue -j {submitted.job_id}; tail -F {submitted.log()}")

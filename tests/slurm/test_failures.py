@@ -4,12 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from m2i2.commands.slurm import main
-from tests.slurm.cluster import HERE, Cluster, running, until
+from tests.slurm.cluster import HERE, Cluster, Following, running, until
 
 TINY = ["--preset", "tiny", "training.precision=float32", "training.batch=16", "training.log_every=1"]
 ONE = ["--gpus", "0", "--cpus", "1", "--time", "1:00:00"]
@@ -54,18 +55,18 @@ def test_a_cancelled_job_is_called_cancelled(cluster: Cluster, shards: Path, tmp
         assert "PENDING" not in following.text().partition("RUNNING")[2], "it did not requeue itself"
 
 
-def test_a_job_that_hangs_until_its_limit_is_called_timed_out(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    more = [*ONE[:-2], "--time", "1", "--signal-delay", "5", "--follow"]
-    with cluster.following(["pretrain", *more, *pretraining(shards, "run", "training.epochs=500")], tmp_path) as following:
+@pytest.fixture(scope="module", autouse=True)
+def hung(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Following]:
+    """A job whose rank hangs from its start on; the other tests pass the minute until its limit."""
+    folder = tmp_path_factory.mktemp("hung")
+    words = ["pretrain", *ONE[:-2], "--time", "1", "--signal-delay", "5", "--follow", *pretraining(shards, "run")]
+    with cluster.following(words, folder) as following:
         following.says("submitit INFO")
-        job = following.text().split()[1]
-        pids = subprocess.run(["pgrep", "-f", f"submitit.core._submit {tmp_path}"], capture_output=True, text=True).stdout.split()
+        pids = subprocess.run(["pgrep", "-f", f"submitit.core._submit {folder}"], capture_output=True, text=True).stdout.split()
         for pid in pids:
             if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
                 os.kill(int(pid), signal.SIGSTOP)
-        assert following.code() == 124, following.text()
-        assert f"Job {job} (pretrain) was ended at its time limit (00:01:00)" in following.text()
-        assert "--signal-delay" in following.text()
+        yield following
 
 
 def test_too_little_memory_is_called_that(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
@@ -169,4 +170,11 @@ def test_a_machine_without_slurm_says_so(shards: Path, tmp_path: Path) -> None:
     done = nowhere.slurm(words, tmp_path, PATH=str(tmp_path))
     assert done.returncode == 2
     assert "There is no sbatch on this machine" in done.stderr
+    assert list((tmp_path / "runs" / "jobs").iterdir()) == []
     assert nowhere.slurm([*words[:1], "--dry-run", *words[1:]], tmp_path, PATH=str(tmp_path)).stdout.startswith("#!/bin/bash")
+
+
+def test_a_job_that_hangs_until_its_limit_is_called_timed_out(hung: Following) -> None:
+    assert hung.code() == 124, hung.text()
+    assert "(pretrain) was ended at its time limit (00:01:00) before it could save" in hung.text()
+    assert "--signal-delay" in hung.text()
