@@ -169,6 +169,8 @@ def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions
     """
     options = request(tasks, options)
     settings = [checked(task, options) for task in tasks]
+    if not shutil.which("sbatch"):
+        raise M2I2Error("There is no sbatch on this machine; submit from a login node of the cluster, or use --dry-run.")
     here = str(Path.cwd())
     folder = new_job_folder(jobs, name)
     executor = _executor(folder, name, options, after)
@@ -179,9 +181,6 @@ def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions
         shutil.rmtree(folder)
         output = getattr(e, "stderr", None) or getattr(e, "output", None) or str(e)
         raise M2I2Error(f"sbatch refused the job: {_reason(output)} The request is {_asked(options)}.") from e
-    except FileNotFoundError as e:
-        shutil.rmtree(folder)
-        raise M2I2Error("There is no sbatch on this machine; submit from a login node of the cluster, or use --dry-run.") from e
     submitted = Submitted(folder, name, tuple(tasks), tuple(handle.job_id for handle in handles), options.ranks)
     write_cluster_file(options, folder / "cluster.yaml")
     record = {
