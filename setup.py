@@ -33,15 +33,19 @@ setup(
     ],
     extras_require={
         "slurm": ["submitit>=1.5", "pyyaml"],
+        "remote": ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"],
         "plots": ["matplotlib"],
-        "dev": ["submitit>=1.5", "pyyaml", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
+        "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
+        "dev": [
+            *("submitit>=1.5", "pyyaml", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"),
+            *("fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9", "moto[server]>=5.2"),
+        ],
     },
     entry_points={
         "console_scripts": [
             "m2i2-pretrain = m2i2.commands.pretrain:main",
             "m2i2-finetune = m2i2.commands.finetune:main",
             "m2i2-evaluate = m2i2.commands.evaluate:main",
-            "m2i2-slurm = m2i2.commands.slurm:main",
             "m2i2-make-shards = m2i2.commands.make_shards:main",
         ]
     },

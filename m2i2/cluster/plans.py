@@ -18,7 +18,7 @@ def _free_of(words: Sequence[str], taken: Sequence[str], what: str) -> None:
 
 def pipeline(
     output: Path,
-    questions: Sequence[Path],
+    questions: Sequence[str],
     pretrain: Sequence[str] | None,
     finetune: Sequence[str],
     evaluate: Sequence[str],
@@ -31,18 +31,18 @@ def pipeline(
     _free_of(pretrain or (), ("--output",), "A pipeline")
     _free_of(finetune, ("--output", "--shards", "--checkpoint"), "A pipeline")
     _free_of(evaluate, ("--output", "--shards", "--checkpoint"), "A pipeline")
-    names = [folder.name for folder in questions]
+    names = [shards.rstrip("/").rsplit("/", 1)[-1] for shards in questions]
     if len(set(names)) != len(names):
-        raise M2I2Error(f"Two of the folders {', '.join(map(str, questions))} have the same name, and the runs are named after it.")
+        raise M2I2Error(f"Two of the folders {', '.join(questions)} have the same name, and the runs are named after it.")
     stages = []
     if pretrain is not None:
         stages.append(Stage("pretrain", (Task("pretrain", "pretrain", (*pretrain, "--output", str(output / "pretrain"))),)))
     finetunings, evaluations, members = [], [], []
     for name, shards in zip(names, questions, strict=True):
         run, answers = output / name, output / name / "evaluation"
-        source = ("--checkpoint", checkpoint or str(output / "pretrain"), "--shards", str(shards), "--output", str(run))
+        source = ("--checkpoint", checkpoint or str(output / "pretrain"), "--shards", shards, "--output", str(run))
         finetunings.append(Task(f"finetune-{name}", "finetune", (*finetune, *source)))
-        asked = ("--checkpoint", str(run), "--shards", str(shards), "--output", str(answers))
+        asked = ("--checkpoint", str(run), "--shards", shards, "--output", str(answers))
         evaluations.append(Task(f"evaluate-{name}", "evaluate", (*evaluate, *asked)))
         members.append(Member(name, {}, str(run.absolute()), str(answers.absolute())))
     return [*stages, Stage("finetune", tuple(finetunings)), Stage("evaluate", tuple(evaluations))], members

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.commands.guard import guarded
+from m2i2.commands.settings import add_cache_options, cache_of
 
 DESCRIPTION = """Ask a finetuned model every question of a split, score its answers under a protocol, and set the result beside
 baselines that do not see the image. Writes results.json and predictions.jsonl."""
@@ -13,6 +14,7 @@ EXAMPLES = """examples:
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad --mode rank-official --k 128
   python launchers/evaluate.py --checkpoint runs/slake --shards shards/slake --split val --mode generate
+  python launchers/evaluate.py --checkpoint runs/rad --shards s3://bucket/vqa_rad --cache-folder /scratch/cache
 """
 
 
@@ -27,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--checkpoint", type=Path, required=True, metavar="RUN", help="a finetuning run, or a checkpoint of it")
-    add("--shards", type=Path, required=True, metavar="DIR", help="question shards made by tools/make_shards.py")
+    add("--shards", required=True, metavar="DIR", help="question shards made by tools/make_shards.py, or the URL of such a folder")
     add("--split", default="test", help="which questions (%(default)s)")
     add("--output", type=Path, metavar="DIR", help="where to write (default: RUN/evaluation-SPLIT-MODE)")
     add("--protocol", default="paper", help="whose rules: paper (%(default)s)")
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--k", type=int, default=128, help="candidates that rank-official re-ranks (%(default)s)")
     add("--beams", type=int, default=3, help="beams of generate (%(default)s)")
     add("--batch", type=int, default=16, help="questions at a time (%(default)s)")
+    add_cache_options(made)
     add("--precision", default="auto", choices=["auto", "bfloat16", "float32"], help="as in training (%(default)s)")
     return made
 
@@ -67,6 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from m2i2.config import FinetuningConfig
     from m2i2.data.shards import ShardSplit, read_index
+    from m2i2.data.storage import storage_of
     from m2i2.data.tokenizer import load_tokenizer, require_size
     from m2i2.evaluation.evaluator import Evaluator, Method, questions_of
     from m2i2.evaluation.protocols import protocol
@@ -88,9 +92,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     model = VQAModel(config.vision, config.text)
     load(model, read_state(checkpoint / "model.safetensors"), str(checkpoint))
 
-    asked = ShardSplit.open(arguments.shards, arguments.split, "vqa")
-    train = questions_of(ShardSplit.open(arguments.shards, "train", "vqa"))
-    test = questions_of(ShardSplit.open(arguments.shards, "test", "vqa"))
+    shards = storage_of(arguments.shards, cache_of(arguments))
+    asked = ShardSplit.open(shards, arguments.split, "vqa")
+    train = questions_of(ShardSplit.open(shards, "train", "vqa"))
+    test = questions_of(ShardSplit.open(shards, "test", "vqa"))
     candidates = rules.candidates(train, test)
     normalisation = config.answering.normalisation
     method = Method(mode=arguments.mode, k=arguments.k, beams=arguments.beams, normalisation=normalisation)
@@ -101,12 +106,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     given = list(evaluator.ask(asked))
     seconds = time.monotonic() - started
 
-    source = str(read_index(arguments.shards)["source"])
+    source = str(read_index(shards)["source"])
     results = {
         **summarise(given, train, rules, candidates, source, normalisation),
         "method": vars(method),
         "split": arguments.split,
-        "shards": {"folder": str(arguments.shards), "source": source, "fingerprint": asked.fingerprint},
+        "shards": {"folder": shards.place, "source": source, "fingerprint": asked.fingerprint},
         "checkpoint": str(checkpoint),
         "seconds_per_question": round(seconds / len(given), 4),
         "precision": str(dtype).removeprefix("torch."),

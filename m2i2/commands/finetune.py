@@ -54,9 +54,11 @@ def run(argv: Sequence[str] | None) -> int:
     from m2i2.training.finetuning import FinetuningTask
     from m2i2.training.loop import train
     from m2i2.training.processes import autocast_dtype, join, leave
+    from m2i2.training.stopping import StopFlag
 
     deepspeed_config, source = deepspeed_settings(arguments.deepspeed_config)
     process, folder = join(), arguments.output
+    stop = StopFlag()
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("vqa", process),)))
@@ -68,7 +70,7 @@ def run(argv: Sequence[str] | None) -> int:
         max_tokens=config.text.positions,
         normalisation=config.answering.normalisation,
     )
-    corpus = Corpus.open(config.data.shards, config.data.split, "vqa")
+    corpus = Corpus.open(config.data.shards, config.data.split, "vqa", config.data)
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = VQAModel(config.vision, config.text)
@@ -77,7 +79,7 @@ def run(argv: Sequence[str] | None) -> int:
     claim_run(folder, config, process)
     dtype = autocast_dtype(config.training.precision, process.device)
     task = FinetuningTask(student, config, process, dtype)
-    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save)
+    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop)
     leave()
     return code
 

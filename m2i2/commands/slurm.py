@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     pipeline = submitting("pipeline", "pretraining, then finetuning and evaluation on each question data set, in a chain of jobs")
     add = pipeline.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of all its runs: pretrain, and one a data set")
-    add("--questions", type=Path, nargs="+", required=True, metavar="DIR", help="question shards to finetune and evaluate on")
+    add("--questions", nargs="+", required=True, metavar="DIR", help="question shards to finetune and evaluate on")
     add("--pretrain", metavar="OPTIONS", help="options of launchers/pretrain.py, in quotes")
     add("--checkpoint", default="", metavar="RUN", help="a pretraining run that is there already, instead of --pretrain")
     add("--finetune", default="", metavar="OPTIONS", help="options of launchers/finetune.py, in quotes")
