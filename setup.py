@@ -33,12 +33,12 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "slurm": ["submitit>=1.5"],
+        "slurm": ["submitit>=1.5", "pyyaml"],
         "remote": ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"],
         "plots": ["matplotlib"],
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "dev": [
-            *("submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"),
+            *("submitit>=1.5", "pyyaml", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"),
             *("fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9", "moto[server]>=5.2"),
         ],
     },

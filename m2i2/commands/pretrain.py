@@ -1,5 +1,6 @@
 """``launchers/pretrain.py``: pretrain on image-caption shards, or on built-in demo data where none are given."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,17 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _pretrain(argv))
+    return guarded(lambda: run(argv))
 
 
-def _pretrain(argv: Sequence[str] | None) -> int:
-    config, arguments = SettingsParser(PretrainingConfig, "pretrain", DESCRIPTION, EXAMPLES).parse(argv, "tiny")
+def parse(argv: Sequence[str] | None) -> tuple[PretrainingConfig, argparse.Namespace]:
+    """Settings and options of a command line."""
+    return SettingsParser(PretrainingConfig, "pretrain", DESCRIPTION, EXAMPLES).parse(argv, "tiny")
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The command without its guard: errors go to the caller."""
+    config, arguments = parse(argv)
 
     import torch
 
