@@ -34,7 +34,21 @@ setup(
     extras_require={
         "slurm": ["submitit>=1.5"],
         "plots": ["matplotlib"],
-        "dev": ["submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
+        "parquet": ["pyarrow>=15"],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
+        "dev": [
+            "submitit>=1.5",
+            "matplotlib",
+            "pyarrow>=15",
+            "tensorboard",
+            "wandb",
+            "psutil",
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+        ],
     },
     entry_points={
         "console_scripts": [
@@ -42,6 +56,7 @@ setup(
             "m2i2-finetune = m2i2.commands.finetune:main",
             "m2i2-evaluate = m2i2.commands.evaluate:main",
             "m2i2-make-shards = m2i2.commands.make_shards:main",
+            "m2i2-doctor = m2i2.commands.doctor:main",
         ]
     },
 )
