@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2i2" / "__init__.py").read_text())
 assert VERSION
+# python-gdcm decodes compressed DICOM (BSD licence; pylibjpeg-libjpeg would bring the GPL)
+DICOM = ["pydicom>=3", "python-gdcm>=3.0"]
+APP = [*DICOM, "gradio>=6"]
 
 setup(
     name="m2i2",
@@ -37,7 +40,11 @@ setup(
         "parquet": ["pyarrow>=15"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
+        "dicom": DICOM,
+        "app": APP,
         "dev": [
+            *DICOM,
+            *APP,
             "submitit>=1.5",
             "matplotlib",
             "pyarrow>=15",
@@ -46,6 +53,7 @@ setup(
             "psutil",
             "pytest",
             "hypothesis",
+            "selenium>=4",
             "ruff",
             "mypy",
         ],
