@@ -43,6 +43,7 @@ class Report:
     rejects: int
     reasons: dict[str, int]
     left_out: dict[str, int]
+    notes: dict[str, int]
     resumed_shards: int
     complete_before: bool = False
 
@@ -118,6 +119,7 @@ def _build(
         "splits": builder.splits(),
         "rejects": len(rejects),
         "left_out": dict(sorted(source.left_out.items())),
+        "notes": dict(sorted((source.notes + builder.remarks).items())),
     }
     content = {name: [s["sha256"] for s in split["shards"]] for name, split in index["splits"].items()}
     index["fingerprint"] = hashlib.sha256(json.dumps([source.kind, content], sort_keys=True).encode()).hexdigest()[:32]
@@ -128,6 +130,7 @@ def _build(
         rejects=len(rejects),
         reasons=dict(reasons),
         left_out=index["left_out"],
+        notes=index["notes"],
         resumed_shards=builder.resumed,
     )
 
@@ -198,6 +201,7 @@ def _finished(output: Path, index: dict[str, Any], source: Source) -> Report:
         rejects=index["rejects"],
         reasons={},
         left_out=index["left_out"],
+        notes=index.get("notes", {}),
         resumed_shards=0,
         complete_before=True,
     )
@@ -255,9 +259,11 @@ class _Builder:
         self._split: str | None = None
         self._tar: TarWriter | None = None
         self._shard_rejects: list[Reject] = []
+        self._shard_remarks: Counter[str] = Counter()
         self._shard_keys: list[bytes] = []
         self._shard_identities: list[bytes] = []
         self.rejects: list[Reject] = []
+        self.remarks: Counter[str] = Counter()
         self.resumed = 0
 
     def _stem(self, split: str, number: int) -> str:
@@ -271,7 +277,9 @@ class _Builder:
             shard = Shard(**note["shard"])
             rows = np.load(self._output / f"{stem}.rows.npy", mmap_mode="r", allow_pickle=False)
             whole = (self._output / shard.file).stat().st_size == shard.bytes and rows.shape == (shard.items,)
-            return note if whole and isinstance(note["records"], str) and isinstance(note["keys"], str) else None
+            return (
+                note if whole and isinstance(note["records"], str) and isinstance(note["keys"], str) and "remarks" in note else None
+            )
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
 
@@ -322,8 +330,8 @@ class _Builder:
             self._shard_rejects.append(outcome)
         else:
             assert self._tar is not None
-            ending, image, text, items = outcome
-            self._tar.add(record.key, ending, image, text, items)
+            self._tar.add(record.key, outcome.ending, outcome.image, outcome.text, outcome.items)
+            self._shard_remarks.update(outcome.remarks)
 
     def _take_over(self, split: str, number: int) -> None:
         note = self.note(split, number)
@@ -331,6 +339,7 @@ class _Builder:
         self._digests.setdefault(split, []).append(bytes.fromhex(note["records"]))
         self._shards.setdefault(split, []).append(Shard(**note["shard"]))
         self.rejects += [Reject(**reject) for reject in note["rejects"]]
+        self.remarks.update(note["remarks"])
         self.resumed += 1
 
     def _end_shard(self) -> None:
@@ -350,11 +359,14 @@ class _Builder:
             "records": records,
             "keys": together(self._shard_keys),
             "rejects": [asdict(r) for r in self._shard_rejects],
+            "remarks": dict(self._shard_remarks),
         }
         write_text(self._output / f"{stem}.note.json", json.dumps(note))
         shards.append(shard)
         self._digests.setdefault(self._split, []).append(bytes.fromhex(records))
         self.rejects += self._shard_rejects
+        self.remarks.update(self._shard_remarks)
+        self._shard_remarks = Counter()
         self._shard_rejects, self._shard_keys, self._shard_identities, self._tar = [], [], [], None
 
     def end_split(self) -> None:
