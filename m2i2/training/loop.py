@@ -22,14 +22,15 @@ from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
-from m2i2.training.monitor import Averages, RunLog
+from m2i2.training.monitor import Averages, RunLog, peak_memory, utilisation
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
+from m2i2.training.validation import Validation
 
 _FREE_ON_RESUME = (
     *(f"training.{name}" for name in ("max_steps", "save_every", "keep", "log_every", "max_nonfinite", "accumulation")),
-    *("data.workers", "data.shards", "data.max_unreadable", "start."),
+    *("data.workers", "data.shards", "data.max_unreadable", "start.", "validation.", "monitor."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
@@ -40,6 +41,8 @@ class Task(ABC):
     student: nn.Module
     beside: Mapping[str, nn.Module]
     """Modules outside the engine, equal on every rank, saved and loaded with the student."""
+    flops_per_sample: float = 0.0
+    """Floating-point operations that a training step does for one sample, for MFU; 0 where nobody has counted them."""
 
     @abstractmethod
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
@@ -72,6 +75,7 @@ def train(
     process: Process,
     dtype: torch.dtype,
     store_tokenizer: Callable[[Path], None],
+    validation: Validation | None = None,
 ) -> int:
     """Train ``task`` on ``loader`` to the end, resuming from the newest checkpoint in ``folder``; returns the exit code."""
     # --- engine
@@ -115,7 +119,10 @@ def train(
     unreadable = UnreadableSamples(folder, config.data.max_unreadable, len(loader.corpus), process, step)
     saved = step
     batches = iter(loader)
-    with StopFlag() as stop, RunLog(folder, active=process.first, total_steps=last, done_steps=step) as log:
+    run_log = RunLog(folder, config.monitor, to_dict(config), active=process.first, total_steps=last, done_steps=step)
+    with StopFlag() as stop, run_log as log:
+        if validation is not None and validation.due(step, last):  # the run was stopped between saving and measuring
+            log.validated(step, validation.measure(step))
         since, waited, since_step = time.monotonic(), 0.0, step
         while step < last:
             lr = learning_rate(optimization, step, steps_per_epoch, training.epochs)
@@ -141,14 +148,17 @@ def train(
                 task.skip_step()
             if step % training.log_every == 0 or step == last:
                 seconds = time.monotonic() - since
+                rate = (step - since_step) * loader.share.batch / seconds
                 row = {
                     "step": step,
                     "epoch": step / steps_per_epoch,
                     **averages.read(),
                     **task.readings(),
                     "lr": lr,
-                    "samples_per_s": (step - since_step) * loader.share.batch / seconds,
+                    "samples_per_s": rate,
                     "data_wait": waited / seconds,
+                    "memory_gib": peak_memory(process.device),
+                    **utilisation(rate, task.flops_per_sample, config.monitor.peak_tflops, process.ranks),
                     "skipped_steps": finite.skipped,
                     "unreadable": len(unreadable.items),
                 }
@@ -163,6 +173,10 @@ def train(
             if signal:
                 process.say(f"Signal {signal}: saved after step {saved}; start the same command again to go on.")
                 return EXIT_STOPPED
+            if validation is not None and validation.due(step, last):
+                started = time.monotonic()
+                log.validated(step, validation.measure(step))
+                since += time.monotonic() - started
     process.say(f"Done: {step} steps; the model is {checkpoints.folder / Checkpoints.name(saved)}.")
     return 0
 
