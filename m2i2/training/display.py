@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 LOSSES = ("loss", "mim", "mlm", "itm", "itc")
 _BARS = "▁▂▃▄▅▆▇█"
@@ -29,7 +30,11 @@ class Display:
         self._row: Row = {}
         self._validation = ""
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeElapsedColumn()
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
         )
         self._task = self._bar.add_task(title, total=total_steps, completed=done_steps)
         # a program's own prints appear above the table
@@ -74,14 +79,16 @@ class Display:
     def _render(self) -> RenderableType:
         losses = Table.grid(padding=(0, 2))
         for name, course in self._courses.items():
-            losses.add_row(name, f"{course[-1]:.4g}", f"[cyan]{course_of(course)}", f"[dim]from {course[0]:.4g}")
+            start = Text(f"from {course[0]:.4g}", style="dim")
+            losses.add_row(name, Text(f"{course[-1]:.4g}"), Text(course_of(course), style="cyan"), start)
         figures = Table.grid(padding=(0, 2))
         for name, text in figures_of(self._row):
-            figures.add_row(f"[dim]{name}", text)
+            figures.add_row(Text(name, style="dim"), Text(text))
         both = Table.grid(padding=(0, 4))
         both.add_row(losses, figures)
-        lines: list[RenderableType] = [self._bar, both if self._row else "waiting for the first reading ..."]
-        return Group(*lines, *([self._validation] if self._validation else []), f"[dim]{self._left()}")
+        rows: RenderableType = both if self._row else Text("waiting for the first reading ...")
+        below = [Text(self._validation)] if self._validation else []
+        return Group(self._bar, rows, *below, Text(self._left(), style="dim"))
 
 
 def course_of(values: "deque[float]") -> str:

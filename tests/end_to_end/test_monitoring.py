@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def on_a_terminal(words: list[str], folder: Path) -> str:
             shown += piece
     os.close(ours)
     assert process.wait(60) == 0, (folder / "out").read_text()[-2000:] + shown.decode()[-2000:]
-    return shown.decode()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 @pytest.fixture(scope="module")
