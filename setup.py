@@ -8,6 +8,12 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2i2" / "__init__.py").read_text())
 assert VERSION
+# python-gdcm decodes compressed DICOM (BSD licence; pylibjpeg-libjpeg would bring the GPL)
+DICOM = ["pydicom>=3", "python-gdcm>=3.0"]
+APP = [*DICOM, "gradio>=6"]
+SLURM = ["submitit>=1.5", "pyyaml"]
+REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
+PARQUET = ["pyarrow>=15"]
 
 setup(
     name="m2i2",
@@ -33,13 +39,18 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "slurm": ["submitit>=1.5", "pyyaml"],
-        "remote": ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"],
+        "slurm": SLURM,
+        "remote": REMOTE,
+        "parquet": PARQUET,
+        "dicom": DICOM,
+        "app": APP,
         "plots": ["matplotlib"],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "dev": [
-            *("submitit>=1.5", "pyyaml", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"),
-            *("fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9", "moto[server]>=5.2"),
+            *(*SLURM, *REMOTE, *PARQUET, *DICOM, *APP, "matplotlib", "tensorboard", "wandb"),
+            *("pytest", "hypothesis", "psutil", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
         ],
     },
     entry_points={
@@ -48,6 +59,7 @@ setup(
             "m2i2-finetune = m2i2.commands.finetune:main",
             "m2i2-evaluate = m2i2.commands.evaluate:main",
             "m2i2-make-shards = m2i2.commands.make_shards:main",
+            "m2i2-doctor = m2i2.commands.doctor:main",
         ]
     },
 )

@@ -43,7 +43,15 @@ def run(argv: Sequence[str] | None) -> int:
 
     import torch
 
-    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader, resolved
+    from m2i2.commands.running import (
+        claim_run,
+        deepspeed_settings,
+        demo_shards,
+        make_augmentation,
+        make_loader,
+        pretraining_validation,
+        resolved,
+    )
     from m2i2.data.corpus import Corpus
     from m2i2.data.loader import CaptionRows
     from m2i2.models.pretraining import PretrainingModel
@@ -80,7 +88,10 @@ def run(argv: Sequence[str] | None) -> int:
     claim_run(folder, config, process)
     dtype = autocast_dtype(config.training.precision, process.device)
     task = PretrainingTask(student, config, process, dtype, tokenizer.pad_id)
-    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop)
+    validation = pretraining_validation(task, config, tokenizer, folder, process)
+    code = train(
+        task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop, validation=validation
+    )
     leave()
     return code
 

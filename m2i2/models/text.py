@@ -42,6 +42,11 @@ class SelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return attention(self._split(self.query(x)), keys, values, mask, dropout).transpose(1, 2).flatten(2)
 
+    def probabilities(self, x: Tensor, keys: Tensor) -> Tensor:
+        """[B, L, D], [B, H, N, d] -> what `forward` weighs the values with, [B, H, L, N], without mask and dropout."""
+        query = self._split(self.query(x))
+        return (query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(-1)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -178,11 +183,12 @@ class TextModel(nn.Module):
         """
         attention_mask = padding_mask(mask)
         for number, layer in enumerate(self.encoder.layers(self.config.fusion_layer)):
-            x = self._call(self._fuse_layer, layer, x, attention_mask, [(g.keys_values[number], g.repeats) for g in groups])
+            x = self._call(self.fuse_layer, layer, x, attention_mask, [(g.keys_values[number], g.repeats) for g in groups])
         return x
 
     @staticmethod
-    def _fuse_layer(layer: Layer, x: Tensor, mask: Tensor | None, groups: list[tuple[KeysValues, int]]) -> Tensor:
+    def fuse_layer(layer: Layer, x: Tensor, mask: Tensor | None, groups: list[tuple[KeysValues, int]]) -> Tensor:
+        """One multimodal layer over the rows of all groups, each with its images' keys and values and its repeats."""
         x = layer.attention(x, None, mask)
         length = x.shape[1]
         crossed, start = [], 0

@@ -156,6 +156,13 @@ def patchify(image: Tensor, patch_size: int, *, channels_first: bool = False) ->
     return grid.permute(0, 2, 4, *inner).reshape(b, (h // patch_size) * (w // patch_size), -1)
 
 
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """[B, P, patch * patch * 3], channel last, -> [B, 3, H, W] of a square image: the way back from `patchify`."""
+    side = int(patches.shape[1] ** 0.5)
+    grid = patches.unflatten(2, (patch_size, patch_size, 3)).unflatten(1, (side, side))
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, side * patch_size, side * patch_size)
+
+
 def sin_cos_positions(width: int, patches: int) -> Tensor:
     """[1, 1 + P, D] two-dimensional sine-cosine positions of MAE; the row of [CLS] is zero."""
     side = int(patches**0.5)
