@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         file = self.path.removeprefix("/data/")
         fault = self.shards.fault_of(file)
+        if fault == "slow":
+            time.sleep(0.5)
         if fault.isdigit():
             return self.send_error(int(fault))
         try:

@@ -179,6 +179,21 @@ def test_processes_share_what_one_of_them_fetched(
     assert shards == dict.fromkeys(shards, 1) and len(shards) == SHARDS + 1
 
 
+def test_who_waits_for_a_file_that_another_goes_on_using_does_not_wait_for_ever(server: ShardServer, cache: CacheConfig) -> None:
+    server.faults["train.items.npy"] = ["slow"]  # both ask for the table while it is coming, and keep it
+    opened: list[ShardSplit] = []
+    openers = [
+        threading.Thread(target=lambda: opened.append(ShardSplit.open(server.url, "train", "captions", cache)), daemon=True)
+        for _ in range(2)
+    ]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(30)
+    assert len(opened) == 2
+    assert server.requests["train.items.npy"] == 1
+
+
 def test_what_comes_next_is_fetched_ahead(folder: Path, tokenizer: Tokenizer, server: ShardServer, cache: CacheConfig) -> None:
     remote = loader(server.url, tokenizer, cache)
     batches = iter(remote)
