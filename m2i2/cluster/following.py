@@ -15,7 +15,7 @@ from m2i2.cluster.submission import Submitted
 from m2i2.commands.guard import EXIT_FAULT, EXIT_USER_ERROR
 
 EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
-"""Of --follow, by the job's last state; FAILED: the job's own; others: 1."""
+"""Of --follow, by the job's last state. FAILED: 2 or 1 by a rank's error, the job's own without one; others: 1."""
 
 NEVER = (
     "PartitionNodeLimit",
@@ -214,7 +214,7 @@ def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
     rank, text = next(iter(own.items()))
     if found := _USER_ERROR.search(text):
         return f"error (rank {rank}): {found[1].strip()}\n{what} failed. {remedy}", EXIT_USER_ERROR
-    return f"{what} failed on rank {rank}:\n{text.strip()}\n{remedy}", state.exit_code or EXIT_FAULT
+    return f"{what} failed on rank {rank}:\n{text.strip()}\n{remedy}", EXIT_FAULT
 
 
 def _tail(path: Path, lines: int = 15) -> str:

@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -112,4 +113,5 @@ def _end_at_once(kind: type[BaseException], error: BaseException, trace: Traceba
 
     code = report(error.__cause__ if isinstance(error, LostRank) and error.__cause__ else error)
     sys.stdout.flush()
+    time.sleep(1)  # srun ends the step at once, and with it what is still on its way to the logs
     os._exit(code)

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   python launchers/slurm.py pretrain -- --help      the launcher's own options and settings
 
 exit codes: 0 done or submitted; 2 a mistake of the user's, with a message. With --follow also: 124 ended at the time limit,
-130 cancelled (or no longer followed), 137 out of memory, else the failed job's own."""
+130 cancelled (or no longer followed), 137 out of memory, 1 a rank's fault, with its traceback, else the failed job's own."""
 
 CLUSTER_FILE = "M2I2_CLUSTER"
 """Environment variable that names the cluster options where --cluster does not."""
