@@ -34,8 +34,13 @@ setup(
     ],
     extras_require={
         "slurm": ["submitit>=1.5"],
+        "remote": ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"],
         "plots": ["matplotlib"],
-        "dev": ["submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"],
+        "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
+        "dev": [
+            *("submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"),
+            *("fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9", "moto[server]>=5.2"),
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -16,6 +16,12 @@ def require(condition: bool, message: str) -> None:
         raise M2I2Error(message)
 
 
+def _require_positive(settings: Any, section: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(value >= 1, f"{section}.{name}={value} must be at least 1.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """The image encoder (ViT) and the pixel decoder of masked image modelling (MAE)."""
@@ -31,6 +37,8 @@ class VisionConfig:
     decoder_heads: int = 16
 
     def __post_init__(self) -> None:
+        sizes = ("image_size", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
+        _require_positive(self, "vision", sizes)
         require(
             self.image_size % self.patch_size == 0,
             f"vision.image_size={self.image_size} is not a multiple of vision.patch_size={self.patch_size}; choose one that is.",
@@ -69,6 +77,8 @@ class TextConfig:
     """Layers of the answer decoder (VQA only)."""
 
     def __post_init__(self) -> None:
+        sizes = ("vocabulary_size", "width", "depth", "heads", "intermediate", "positions", "decoder_depth")
+        _require_positive(self, "text", sizes)
         require(self.width % self.heads == 0, f"text.width={self.width} does not divide by text.heads={self.heads}.")
         require(
             0 < self.fusion_layer < self.depth,
@@ -141,11 +151,30 @@ class AnsweringConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class CacheConfig:
+    """Where shards behind a URL are kept, and how they are fetched. Folders of this machine need none of it."""
+
+    cache_folder: str = ""
+    """Where shards behind a URL are kept: on a disk of the node, shared by its ranks. Empty: m2i2/shards in $XDG_CACHE_HOME."""
+    cache_gb: float = 20.0
+    """Largest size of that folder, 10^9 bytes; it must hold two windows of shards, and three for fetching ahead of need."""
+    cache_attempts: int = 5
+    """How often a file is asked for, with growing pauses, before the run ends with an error."""
+    cache_timeout: float = 30.0
+    """Seconds without a byte, or to connect, after which an attempt has failed."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.cache_gb < 1e9, f"data.cache_gb={self.cache_gb} must lie between 0 and 1e9.")
+        require(self.cache_attempts >= 1, f"data.cache_attempts={self.cache_attempts} must be at least 1.")
+        require(0 < self.cache_timeout < 1e9, f"data.cache_timeout={self.cache_timeout} must lie between 0 and 1e9.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(CacheConfig):
     """What is read, and how it is augmented."""
 
     shards: tuple[str, ...] = ()
-    """Folders made by tools/make_shards.py."""
+    """Folders made by tools/make_shards.py, or their URLs (s3://, https:// and others)."""
     split: str = "train"
     max_words: int = 30
     """Longer captions and questions are cut after this many words (official)."""
@@ -165,6 +194,7 @@ class DataConfig:
     """Share of the data set that may turn out unreadable while training; others take the place of unreadable samples."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1.")
         require(self.workers >= 0, f"data.workers={self.workers} must not be negative.")
@@ -218,12 +248,13 @@ class TrainingConfig:
     max_nonfinite: int = 10
     """Optimizer steps in a row whose loss or gradient may be infinite or NaN; such steps are skipped."""
     log_every: int = 10
+    log_items: bool = False
+    """Write the numbers of each step's samples to items.jsonl: what was consumed, for audits."""
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"):
-            require(getattr(self, name) >= 1, f"training.{name}={getattr(self, name)} must be at least 1.")
+        _require_positive(self, "training", ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"))
         require(
             min(self.keep_every, self.max_nonfinite) >= 0, "training.keep_every and training.max_nonfinite must not be negative."
         )

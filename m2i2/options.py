@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_object
 
 C = TypeVar("C")
@@ -24,14 +25,14 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> M2I2Error:
-    near = difflib.get_close_matches(key, known, n=3)
+    near = difflib.get_close_matches(key[:100], known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the keys here are {', '.join(known)}."
-    return M2I2Error(f"Unknown setting {key!r}; {hint} --help lists all of them.")
+    return M2I2Error(f"Unknown setting {shown(key)}; {hint} --help lists all of them.")
 
 
 def _typed(value: Any, kind: Any, key: str) -> Any:
     """``value``, from JSON or from a word of the command line, as the type ``kind`` of the setting ``key``."""
-    wrong = M2I2Error(f"{key}={value!r} is not {_describe(kind)}.")
+    wrong = M2I2Error(f"{key}={shown(value)} is not {_describe(kind)}.")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -67,7 +68,9 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             if number != int(number):
                 raise wrong
             return int(number) if not isinstance(value, str) or "e" in value.lower() or "." in value else int(value)
-        return float(value)
+        if not math.isfinite(number := float(value)):
+            raise wrong
+        return number
     except (TypeError, ValueError, OverflowError):
         raise wrong from None
 
@@ -85,6 +88,8 @@ def _describe(kind: Any) -> str:
 def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     """Settings of type ``cls`` from nested mappings; a key that is not there is an M2I2Error, a missing one its default."""
     hints = _hints(typing.cast(Any, cls))
+    if not isinstance(values, Mapping):
+        raise M2I2Error(f"The settings {prefix.rstrip('.') or cls.__name__} must be an object, they are {shown(values)}.")
     for key in values:
         if key not in hints:
             raise _unknown(prefix + key, [prefix + k for k in hints])
@@ -125,10 +130,13 @@ def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def _explanations(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, first sentence as it stands."""
+    """The string below each field of a dataclass and of those that it extends, first sentence as it stands."""
+    found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            found |= _explanations(base)
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
     for field_node, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(field_node, ast.AnnAssign)

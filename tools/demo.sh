@@ -4,11 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/demo}
+# a port of the demo's own, so that it runs beside other training on the machine
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 set -x
 python tools/make_shards.py captions phantoms --output "$out/shards/captions" --count 2000 --side 128
 python tools/make_shards.py vqa phantoms --output "$out/shards/vqa" --count 1000 --side 128
-deepspeed --num_gpus 2 launchers/pretrain.py --deepspeed_config ds_configs/zero2.json --preset tiny \
+deepspeed --master_port "$port" --num_gpus 2 launchers/pretrain.py --deepspeed_config ds_configs/zero2.json --preset tiny \
   --shards "$out/shards/captions" --output "$out/pretrain" training.epochs=8
-deepspeed --num_gpus 2 launchers/finetune.py --deepspeed_config ds_configs/zero2.json --preset tiny \
+deepspeed --master_port "$port" --num_gpus 2 launchers/finetune.py --deepspeed_config ds_configs/zero2.json --preset tiny \
   --checkpoint "$out/pretrain" --shards "$out/shards/vqa" --output "$out/finetune" training.epochs=3
 python launchers/evaluate.py --checkpoint "$out/finetune" --shards "$out/shards/vqa" --output "$out/evaluation"

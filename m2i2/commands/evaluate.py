@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2i2.commands.guard import guarded
+from m2i2.commands.settings import add_cache_options, cache_of
 from m2i2.errors import M2I2Error
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from m2i2.data.records import Question
     from m2i2.data.selection import SelectedSplit
     from m2i2.data.shards import ShardSplit
+    from m2i2.data.storage import Storage
     from m2i2.data.tokenizer import Tokenizer
     from m2i2.models.vqa import VQAModel
 
@@ -25,6 +27,7 @@ EXAMPLES = """examples:
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad --protocol clean --generate-too
   python launchers/evaluate.py --checkpoint official_vqa.pth --tokenizer bert-base-uncased --shards shards/vqa_rad
   python launchers/evaluate.py --checkpoint runs/slake --shards shards/slake --split val --mode generate
+  python launchers/evaluate.py --checkpoint runs/rad --shards s3://bucket/vqa_rad --cache-folder /scratch/cache
 """
 
 
@@ -41,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("settings", nargs="*", metavar="section.key=value", help="architecture of an official file that its shapes do not show")
     add("--checkpoint", type=Path, required=True, metavar="RUN", help="a finetuning run, a checkpoint of it, or an official .pth")
     add("--tokenizer", metavar="NAME", help="tokenizer of an official .pth: a name on the hub or a folder")
-    add("--shards", type=Path, required=True, metavar="DIR", help="question shards made by tools/make_shards.py")
+    add("--shards", required=True, metavar="DIR", help="question shards made by tools/make_shards.py, or the URL of such a folder")
     add("--split", default="test", help="which questions (%(default)s); clean also has 'selection', which chose the checkpoint")
     add("--output", type=Path, metavar="DIR", help="where to write (default: RUN/evaluation-SPLIT-MODE, -clean under clean)")
     add("--protocol", default="paper", help="whose rules: paper or clean (%(default)s); see docs/evaluation.md")
@@ -55,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--k", type=int, default=128, help="candidates that rank-official re-ranks (%(default)s)")
     add("--beams", type=int, default=3, help="beams of generate (%(default)s)")
     add("--batch", type=int, default=16, help="questions at a time (%(default)s)")
+    add_cache_options(made)
     add("--precision", default="auto", choices=["auto", "bfloat16", "float32"], help="as in training (%(default)s)")
     return made
 
@@ -71,6 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     import torch
 
     from m2i2.data.shards import read_index
+    from m2i2.data.storage import storage_of
     from m2i2.evaluation.evaluator import Evaluator, Method
     from m2i2.evaluation.literature import differences_to_paper, literature
     from m2i2.evaluation.protocols import protocol
@@ -83,7 +88,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     rules = protocol(arguments.protocol)
     model, tokenizer, config, checkpoint, trained = _model(arguments)
-    asked, train, test, counts = _questions(arguments, config.answering.selection)
+    shards = storage_of(arguments.shards, cache_of(arguments))
+    asked, train, test, counts = _questions(arguments, shards, config.answering.selection)
     candidates = rules.candidates(train, test)
     normalisation = config.answering.normalisation
     method = Method(
@@ -96,14 +102,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     given = list(evaluator.ask(asked))
     seconds = time.monotonic() - started
 
-    source = str(read_index(arguments.shards)["source"])
+    source = str(read_index(shards)["source"])
     results = {
         **summarise(given, train, rules, candidates, source, normalisation),
         "method": vars(method),
         "split": arguments.split,
         "splits": counts,
         "trained": trained,
-        "shards": {"folder": str(arguments.shards), "source": source, "fingerprint": asked.fingerprint},
+        "shards": {"folder": shards.place, "source": source, "fingerprint": asked.fingerprint},
         "checkpoint": str(checkpoint),
         "seconds_per_question": round(seconds / len(given), 4),
         "precision": str(dtype).removeprefix("torch."),
@@ -158,7 +164,7 @@ def _model(arguments: argparse.Namespace) -> "tuple[VQAModel, Tokenizer, Finetun
 
 
 def _questions(
-    arguments: argparse.Namespace, selection: float
+    arguments: argparse.Namespace, shards: "Storage", selection: float
 ) -> "tuple[ShardSplit | SelectedSplit, list[Question], list[Question], dict[str, Any]]":
     """What is asked, the training questions that the protocol knows, the test questions, and counts of all of them.
 
@@ -170,16 +176,16 @@ def _questions(
     from m2i2.evaluation.evaluator import questions_of
 
     if arguments.protocol == "clean":
-        parts = clean_parts(arguments.shards, selection)
+        parts = clean_parts(shards, selection)
         by_name = arguments.split == "selection"
-        asked = parts.selection if by_name else ShardSplit.open(arguments.shards, arguments.split, "vqa")
+        asked = parts.selection if by_name else ShardSplit.open(shards, arguments.split, "vqa")
         train, test, counts = questions_of(parts.known), [], dict(parts.counts)
     else:
-        asked = ShardSplit.open(arguments.shards, arguments.split, "vqa")
-        train, test = (questions_of(ShardSplit.open(arguments.shards, name, "vqa")) for name in ("train", "test"))
+        asked = ShardSplit.open(shards, arguments.split, "vqa")
+        train, test = (questions_of(ShardSplit.open(shards, name, "vqa")) for name in ("train", "test"))
         counts = {"training_questions": len(train), "test_questions": len(test)}
     if not len(asked):
-        raise M2I2Error(f"The split {arguments.split!r} of {arguments.shards} holds no questions under {arguments.protocol}.")
+        raise M2I2Error(f"The split {arguments.split!r} of {shards.place} holds no questions under {arguments.protocol}.")
     return asked, train, test, {**counts, "asked": len(asked)}
 
 

@@ -56,9 +56,11 @@ def _finetune(argv: Sequence[str] | None) -> int:
     from m2i2.training.loop import train
     from m2i2.training.processes import autocast_dtype, join, leave
     from m2i2.training.selecting import Selection
+    from m2i2.training.stopping import StopFlag
 
     deepspeed_config, source = deepspeed_settings(arguments.deepspeed_config)
     process, folder = join(), arguments.output
+    stop = StopFlag()
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("vqa", process),)))
@@ -84,7 +86,7 @@ def _finetune(argv: Sequence[str] | None) -> int:
         process.say(line)
     claim_run(folder, config, process)
     task = FinetuningTask(student, config, process, dtype)
-    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, selection)
+    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop, selection)
     leave()
     return code
 
@@ -93,16 +95,17 @@ def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[C
     """The questions to train on under the run's protocol, and those that choose its best checkpoint (None: the last one is)."""
     from m2i2.data.clean import clean_parts
     from m2i2.data.corpus import Corpus
+    from m2i2.data.storage import storage_of
 
-    folders = [Path(folder) for folder in config.data.shards]
     if config.answering.protocol == "paper":
-        return Corpus.open(folders, config.data.split, "vqa"), None
-    if len(folders) > 1 or config.data.split != "train":
+        return Corpus.open(config.data.shards, config.data.split, "vqa", config.data), None
+    if len(config.data.shards) > 1 or config.data.split != "train":
         raise M2I2Error(
             "The protocol clean takes one folder of shards and its split train, because it must know which test set the "
             "questions belong to; finetune on one data set at a time, or with answering.protocol=paper."
         )
-    parts = clean_parts(folders[0], config.answering.selection, with_rewrites=config.answering.rewrites)
+    shards = storage_of(config.data.shards[0], config.data)
+    parts = clean_parts(shards, config.answering.selection, with_rewrites=config.answering.rewrites)
     process.say(f"Protocol clean: {', '.join(f'{name} {value}' for name, value in parts.counts.items())}.".replace("_", " "))
     return Corpus([parts.train]), parts.selection
 

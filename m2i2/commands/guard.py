@@ -10,15 +10,18 @@ from m2i2.errors import M2I2Error
 
 EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
+EXIT_INTERRUPTED = 130
 
 _LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|nccl|socketstarterror", re.IGNORECASE)
+_WORKER = re.compile(r"^DataLoader worker .*(killed by signal|exited unexpectedly)")
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command`` and return its exit code.
 
-    A rank among several that fails ends at once, without waiting for the others in any collective. The others lose their
-    connection to it, say so in a line, after the failed rank has said why, and end too.
+    A rank that fails ends at once, without waiting for the others in any collective, nor for loader processes and the process
+    group's threads, which can hang or abort an interpreter that shuts down around them. The others lose their connection to
+    it, say so in a line, after the failed rank has said why, and end too.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     where = f" (rank {os.environ.get('RANK', '0')})" if ranks > 1 else ""
@@ -27,21 +30,31 @@ def guarded(command: Callable[[], int]) -> int:
     except M2I2Error as error:
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"interrupted{where}", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     except Exception as error:
+        print(_explained(error, where), file=sys.stderr, flush=True)
         code = EXIT_FAULT
-        if ranks > 1 and lost_another_rank(error):
-            print(
-                f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
-                f"stands above or in its own log. The same command resumes from the newest checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
-        else:
-            print(f"fault{where}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-    if ranks > 1:
+    if "RANK" in os.environ:  # in a process that is alone too, once it has joined itself
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _explained(error: Exception, where: str) -> str:
+    """A fault with its traceback; a lost rank or loader process, which is no fault of the program, in a paragraph."""
+    if _WORKER.search(str(error)):
+        return (
+            f"error{where}: a loader process ended ({str(error).splitlines()[0]}). The machine may be out of memory: lower "
+            f"data.workers or training.batch. The same command resumes from the newest checkpoint."
+        )
+    if where and lost_another_rank(error):
+        return (
+            f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
+            f"stands above or in its own log. The same command resumes from the newest checkpoint."
+        )
+    return f"fault{where}:\n{traceback.format_exc()}"
 
 
 def lost_another_rank(error: Exception) -> bool:

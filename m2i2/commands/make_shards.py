@@ -6,17 +6,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from m2i2.commands.guard import EXIT_USER_ERROR, guarded
+from m2i2.config import CacheConfig
 from m2i2.data.building import Encoding, Report, build
 from m2i2.data.exclusion import Excluding
 from m2i2.data.images import MAX_PIXELS
 from m2i2.data.records import Kind
 from m2i2.data.shards import read_index
 from m2i2.data.sources import SOURCES, open_source
+from m2i2.data.storage import storage_of
 from m2i2.data.verification import verify
 
 _SIDES = {"captions": 288, "vqa": 480}
@@ -62,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         add("--protocol", choices=["paper", "clean"], help="whose training questions (vqa-text; clean)")
         add("--selection", type=float, metavar="SHARE", help="as in finetuning: answering.selection (vqa-text; 0.1)")
     check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
-    check.add_argument("folder", type=Path, metavar="DIR")
+    check.add_argument("folder", metavar="DIR", help="the folder, or its URL (s3://, https://)")
     return top
 
 
@@ -137,17 +140,18 @@ def _tell(report: Report, output: Path, seconds: float) -> None:
         print(f"{output} written in {seconds:.1f} s.")
 
 
-def _verify(folder: Path) -> int:
-    index = read_index(folder)
+def _verify(place: str) -> int:
     console = Console(stderr=True)
-    with _progress(console) as bar:
+    with TemporaryDirectory(prefix="m2i2-verify-") as folder, _progress(console) as bar:
+        shards = storage_of(place, CacheConfig(cache_folder=folder))  # an empty cache: what the URL gives now is checked
+        index = read_index(shards)
         task = bar.add_task("starting")
-        faults = verify(folder, index, lambda file: bar.update(task, description=file, refresh=True))
+        faults = verify(shards, index, lambda file: bar.update(task, description=file, refresh=True))
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
-    shards = sum(len(split["shards"]) for split in index["splits"].values())
+    count = sum(len(split["shards"]) for split in index["splits"].values())
     if faults:
-        print(f"error: {folder} has {len(faults)} fault(s) in {shards} shard(s); build or copy it again.", file=sys.stderr)
+        print(f"error: {place} has {len(faults)} fault(s) in {count} shard(s); build or copy it again.", file=sys.stderr)
         return EXIT_USER_ERROR
-    print(f"{folder}: {shards} shard(s), every hash and member in order.")
+    print(f"{place}: {count} shard(s), every hash and member in order.")
     return 0

@@ -21,6 +21,8 @@ EXAMPLES = """examples:
       --preset paper --shards shards/rocov2 --output runs/rocov2
   deepspeed --num_gpus 2 launchers/pretrain.py --deepspeed_config ds_configs/zero2.json --preset small \\
       --shards shards/rocov2 shards/iu_xray --output runs/small start.text=weights/minilm training.epochs=10
+  deepspeed --num_gpus 8 launchers/pretrain.py --preset paper --shards s3://bucket/rocov2 --output runs/rocov2 \\
+      data.cache_folder=/scratch/m2i2 data.cache_gb=100
 """
 
 
@@ -42,13 +44,15 @@ def _pretrain(argv: Sequence[str] | None) -> int:
     from m2i2.training.loop import train
     from m2i2.training.pretraining import PretrainingTask
     from m2i2.training.processes import autocast_dtype, join, leave
+    from m2i2.training.stopping import StopFlag
 
     deepspeed_config, source = deepspeed_settings(arguments.deepspeed_config)
     process, folder = join(), arguments.output
+    stop = StopFlag()
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("captions", process),)))
-    corpus = Corpus.open(config.data.shards, config.data.split, "captions")
+    corpus = Corpus.open(config.data.shards, config.data.split, "captions", config.data)
     tokenizer = _tokenizer(config, corpus, folder)
     config = replace(config, text=replace(config.text, vocabulary_size=tokenizer.size))
     if config.data.max_tokens > config.text.positions:
@@ -69,7 +73,7 @@ def _pretrain(argv: Sequence[str] | None) -> int:
     claim_run(folder, config, process)
     dtype = autocast_dtype(config.training.precision, process.device)
     task = PretrainingTask(student, config, process, dtype, tokenizer.pad_id)
-    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save)
+    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop)
     leave()
     return code
 

@@ -1,6 +1,11 @@
 """What pretraining and finetuning runs share before their first step."""
 
+import errno
+import fcntl
 import json
+import os
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +31,8 @@ from m2i2.training.provenance import provenance
 
 T = TypeVar("T")
 DEMO = Path("runs") / "demo-shards"
+_FIRST_FILES = {"lock", ".settings.json.writing"}
+"""What a run has in its folder that was killed before its settings were there."""
 
 
 def deepspeed_settings(path: Path | None) -> tuple[dict[str, Any], str]:
@@ -60,14 +67,42 @@ def demo_shards(kind: Kind, process: Process) -> str:
     return str(folder)
 
 
+def lock(folder: Path, seconds: float = 10) -> None:
+    """Keep other processes from training in ``folder`` until this one ends, however it ends.
+
+    M2I2Error where another one still does after ``seconds``: a killed run's processes may take a moment to go. File systems
+    without locks go unguarded.
+    """
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # closed by the process's end
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EAGAIN):
+                return
+        if time.monotonic() > until:
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            raise M2I2Error(f"{folder} is in use by another run ({owner}); end that one first, or choose another --output.")
+        time.sleep(0.2)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
 def claim_run(folder: Path, config: PretrainingConfig | FinetuningConfig, process: Process) -> None:
-    """Make ``folder`` the run's own: its settings, versions, commit and command. M2I2Error where it holds other things."""
+    """Make ``folder`` the run's own: its settings, versions, commit and command.
+
+    M2I2Error where it holds other things, or another run that has not ended. Collective.
+    """
 
     def claim() -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()) and not (folder / "settings.json").exists():
+            present = {path.name for path in folder.iterdir()}
+            if "settings.json" not in present and present - _FIRST_FILES:
                 raise M2I2Error(f"{folder} holds other data; choose an empty or new folder as --output.")
+            lock(folder)
             write_json(folder / "settings.json", to_dict(config))
             starts = folder / "starts.jsonl"
             with starts.open("a") as f:

@@ -7,13 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from m2i2.config import PRESETS, FinetuningConfig, PretrainingConfig
+from m2i2.config import PRESETS, CacheConfig, FinetuningConfig, PretrainingConfig
 from m2i2.errors import M2I2Error
 from m2i2.options import explain, override, read_settings
 
 _SETTING = re.compile(r"[a-z_]+\.[a-z_]+=")
 
 C = TypeVar("C", PretrainingConfig, FinetuningConfig)
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a command without settings that reads shards behind a URL."""
+    parser.add_argument(
+        "--cache-folder", default="", metavar="DIR", help="where shards behind a URL are kept (~/.cache/m2i2/shards)"
+    )
+    parser.add_argument("--cache-gb", type=float, default=CacheConfig.cache_gb, metavar="N", help="its largest size (%(default)s)")
+
+
+def cache_of(arguments: argparse.Namespace) -> CacheConfig:
+    """What `add_cache_options` was given."""
+    return CacheConfig(cache_folder=arguments.cache_folder, cache_gb=arguments.cache_gb)
 
 
 class SettingsParser(Generic[C]):
@@ -34,7 +47,7 @@ class SettingsParser(Generic[C]):
         add("--help", "-h", action="store_true", help="this text, with every setting and its value in the chosen preset")
         add("--preset", choices=list(PRESETS), help="settings to start from (default: paper; tiny without --shards)")
         add("--config", type=Path, metavar="FILE", help="settings from a run's settings.json instead of a preset")
-        add("--shards", nargs="+", metavar="DIR", help="folders made by tools/make_shards.py")
+        add("--shards", nargs="+", metavar="DIR", help="folders made by tools/make_shards.py, or their URLs (s3://, https://)")
         add(
             "--output",
             type=Path,

@@ -23,10 +23,12 @@ import numpy as np
 from m2i2.data.encoding import Encoded, Encoding, Reject, encode
 from m2i2.data.identity import by_shard, identity, keys_digest, records_digest, together
 from m2i2.data.records import ImageRecord, Source
-from m2i2.data.shards import FORMAT, INDEX, ITEM, SPLIT_NAME, Shard, read_index
+from m2i2.data.shards import FORMAT, ITEM, SPLIT_NAME, read_index, read_table
+from m2i2.data.sources.reading import objects, text
+from m2i2.data.storage import INDEX, Shard
 from m2i2.data.tar import TarWriter
 from m2i2.errors import M2I2Error
-from m2i2.files import sha256_of, write_text
+from m2i2.files import check_file, read_object, sha256_of, write_text
 
 SETTINGS, REJECTS = "building.json", "rejects.jsonl"
 _BUILT_IN = ("phantoms",)
@@ -157,13 +159,13 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
     try:
         output.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+            if read_object(path, "settings of the build") != json.loads(json.dumps(settings)):
                 raise M2I2Error(
                     f"{output} was begun from another source or with other settings ({SETTINGS} there names them); "
                     f"repeat those, choose another --output, or delete the folder."
                 )
             if (output / INDEX).exists():
-                return _finished(output, read_index(output), source)
+                return _finished(output, read_index(output), settings, source)
         elif any(not found.name.endswith(".writing") for found in output.iterdir()):
             raise M2I2Error(f"{output} holds other data; choose an empty or new folder as --output.")
         else:
@@ -175,16 +177,19 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
     return None
 
 
-def _finished(output: Path, index: dict[str, Any], source: Source) -> Report:
+def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], source: Source) -> Report:
     """The report of a finished folder; M2I2Error where ``source`` is not, or no longer, the data that it holds."""
+    for field, kind in (("rejects", int), ("left_out", dict)):
+        if not isinstance(index.get(field), kind):
+            raise M2I2Error(f"{output / INDEX} is damaged: it has no {field}. Delete the folder and build it again.")
     known = {name: split.get("records_sha256") for name, split in index["splits"].items()}
     if source.name not in _BUILT_IN and None not in known.values():
         rejected: dict[str, set[str]] = {}
-        for line in (output / REJECTS).read_text(encoding="utf-8").splitlines():
-            reject = Reject(**json.loads(line))
-            rejected.setdefault(reject.split, set()).add(reject.key)
+        for number, reject in objects(output / REJECTS):
+            key, split = (text(reject, field, output / REJECTS, number) for field in ("key", "split"))
+            rejected.setdefault(split, set()).add(key)
         digests: dict[str, list[bytes]] = {}
-        for split, _, records in by_shard(source, index["samples_per_shard"]):
+        for split, _, records in by_shard(source, settings["samples_per_shard"]):
             digest = records_digest(list(records), rejected.get(split, set()))
             digests.setdefault(split, []).append(bytes.fromhex(digest))
         if {split: together(parts) for split, parts in digests.items()} != known:
@@ -267,12 +272,14 @@ class _Builder:
         """What an earlier run noted about a shard that it finished; None where it did not, or the files are not whole."""
         stem = self._stem(split, number)
         try:
-            note = json.loads((self._output / f"{stem}.note.json").read_text(encoding="utf-8"))
-            shard = Shard(**note["shard"])
-            rows = np.load(self._output / f"{stem}.rows.npy", mmap_mode="r", allow_pickle=False)
-            whole = (self._output / shard.file).stat().st_size == shard.bytes and rows.shape == (shard.items,)
-            return note if whole and isinstance(note["records"], str) and isinstance(note["keys"], str) else None
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            note = read_object(self._output / f"{stem}.note.json", "note of a shard")
+            shard, rejects = Shard(**note["shard"]), [Reject(**reject) for reject in note["rejects"]]
+            read_table(self._output / f"{stem}.rows.npy", shard.items)
+            whole = shard.file == f"{stem}.tar" and check_file(self._output / shard.file) == shard.bytes
+            texts = [note["keys"], *(value for reject in rejects for value in asdict(reject).values())]
+            whole = whole and len(bytes.fromhex(note["records"])) == 32 and all(isinstance(text, str) for text in texts)
+            return note if whole else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def keeps(self, split: str, number: int, records: list[ImageRecord]) -> bool:

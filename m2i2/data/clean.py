@@ -18,6 +18,7 @@ import numpy as np
 
 from m2i2.data.selection import SelectedSplit
 from m2i2.data.shards import ImageQuestion, ShardSplit, read_index
+from m2i2.data.storage import Storage, storage_of
 from m2i2.data.text import clean_question
 from m2i2.errors import M2I2Error
 
@@ -36,17 +37,18 @@ class CleanParts:
     """For results.json and for people."""
 
 
-def clean_parts(folder: Path, share: float, *, with_rewrites: bool = False) -> CleanParts:
-    """Training and selection of the shards in ``folder``.
+def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: bool = False) -> CleanParts:
+    """Training and selection of a folder of question shards.
 
     ``share`` is that of the training questions which is kept for selection where the data set has no ``val`` split; 0 trains
     on all of them and selects nothing. ``with_rewrites`` trains on the rewrites after all, and changes nothing else, so that
     the leak can be measured. M2I2Error where the origin of framed questions is not known, and where nothing is left.
     """
-    splits = read_index(folder)["splits"]
-    train = ShardSplit.open(folder, "train", "vqa")
-    asked, tested = list(train.questions()), _tested(folder)
-    leaking = rewrites(asked, folder)
+    shards = storage_of(place)
+    splits = read_index(shards)["splits"]
+    train = ShardSplit.open(shards, "train", "vqa")
+    asked, tested = list(train.questions()), _tested(shards)
+    leaking = rewrites(asked, shards.place)
     repeated = _repeats(asked, [asked[item] for item in leaking])
     remaining = [q for q in asked if q.item not in leaking and q.item not in repeated]
     test_images = {q.image_sha256 for q in tested}
@@ -61,7 +63,7 @@ def clean_parts(folder: Path, share: float, *, with_rewrites: bool = False) -> C
     }
     selected: SelectedSplit
     if share and "val" in splits:
-        own = ShardSplit.open(folder, "val", "vqa")
+        own = ShardSplit.open(shards, "val", "vqa")
         shared = test_images | {q.image_sha256 for q in asked}
         held = [q for q in own.questions() if q.image_sha256 not in shared]
         selected = SelectedSplit(own, [q.item for q in held], "clean selection")
@@ -79,8 +81,8 @@ def clean_parts(folder: Path, share: float, *, with_rewrites: bool = False) -> C
     counts["selection_questions"], counts["selection_images"] = len(held), len({q.image_sha256 for q in held})
     counts["trained_questions"], counts["trained_images"] = len(trained), len({q.image_sha256 for q in trained})
     if not trained:
-        raise M2I2Error(f"The protocol clean leaves nothing of {folder} to train on; lower answering.selection={share}.")
-    refuse_test_images(held, tested, str(folder))
+        raise M2I2Error(f"The protocol clean leaves nothing of {shards.place} to train on; lower answering.selection={share}.")
+    refuse_test_images(held, tested, shards.place)
     return CleanParts(
         train=SelectedSplit(train, [q.item for q in trained], "clean"),
         selection=selected,
@@ -89,12 +91,12 @@ def clean_parts(folder: Path, share: float, *, with_rewrites: bool = False) -> C
     )
 
 
-def rewrites(train: Sequence[ImageQuestion], folder: Path) -> set[int]:
+def rewrites(train: Sequence[ImageQuestion], place: str) -> set[int]:
     """The items that were framed from a test record; M2I2Error for framed questions of unknown origin."""
     framed = [q for q in train if q.question.metadata.get("phrase_type") == "frame"]
     if unknown := [q for q in framed if not q.question.metadata.get("framed_from")]:
         raise M2I2Error(
-            f"{len(unknown)} framed questions of {folder}, the first of them {unknown[0].question.id}, do not say which record "
+            f"{len(unknown)} framed questions of {place}, the first of them {unknown[0].question.id}, do not say which record "
             f"they were made from, so rewrites of test questions cannot be told from others. Build the shards again with "
             f"tools/make_shards.py vqa vqa-rad, from files whose question ids are the publication's."
         )
@@ -111,11 +113,11 @@ def refuse_test_images(selection: Collection[ImageQuestion], test: Collection[Im
         )
 
 
-def _tested(folder: Path) -> list[ImageQuestion]:
+def _tested(shards: Storage) -> list[ImageQuestion]:
     """The test questions (their answers are not looked at here), none where there is no test split."""
-    if "test" not in read_index(folder)["splits"]:
+    if "test" not in read_index(shards)["splits"]:
         return []
-    return list(ShardSplit.open(folder, "test", "vqa").questions())
+    return list(ShardSplit.open(shards, "test", "vqa").questions())
 
 
 def _words(asked: ImageQuestion) -> tuple[str, str]:

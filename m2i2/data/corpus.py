@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m2i2.config import CacheConfig
 from m2i2.data.records import Kind
 from m2i2.data.selection import SelectedSplit
 from m2i2.data.shards import Sample, ShardSplit
@@ -20,14 +21,15 @@ class Corpus:
         self.parts = list(parts)
         self.ends = np.cumsum([len(part) for part in parts])
         self.shard_items = np.concatenate([part.shard_items for part in parts])
+        self.shards = [(part.storage, shard) for part in parts for shard in part.shards]
         self.fingerprint = ":".join(f"{part.fingerprint}/{part.name}" for part in parts)
         if self.ends[-1] == 0:
-            raise M2I2Error(f"The split {parts[0].name!r} of {', '.join(str(p.directory) for p in parts)} holds no items.")
+            raise M2I2Error(f"The split {parts[0].name!r} of {', '.join(p.storage.place for p in parts)} holds no items.")
 
     @classmethod
-    def open(cls, folders: Sequence[str | Path], split: str, kind: Kind) -> "Corpus":
-        """Open ``split`` of every folder; M2I2Error for a missing split or for shards of another kind."""
-        return cls([ShardSplit.open(Path(folder), split, kind) for folder in folders])
+    def open(cls, places: Sequence[str | Path], split: str, kind: Kind, cache: CacheConfig | None = None) -> "Corpus":
+        """Open ``split`` of every folder or URL; M2I2Error for a missing split or for shards of another kind."""
+        return cls([ShardSplit.open(place, split, kind, cache) for place in places])
 
     def __len__(self) -> int:
         return int(self.ends[-1])

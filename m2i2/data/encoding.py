@@ -9,9 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from m2i2.data.images import MAX_PIXELS, decode
+from m2i2.data.images import MAX_BYTES, MAX_PIXELS, decode
 from m2i2.data.records import ImageRecord
+from m2i2.data.shards import MAX_TEXT
 from m2i2.errors import M2I2Error
+from m2i2.files import read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     if not texts or not all(text.strip() for text in texts):
         return reject("empty caption" if record.captions else "empty question" if texts else "no text")
     try:
-        original = record.image.read_bytes() if isinstance(record.image, Path) else record.image
+        original = read_bytes(record.image, MAX_BYTES) if isinstance(record.image, Path) else record.image
     except FileNotFoundError:
         return reject("image file missing")
     except (OSError, ValueError) as e:
@@ -92,4 +94,6 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
         text = json.dumps(payload, ensure_ascii=False, sort_keys=True).encode()
     except UnicodeEncodeError:
         return reject("a text is no valid Unicode")
+    if len(text) > MAX_TEXT or len(stored) > MAX_BYTES:
+        return reject(f"larger than {MAX_TEXT} bytes of text or {MAX_BYTES} of image")
     return ending, stored, text, max(1, len(record.questions))

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
+from m2i2.data.images import MAX_BYTES
 from m2i2.data.records import ImageRecord
+from m2i2.files import read_bytes
 
 
 def identity(record: ImageRecord, rejected: bool = False) -> bytes:
@@ -35,8 +37,8 @@ def _size(path: Path) -> int:
 
 def _content(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):
+        return hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
+    except (OSError, ValueError):  # M2I2Error, for an oversized file, is one of them
         return ""
 
 

@@ -1,6 +1,8 @@
 """From samples to batches: rows made by worker processes, each from its sample's own random stream."""
 
 import hashlib
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2i2.data.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.data.corpus import Corpus
+from m2i2.data.lookahead import Lookahead
 from m2i2.data.masking import mask_tokens
 from m2i2.data.order import Order
 from m2i2.data.randomness import sample_generator
 from m2i2.data.sampling import Position, Share, StepSampler
+from m2i2.data.storage import Unavailable
 from m2i2.data.text import Normalisation, clean_answer, clean_caption, clean_question
 from m2i2.data.tokenizer import Tokenizer
 from m2i2.data.transforms import Augmentation
@@ -120,49 +124,78 @@ def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Ten
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-class _Items(Dataset[Row]):
+class _Items(Dataset[Row | M2I2Error]):
     """Items by (epoch, number), each with its own random stream.
 
     In the place of an item that cannot be read comes another one of the data set, drawn from the item's own stream: every
-    rank goes on with the same number of steps, and a rerun makes the same choice.
+    rank goes on with the same number of steps, and a rerun makes the same choice. Not so where a store does not answer:
+    that is an error.
     """
 
-    def __init__(self, corpus: Corpus, rows: Callable[[Any, np.random.Generator], Row], seed: int) -> None:
-        self.corpus, self.rows, self.seed = corpus, rows, seed
+    def __init__(
+        self, corpus: Corpus, rows: Callable[[Any, np.random.Generator], Row], seed: int, lookahead: Lookahead | None
+    ) -> None:
+        self.corpus, self.rows, self.seed, self.lookahead = corpus, rows, seed, lookahead
 
-    def __getitem__(self, index: Any) -> Row:
+    def __getitem__(self, index: Any) -> Row | M2I2Error:
         epoch, item = index
+        if self.lookahead:
+            self.lookahead.reading(epoch, item)
         unreadable: list[tuple[int, str]] = []
         others = iter(sample_generator(self.seed, epoch, item, stream=1).integers(len(self.corpus), size=_SUBSTITUTES))
         while True:
             try:
                 row = self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))
                 return {"item": item, "unreadable": unreadable, **row}
+            except Unavailable as e:
+                return e
             except M2I2Error as e:
                 unreadable.append((item, str(e)))
                 try:
                     item = int(next(others))
                 except StopIteration:
-                    raise M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}") from e
+                    return M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}")
 
 
 @dataclass(frozen=True)
 class _Collate:
-    """Rows to a batch that also says what could not be read."""
+    """Rows to a batch that also says what could not be read.
+
+    An error travels in the batch's place: raised in a worker it would arrive with the worker's traceback as its text.
+    """
 
     rows: Any
 
-    def __call__(self, rows: list[Row]) -> Batch:
-        batch: Batch = self.rows.collate(rows)
-        batch.unreadable = tuple(entry for row in rows for entry in row["unreadable"])
+    def __call__(self, rows: list[Row | M2I2Error]) -> Batch | M2I2Error:
+        good: list[Row] = []
+        for row in rows:
+            if isinstance(row, M2I2Error):
+                return row
+            good.append(row)
+        batch: Batch = self.rows.collate(good)
+        batch.unreadable = tuple(entry for row in good for entry in row["unreadable"])
         return batch
 
 
 def _start_worker(_: int) -> None:
-    """Workers leave signals to the training process and compute on one thread."""
+    """Workers leave signals to the training process and compute on one thread.
+
+    DataLoader's workers end within seconds of their parent, but for one whose parent was killed before it came to look.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)
     for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _raising(batches: Iterator[B | M2I2Error]) -> Iterator[B]:
+    """The batches, up to an error, which is raised."""
+    for batch in batches:
+        if isinstance(batch, M2I2Error):
+            raise batch
+        yield batch
 
 
 class Loader(Generic[B]):
@@ -189,7 +222,10 @@ class Loader(Generic[B]):
             workers,
             pin_memory,
         )
-        self.sampler = StepSampler(Order(corpus.shard_items, corpus.fingerprint, seed, window), share, epochs, start or Position())
+        order = Order(corpus.shard_items, corpus.fingerprint, seed, window)
+        self.sampler = StepSampler(order, share, epochs, start or Position())
+        remote = any(part.storage.capacity is not None for part in corpus.parts)
+        self.lookahead = Lookahead(corpus, order, epochs) if remote else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -197,17 +233,16 @@ class Loader(Generic[B]):
         return self.sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[B]:
-        return iter(
-            DataLoader(
-                _Items(self.corpus, self.rows, self.seed),
-                batch_sampler=self.sampler,
-                collate_fn=_Collate(self.rows),
-                num_workers=self.workers,
-                worker_init_fn=_start_worker if self.workers else None,
-                prefetch_factor=2 if self.workers else None,
-                pin_memory=self.pin_memory,
-            )
+        loader = DataLoader(
+            _Items(self.corpus, self.rows, self.seed, self.lookahead),
+            batch_sampler=self.sampler,
+            collate_fn=_Collate(self.rows),
+            num_workers=self.workers,
+            worker_init_fn=_start_worker if self.workers else None,
+            prefetch_factor=2 if self.workers else None,
+            pin_memory=self.pin_memory,
         )
+        return _raising(iter(loader))
 
     def starting_at(self, start: Position) -> None:
         """Begin the next iteration at ``start``."""

@@ -29,6 +29,7 @@ class Order:
         self.fingerprint, self.seed, self.window = fingerprint, seed, window
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._window = lru_cache(maxsize=2)(self._make_window)
+        self._places = lru_cache(maxsize=2)(self._make_places)
 
     def __len__(self) -> int:
         return int(self.shard_starts[-1])
@@ -51,6 +52,19 @@ class Order:
         mine = shards[window * self.window : (window + 1) * self.window]
         items = np.concatenate([np.arange(self.shard_starts[s], self.shard_starts[s + 1]) for s in mine])
         return _generator("items", self.seed, epoch, self.fingerprint, window).permutation(items)
+
+    def _make_places(self, epoch: int) -> NDArray[np.int64]:
+        """[shards] place of each shard in the epoch's permutation."""
+        return np.argsort(self._epoch(epoch)[0])
+
+    def window_of(self, epoch: int, item: int) -> int:
+        """The window of the epoch in which the item comes."""
+        shard = int(np.searchsorted(self.shard_starts, item, side="right")) - 1
+        return int(self._places(epoch)[shard]) // self.window
+
+    def shards(self, epoch: int, window: int) -> NDArray[np.int64]:
+        """The shards of the epoch from the window's first one on, in the order of their windows."""
+        return self._epoch(epoch)[0][window * self.window :]
 
     def items(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """The items at positions [start, stop) of the epoch."""

@@ -86,19 +86,19 @@ def caption(findings: Findings, rng: np.random.Generator) -> str:
     f = findings
     opening = (
         f"{f.modality} image of the {f.region}",
-        f"{f.region} {f.modality}",
-        f"{f.modality} of the {f.region}",
-        f"the {f.region} in {f.modality}",
+        f"imaging modality {f.modality}, body region {f.region}",
+        f"{f.modality} of the {f.region} region",
+        f"this is an image of the {f.region}, the modality is {f.modality}",
     )[rng.integers(4)]
     if f.lesion is None:
-        seen = ("without a lesion", "no lesion is seen", "showing no abnormality")[rng.integers(3)]
+        seen = ("without a lesion", "no lesion is visible", "there is no lesion of any kind")[rng.integers(3)]
     else:
-        what = f"{_plural(f.lesion, f.count)} of {f.size} size"
-        where = f"in the {f.level} {f.side} part"
-        seen = (f"showing {what} {where}", f"{where} there is {what}", f"with {what} {where}")[rng.integers(3)]
+        what, be = f"{_plural(f.lesion, f.count)} of {f.size} size", "is" if f.count == 1 else "are"
+        where = (f"in the {f.level} part on the {f.side} side", f"on the {f.side} side in the {f.level} part")[rng.integers(2)]
+        seen = (f"in which {what} {be} shown {where}", f"{where} there {be} {what}", f"with {what} {where}")[rng.integers(3)]
     if f.device is None:
         return f"{opening}, {seen}"
-    return (f"{opening}, {seen}, and a {f.device}", f"{opening} with a {f.device}, {seen}")[rng.integers(2)]
+    return (f"{opening}, {seen}, and a {f.device}", f"{opening}, {seen}, a device is visible: a {f.device}")[rng.integers(2)]
 
 
 def _lesion_questions(f: Findings, rng: np.random.Generator) -> list[tuple[str, str, bool, str]]:
@@ -109,7 +109,7 @@ def _lesion_questions(f: Findings, rng: np.random.Generator) -> list[tuple[str, 
         ("what kind of lesion is shown?", f.lesion, False, "lesion"),
         ("on which side is the lesion?", f.side, False, "side"),
         ("is the lesion in the upper or in the lower part?", f.level, True, "level"),
-        ("how many lesions are there?", COUNTS[f.count - 1], False, "count"),
+        ("how many lesions are there?", str(f.count), False, "count"),
         ("what size is the lesion?", f.size, False, "size"),
         (f"is the lesion on the {asked_side} side?", yes[asked_side == f.side], True, "side"),
         (f"is the lesion {asked_size}?", yes[asked_size == f.size], True, "size"),

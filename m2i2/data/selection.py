@@ -16,7 +16,7 @@ class SelectedSplit:
 
     def __init__(self, whole: ShardSplit, items: Sequence[int], reason: str) -> None:
         self.whole = whole
-        self.directory = whole.directory
+        self.storage, self.shards, self.items = whole.storage, whole.shards, whole.items
         self.kind: Kind = whole.kind
         self.name = f"{whole.name} ({reason})"
         self.chosen: NDArray[np.int64] = np.array(sorted(items), dtype=np.int64)

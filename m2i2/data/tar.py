@@ -63,11 +63,22 @@ class TarWriter:
 
 
 def members(path: Path) -> dict[int, tuple[str, int]]:
-    """{offset of content: (name, size)} of a tar's regular files; tarfile.TarError where it is damaged."""
+    """{offset of content: (name, size)} of a tar of ours; tarfile.TarError where it is damaged or holds anything else.
+
+    Header for header: links, devices, folders and extended headers are refused, and nothing may follow the end.
+    """
     found: dict[int, tuple[str, int]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if not member.isfile():
-                raise tarfile.TarError(f"{member.name} is no regular file")
-            found[member.offset_data] = (member.name, member.size)
+    with path.open("rb") as f:
+        length, place = os.fstat(f.fileno()).st_size, 0
+        while any(block := f.read(_BLOCK)):
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+            if not member.isreg():
+                raise tarfile.TarError(f"{member.name!r:.80} is no regular file")
+            if not 0 <= member.size <= length - place - _BLOCK:
+                raise tarfile.TarError(f"{member.name!r:.80} claims {member.size} bytes, more than the archive has")
+            found[place + _BLOCK] = (member.name, member.size)
+            place += _BLOCK + -(-member.size // _BLOCK) * _BLOCK
+            f.seek(place)
+        if length - place != 2 * _BLOCK or any(f.read()):
+            raise tarfile.TarError("it does not end as a tar does")
     return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,11 +28,13 @@ class Tokenizer:
         ids = {token: number for token in SPECIAL if (number := inner.token_to_id(token)) is not None}
         if missing := [token for token in SPECIAL if token not in ids]:
             raise M2I2Error(f"The tokenizer {source} lacks {', '.join(missing)}; name a BERT tokenizer.")
+        self.size: int = inner.get_vocab_size()
+        if max(inner.get_vocab().values()) >= self.size:
+            raise M2I2Error(f"The tokenizer {source} has ids beyond its {self.size} tokens; store it again.")
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL)
-        self.size: int = inner.get_vocab_size()
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """[CLS] text [SEP], the text cut so that all of it is at most ``max_tokens`` long."""
@@ -113,7 +116,7 @@ def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
-    """A WordPiece vocabulary of at most ``size`` tokens: every character of ``texts``, then their most frequent words.
+    """A WordPiece vocabulary of at most ``size`` tokens: letters, digits, every character of ``texts``, their frequent words.
 
     Ties are broken by spelling, so that the same texts give the same vocabulary in any order (the trainer of the
     tokenizers library does not promise that). It serves small closed vocabularies such as the demo's.
@@ -122,7 +125,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     words: Counter[str] = Counter()
     for text in texts:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    characters = sorted({c for word in words for c in word})
+    characters = sorted({c for word in words for c in word} | set(string.ascii_lowercase + string.digits))
     pieces = list(dict.fromkeys([*characters, *(f"##{c}" for c in characters)]))
     frequent = [word for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])) if len(word) > 1]
     vocabulary = [*SPECIAL, *pieces, *frequent][: max(size, len(SPECIAL) + len(pieces))]

@@ -6,44 +6,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from m2i2.data.shards import read_table
+from m2i2.data.storage import Shard, Storage, storage_of
 from m2i2.data.tar import members
-from m2i2.files import sha256_of
+from m2i2.errors import M2I2Error
+from m2i2.files import check_file, sha256_of
 
 
-def verify(folder: Path, index: dict[str, Any], progress: Callable[[str], None] = lambda file: None) -> list[str]:
+def verify(place: str | Path | Storage, index: dict[str, Any], progress: Callable[[str], None] = lambda file: None) -> list[str]:
     """Every fault of a shard folder: hashes, tar members that escape, repeat or are not where the table says."""
-    faults: list[str] = []
+    storage, faults = storage_of(place), []
     for name, split in index["splits"].items():
-        table = folder / f"{name}.items.npy"
+        shards = [Shard(**row) for row in split["shards"]]
+        table = f"{name}.items.npy"
         try:
-            if sha256_of(table) != split["items_sha256"]:
-                faults.append(f"{table.name}: does not match its hash")
-            items = np.load(table, allow_pickle=False)
-        except (OSError, ValueError, EOFError, KeyError) as e:
-            faults.append(f"{table.name}: cannot be read ({e})")
+            items_sha256 = split["items_sha256"]
+            path = storage.table(name, sum(shard.items for shard in shards), items_sha256)
+            items = read_table(path, sum(shard.items for shard in shards))
+            if sha256_of(path) != items_sha256:
+                faults.append(f"{table}: does not match its hash")
+        except (OSError, M2I2Error) as e:
+            faults.append(f"{table}: cannot be read ({e})")
             continue
-        for number, row in enumerate(split["shards"]):
-            path = folder / row["file"]
-            progress(row["file"])
+        for number, shard in enumerate(shards):
+            progress(shard.file)
             try:
-                digest = sha256_of(path)
-                found = members(path)
+                with storage.file(shard) as path:
+                    check_file(path)
+                    digest = sha256_of(path)
+                    found = members(path)
             except (OSError, tarfile.TarError, ValueError) as e:
-                faults.append(f"{row['file']}: cannot be read ({e})")
+                faults.append(f"{shard.file}: cannot be read ({e})")
                 continue
-            if digest != row["sha256"]:
-                faults.append(f"{row['file']}: does not match its hash")
+            if digest != shard.sha256:
+                faults.append(f"{shard.file}: does not match its hash")
             names = [member for member, _ in found.values()]
-            faults += [f"{row['file']}: the member {m!r} escapes its folder" for m in names if Path(m).name != m]
-            faults += [f"{row['file']}: the member {m!r} comes twice" for m, n in Counter(names).items() if n > 1]
+            faults += [f"{shard.file}: the member {m!r} escapes its folder" for m in names if Path(m).name != m]
+            faults += [f"{shard.file}: the member {m!r} comes twice" for m, n in Counter(names).items() if n > 1]
             mine = items[items["shard"] == number]
             places = {
                 (int(r[o]), int(r[s])) for r in mine for o, s in (("image_offset", "image_size"), ("text_offset", "text_size"))
             }
             faults += [
-                f"{row['file']}: no member of {size} bytes at {offset}, where {table.name} has one"
+                f"{shard.file}: no member of {size} bytes at {offset}, where {table} has one"
                 for offset, size in sorted(places - {(o, s) for o, (_, s) in found.items()})
             ][:3]
     return faults

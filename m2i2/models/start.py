@@ -1,6 +1,5 @@
 """Where a model's weights come from before the first step, as the ``start.*`` settings name it."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from m2i2.config import StartConfig, TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
+from m2i2.files import read_object
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import State, load, of_student, read_state, resize_positions, to_answering
@@ -226,9 +226,9 @@ def stored_architecture(checkpoint: Path) -> tuple[VisionConfig, TextConfig]:
 
     path = checkpoint / "config.json"
     try:
-        stored = json.loads(path.read_text())
+        stored = read_object(path, "checkpoint's settings")
         return from_dict(VisionConfig, stored["vision"]), from_dict(TextConfig, stored["text"])
-    except (OSError, ValueError, KeyError) as e:
+    except (M2I2Error, KeyError) as e:
         raise M2I2Error(f"{path} does not describe a model ({e}); name a checkpoint of this project.") from e
 
 

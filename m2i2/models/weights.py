@@ -4,21 +4,21 @@ Everything here works on plain ``{name: tensor}`` dictionaries; `load` puts one 
 both sides is accounted for.
 """
 
-import json
-import pickle
+import mmap
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2i2.errors import M2I2Error
+from m2i2.files import check_file, read_object
 
 State = dict[str, Tensor]
 
@@ -31,8 +31,14 @@ _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 def read_checkpoint(path: Path) -> Any:
     """A ``.pth``/``.bin`` file without ever running code from it; M2I2Error where it is damaged or asks for code."""
     try:
+        if not zipfile.is_zipfile(path):  # from before PyTorch 1.6; a mapped file allocates no more bytes than it has
+            with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                return torch.load(cast(Any, mapped), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except Exception as e:  # a damaged file raises almost anything
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise M2I2Error(
             f"Cannot read {path} as weights only: {reason}. Either the file is damaged, or it holds Python objects, which are "
@@ -51,14 +57,19 @@ def read_state(source: str | Path) -> State:
             raise M2I2Error(f"{path} holds none of {', '.join(_FILES)}; name a folder in the Hugging Face hub's format.")
         path = found[0]
     try:
+        check_file(path)
         if path.name.endswith(".index.json"):
-            parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            parts = sorted(set(read_object(path, "index of the weights")["weight_map"].values()))
             if any(Path(part).name != part for part in parts):
                 raise M2I2Error(f"{path} names files outside its folder.")
+            for part in parts:
+                check_file(path.parent / part)
             return {k: v for part in parts for k, v in load_file(path.parent / part).items()}
         if path.suffix == ".safetensors":
             return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as e:
+    except M2I2Error:
+        raise
+    except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read the weights {path}: {e}. Download the file again.") from e
     state = read_checkpoint(path)
     for key in ("model", "state_dict"):
@@ -66,6 +77,12 @@ def read_state(source: str | Path) -> State:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
         raise M2I2Error(f"{path} is no state dictionary of tensors.")
+    size = path.stat().st_size
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+            raise M2I2Error(f"{path} was refused: {key!s:.80} is no plain tensor. Save the state dictionary again.")
+        if tensor.nbytes > size:  # a view of a few bytes may claim any shape, which copies of it would fill
+            raise M2I2Error(f"{path} was refused: {key!s:.80} claims {tensor.nbytes} bytes, the file has {size}.")
     return {str(k): v for k, v in state.items()}
 
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m2i2.errors import M2I2Error
-from m2i2.files import sha256_of, write_text
+from m2i2.errors import M2I2Error, shown
+from m2i2.files import MOST_JSON, check_file, parse_json, read_bytes, read_object, sha256_of, write_text
 from m2i2.options import from_dict
 
 C = TypeVar("C")
@@ -48,8 +48,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; M2I2Error where it is missing or damaged."""
     try:
+        check_file(path)
         return load_file(path)
-    except (OSError, SafetensorError) as e:
+    except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
 
 
@@ -62,7 +63,7 @@ def seal(folder: Path) -> None:
     """Write the manifest: every file's size and sha256. A folder without a valid one is no checkpoint."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
-    for path in files:
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
         _sync(path)
     write_json(folder / MANIFEST, {"format": FORMAT, "files": rows})
     _sync(folder / MANIFEST)
@@ -72,24 +73,33 @@ def seal(folder: Path) -> None:
 def flaw(folder: Path) -> str:
     """Why a folder is not a complete checkpoint; empty for one that is."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json(read_bytes(folder / MANIFEST, MOST_JSON))
         if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']!r}, this version reads {FORMAT}"
-        rows = [(str(name), int(row["bytes"]), str(row["sha256"])) for name, row in manifest["files"].items()]
-    except OSError:
+            return f"its format is {shown(manifest['format'])}, this version reads {FORMAT}"
+        rows = [(name, row["bytes"], row["sha256"]) for name, row in manifest["files"].items()]
+    except FileNotFoundError:
         return f"it has no {MANIFEST}: the save did not finish"
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         return f"its {MANIFEST} is damaged ({type(e).__name__}: {e})"
     for name, size, digest in rows:
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"its {MANIFEST} names a file outside it: {name}"
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if sha256_of(path) != digest:
+        if reason := _file_flaw(folder, name, size, digest):
+            return reason
+    return ""
+
+
+def _file_flaw(folder: Path, name: str, size: Any, digest: Any) -> str:
+    """Why a file of a checkpoint is not the one in its manifest; empty for one that is."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+        return f"its {MANIFEST} names a file outside it: {name!r:.80}"
+    try:
+        if not (folder / name).is_file():
+            return f"{name:.80} is missing"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"{name} has {found} bytes, not {shown(size)}"
+        if sha256_of(folder / name) != digest:
             return f"{name} does not match its hash"
+    except OSError as e:
+        return f"{name:.80} cannot be read ({e.strerror})"
     return ""
 
 
@@ -130,15 +140,22 @@ class Checkpoints:
         for path in self.folder.glob(".writing-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest complete checkpoint, and a line for each newer one that was passed over, with the reason."""
-        passed_over: list[str] = []
+    def newest(self) -> tuple[Path | None, dict[str, str]]:
+        """The newest complete checkpoint, and the names of the newer ones that were passed over, each with the reason."""
+        passed_over: dict[str, str] = {}
         for path in self.all():
             reason = flaw(path)
             if not reason:
                 return path, passed_over
-            passed_over.append(f"{path.name}: {reason}")
+            passed_over[path.name] = reason
         return None, passed_over
+
+    def set_aside(self, name: str) -> Path:
+        """Rename a checkpoint that was passed over: it stays for people to look at, and counts no more among those kept."""
+        aside = self.folder / f"{name}.damaged"
+        if aside.exists():
+            shutil.rmtree(aside)
+        return (self.folder / name).rename(aside)
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill a folder on rank 0, seal it, give it its name, and delete what is older than the last ``keep``.
@@ -147,6 +164,7 @@ class Checkpoints:
         """
         final = self.folder / self.name(step)
         failure: list[str | None] = [None]
+        fault: Exception | None = None
         if dist.get_rank() == 0:
             temporary = self.folder / f".writing-{self.name(step)}"
             try:
@@ -161,10 +179,13 @@ class Checkpoints:
                 write_text(self.folder / "latest", final.name + "\n")
                 for old in self._outdated():
                     shutil.rmtree(old)
-            except (OSError, SafetensorError) as e:
+            except Exception as e:
                 shutil.rmtree(temporary, ignore_errors=True)
-                failure[0] = str(e)
+                failure[0] = str(e) or type(e).__name__
+                fault = None if isinstance(e, (OSError, SafetensorError)) else e
         dist.broadcast_object_list(failure, src=0)
+        if fault:
+            raise fault
         if failure[0]:
             raise M2I2Error(
                 f"Saving the checkpoint {final} failed: {failure[0]}. Earlier checkpoints are untouched; "
@@ -187,7 +208,7 @@ def find_checkpoint(source: str | Path, best: bool = False) -> Path:
         return chosen
     newest, passed_over = Checkpoints(path / "checkpoints").newest()
     if newest is None:
-        why = f" ({'; '.join(passed_over)})" if passed_over else ""
+        why = f" ({'; '.join(f'{name}: {reason}' for name, reason in passed_over.items())})" if passed_over else ""
         raise M2I2Error(f"{path} holds no complete checkpoint{why}; name a run's folder or a checkpoint in it.")
     return newest
 
@@ -221,11 +242,18 @@ def copy_into(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> N
 def read_config(kind: type[C], checkpoint: Path) -> C:
     """The settings stored with a checkpoint; M2I2Error where they are another stage's or damaged."""
     path = checkpoint / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-        stage = stored.pop("stage")
-    except (OSError, ValueError, KeyError, AttributeError) as e:
-        raise M2I2Error(f"{path} cannot be read ({type(e).__name__}: {e}); name another checkpoint.") from e
+    stored = read_object(path, "checkpoint's settings", " Name another checkpoint.")
+    stage = stored.pop("stage", None)
     if stage != kind.__name__:
-        raise M2I2Error(f"{checkpoint} is a checkpoint of {stage}, not of {kind.__name__}.")
+        raise M2I2Error(f"{checkpoint} is a checkpoint of {shown(stage)}, not of {kind.__name__}.")
     return from_dict(kind, stored)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of the run stored with a checkpoint; M2I2Error where one of its counts is missing or no count."""
+    path = checkpoint / "state.json"
+    state = read_object(path, "checkpoint's state", " Resume from another checkpoint.")
+    for name in ("step", "optimizer_steps", "skipped_steps"):
+        if type(state.get(name)) is not int or not 0 <= state[name] < 1 << 53:
+            raise M2I2Error(f"{path} says {name} = {shown(state.get(name))}, which is no count; resume from another checkpoint.")
+    return state

@@ -1,6 +1,5 @@
 """Guards of a run: steps whose loss or gradient is not finite, and samples that cannot be read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from m2i2.distributed import max_over_ranks
 from m2i2.errors import M2I2Error
-from m2i2.files import write_text
+from m2i2.training.lines import StepLines
 from m2i2.training.processes import Process
 
 
@@ -58,12 +57,10 @@ class UnreadableSamples:
     """The samples that training could not read: listed in ``unreadable.jsonl`` of the run, counted, bounded."""
 
     def __init__(self, folder: Path, share: float, corpus_items: int, process: Process, done_steps: int) -> None:
-        """Lines of steps after ``done_steps`` (from before a kill) are removed: the resumed run writes them again."""
+        """The run has done ``done_steps`` steps; what it found unreadable in them counts."""
         self.path, self.share, self.corpus_items, self.process = folder / "unreadable.jsonl", share, corpus_items, process
-        kept = [row for row in _rows(self.path) if row["step"] <= done_steps] if process.first else []
-        if process.first and self.path.exists():
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        shared: list[Any] = [sorted({int(row["item"]) for row in kept})]
+        self._lines = StepLines(self.path, done_steps) if process.first else None
+        shared: list[Any] = [sorted({int(row["item"]) for row in self._lines.rows()}) if self._lines else None]
         dist.broadcast_object_list(shared, src=0)
         self.items: set[int] = set(shared[0])
 
@@ -74,9 +71,8 @@ class UnreadableSamples:
         found = [entry for entries in everyones for entry in entries]
         fresh = [(item, reason) for item, reason in found if item not in self.items]
         self.items.update(item for item, _ in found)
-        if self.process.first:
-            with self.path.open("a") as f:
-                f.writelines(json.dumps({"step": step, "item": item, "reason": reason}) + "\n" for item, reason in found)
+        if self._lines:
+            self._lines.add(*({"step": step, "item": item, "reason": reason} for item, reason in found))
         for _, reason in fresh[:3]:
             self.process.say(f"Unreadable, replaced by another sample ({len(self.items)} so far, see {self.path}): {reason}")
         if len(self.items) > self.share * self.corpus_items:
@@ -84,14 +80,3 @@ class UnreadableSamples:
                 f"{len(self.items)} of {self.corpus_items} samples cannot be read, more than data.max_unreadable={self.share:g}; "
                 f"{self.path} lists them. The last: {found[-1][1]} Mend the shards, or raise data.max_unreadable."
             )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            rows.append({"step": int(row["step"]), "item": int(row["item"]), "reason": str(row["reason"])})
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a kill cut off
-    return rows

@@ -1,6 +1,5 @@
 """The training loop, the same for pretraining and finetuning: one optimizer step after another, saved and resumed."""
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,12 +15,13 @@ from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.batch import Batch
 from m2i2.data.loader import Loader
 from m2i2.data.sampling import Position
-from m2i2.distributed import digest, same_on_all_ranks
+from m2i2.distributed import all_gather, digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_tensors, write_json, write_tensors
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
+from m2i2.training.lines import StepLines
 from m2i2.training.monitor import Averages, RunLog
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
@@ -29,8 +29,11 @@ from m2i2.training.selecting import Selection
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 
 _FREE_ON_RESUME = (
-    *(f"training.{name}" for name in ("max_steps", "save_every", "keep", "log_every", "max_nonfinite", "accumulation")),
-    *("data.workers", "data.shards", "data.max_unreadable", "start."),
+    *(
+        f"training.{name}"
+        for name in ("max_steps", "save_every", "keep", "log_every", "log_items", "max_nonfinite", "accumulation")
+    ),
+    *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
@@ -73,6 +76,7 @@ def train(
     process: Process,
     dtype: torch.dtype,
     store_tokenizer: Callable[[Path], None],
+    stop: StopFlag,
     selection: Selection | None = None,
 ) -> int:
     """Train ``task`` on ``loader`` to the end, resuming from the newest checkpoint in ``folder``; returns the exit code."""
@@ -107,7 +111,8 @@ def train(
     if loader.share.accumulation > 1:
         process.say(
             f"With accumulation {loader.share.accumulation}, in-batch and hard negatives come from micro-batches of "
-            f"{loader.share.batch // loader.share.accumulation} samples, not from the whole batch of {loader.share.batch}."
+            f"{loader.share.batch // loader.share.accumulation} samples, not from the whole batch of {loader.share.batch}; "
+            f"the word loss is the mean of the micro-batches' means."
         )
 
     def save() -> None:
@@ -117,15 +122,17 @@ def train(
     averages = Averages()
     finite = NonFiniteGuard(training.max_nonfinite, process, skipped)
     unreadable = UnreadableSamples(folder, config.data.max_unreadable, len(loader.corpus), process, step)
+    item_lines = StepLines(folder / "items.jsonl", step) if process.first else None
     saved = step
     batches = iter(loader)
-    with StopFlag() as stop, RunLog(folder, active=process.first, total_steps=last, done_steps=step) as log:
+    with stop, RunLog(folder, active=process.first, total_steps=last, done_steps=step) as log:
         since, waited, since_step = time.monotonic(), 0.0, step
         while step < last:
             lr = learning_rate(optimization, step, steps_per_epoch, training.epochs)
             set_learning_rate(engine, lr)
             task.begin_step(step, steps_per_epoch)
             losses: list[dict[str, Tensor]] = []
+            items: list[Tensor] = []
             not_read: list[tuple[int, str]] = []
             for micro in range(loader.share.accumulation):
                 waiting = time.monotonic()
@@ -133,7 +140,9 @@ def train(
                 waited += time.monotonic() - waiting
                 _seed(training.seed, step, micro, process.rank)
                 not_read += batch.unreadable
-                losses.append(task.losses(engine, batch.to(process.device), step, micro))
+                batch = batch.to(process.device)
+                items.append(batch.item)
+                losses.append(task.losses(engine, batch, step, micro))
                 engine.backward(poisoned_if_not_finite(losses[-1]["loss"]))
                 engine.step()
             step += 1
@@ -143,6 +152,10 @@ def train(
                     averages.add(values)
             else:
                 task.skip_step()
+            if training.log_items:
+                everyones = _in_global_order(torch.stack(items), loader.share.ranks)
+                if item_lines:
+                    item_lines.add({"step": step, "items": everyones})
             if step % training.log_every == 0 or step == last:
                 seconds = time.monotonic() - since
                 row = {
@@ -174,6 +187,12 @@ def train(
                 return EXIT_STOPPED
     process.say(f"Done: {step} steps; the model is {checkpoints.folder / Checkpoints.name(saved)}.")
     return 0
+
+
+def _in_global_order(items: Tensor, ranks: int) -> list[int]:
+    """This rank's items of a step [micro-batches, b] -> those of all ranks in the order of the global batch. Collective."""
+    everyones = all_gather(items).unflatten(0, (ranks, len(items)))
+    return everyones.transpose(0, 1).flatten().tolist()
 
 
 def _seed(*key: int) -> None:
@@ -238,17 +257,17 @@ def _resume(
     process: Process,
 ) -> tuple[int, int]:
     """Load the newest complete checkpoint, if there is one, into everything; returns the steps done, and skipped of them."""
-    found: list[Any] = [None]
-    if process.first:
-        path, passed_over = checkpoints.newest()
-        for line in passed_over:
-            process.say(f"Passed over the checkpoint {line}.")
-        found[0] = path
+    found: list[Any] = [*checkpoints.newest()] if process.first else [None, None]
     dist.broadcast_object_list(found, src=0)
-    path = found[0]
+    path, passed_over = found
+    if path is None and passed_over:
+        raise M2I2Error(
+            f"No checkpoint of {checkpoints.folder} is complete ({'; '.join(f'{n}: {why}' for n, why in passed_over.items())}). "
+            f"Bring one back from a copy; or remove them, or choose another --output, to start anew."
+        )
     if path is None:
         return 0, 0
-    state = json.loads((path / "state.json").read_text())
+    state = read_state(path)
     stored = read_config(type(config), path)
     changed = [k for k in differences(stored, config) if not k.startswith(_FREE_ON_RESUME)]
     if changed:
@@ -256,14 +275,16 @@ def _resume(
             f"{checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
             f"or choose another --output for a new run."
         )
-    if state["data"] != loader.corpus.fingerprint:
+    if state.get("data") != loader.corpus.fingerprint:
         raise M2I2Error(
             f"{checkpoints.folder} was trained on other data than these shards; give the same --shards in the same order, "
             f"or choose another --output for a new run."
         )
+    for name, why in passed_over.items() if process.first else ():
+        process.say(f"Passed over the checkpoint {name}: {why}. It is now {checkpoints.set_aside(name)}.")
     copy_into(engine.module, read_tensors(path / "model.safetensors"), f"{path}/model.safetensors")
     for name, module in task.beside.items():
         copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
-    load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), int(state["optimizer_steps"]))
+    load_optimizer_state(engine, read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
     process.say(f"Resuming after step {state['step']} from {path}.")
-    return int(state["step"]), int(state["skipped_steps"])
+    return state["step"], state["skipped_steps"]

@@ -1,6 +1,5 @@
 """What a run writes while it runs: one JSON object a line, and a progress bar or plain lines."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from m2i2.distributed import mean_over_ranks
+from m2i2.training.lines import StepLines
 
 
 class Averages:
@@ -43,13 +43,11 @@ class RunLog:
     """``log.jsonl`` of a run, and its progress on the terminal. On ranks other than 0 it does nothing."""
 
     def __init__(self, folder: Path, *, active: bool, total_steps: int, done_steps: int) -> None:
-        """Lines of steps after ``done_steps`` (from before a kill) are removed: the resumed run writes them again."""
+        """The run has done ``done_steps`` of ``total_steps``; their lines stay."""
         self._active = active
         if not active:
             return
-        self.path = folder / "log.jsonl"
-        self._cut(done_steps)
-        self._file = self.path.open("a", buffering=1)
+        self._lines = StepLines(folder / "log.jsonl", done_steps)
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
         self._started, self._first = time.monotonic(), done_steps
@@ -74,26 +72,12 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._active:
             self._bar.stop()
-            self._file.close()
-
-    def _cut(self, done_steps: int) -> None:
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row.get("step", 0) <= done_steps:
-                kept.append(line)
-        self.path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, row: Mapping[str, object]) -> None:
         """One line of the log; it holds ``step`` and whatever else was measured."""
         if not self._active:
             return
-        self._file.write(json.dumps(row) + "\n")
+        self._lines.add(row)
         step = int(str(row["step"]))
         losses = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k in _SHOWN)
         self._bar.update(self._task, completed=step, losses=losses)

@@ -16,15 +16,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopFlag:
-    """Listens for SIGTERM, SIGINT and SIGUSR2 while it is entered; a second SIGINT ends the process at once."""
+    """Listens for SIGTERM, SIGINT and SIGUSR2 until it is left; a second SIGINT ends the process at once.
+
+    It is made as soon as the ranks have met, so that a signal during loading is answered at the end of the first step;
+    before that, a signal ends the process as it ends any other, and nothing has been done that could be lost.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
         self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        self._before: dict[int, object] = {}
+        self._before: dict[int, object] = {s: signal.signal(s, self._catch) for s in SIGNALS}
 
     def __enter__(self) -> "StopFlag":
-        self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -15,6 +15,7 @@ from m2i2.training.engine import DEFAULT_CONFIG
 from m2i2.training.loop import train
 from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import Process, join
+from m2i2.training.stopping import StopFlag
 
 
 def tokenizer_of(corpus: Corpus) -> Tokenizer:
@@ -38,10 +39,11 @@ def loader_of(config: PretrainingConfig, corpus: Corpus, tokenizer: Tokenizer, p
 def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask]) -> int:
     """Train a ``task_type`` in ``folder`` as the launcher would; returns the exit code."""
     process = join()
+    stop = StopFlag()
     corpus = Corpus.open(config.data.shards, config.data.split, "captions")
     tokenizer = tokenizer_of(corpus)
     torch.manual_seed(0)
     task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
     folder.mkdir(exist_ok=True)
     loader = loader_of(config, corpus, tokenizer, process)
-    return train(task, loader, config, DEFAULT_CONFIG, "built-in", folder, process, torch.float32, tokenizer.save)
+    return train(task, loader, config, DEFAULT_CONFIG, "built-in", folder, process, torch.float32, tokenizer.save, stop)

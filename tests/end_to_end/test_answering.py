@@ -8,6 +8,7 @@ import pytest
 
 from m2i2.commands.make_shards import main as make_shards
 from m2i2.data.text import scored_answer
+from tests.faults.shard_servers import ShardServer
 from tests.launching import launch, succeed
 
 
@@ -53,6 +54,21 @@ def test_every_question_is_asked_and_scored(folder: Path, mode: str) -> None:
     assert "TEST" not in results["protocol"]["name"]
     assert results["protocol"]["habits"]
     assert results["configuration"]["vision"]["image_size"] == 64
+
+
+def test_finetuning_goes_on_and_evaluation_asks_from_a_url(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "fine", tmp_path / "fine")
+    answers = []
+    with ShardServer(folder / "vqa") as server:
+        words = ["--config", tmp_path / "fine" / "settings.json", "--output", "fine", "training.max_steps=7"]
+        out = succeed("finetune", [*words, "--shards", server.url, "data.cache_folder=cache"], tmp_path)
+        assert "Resuming after step 6" in out and "Done: 7 steps" in out
+        for place in (folder / "vqa", server.url):
+            words = ["--checkpoint", "fine", "--shards", place, "--mode", "rank-official", "--output", "out"]
+            succeed("evaluate", [*words, "--cache-folder", "cache"], tmp_path)
+            answers.append((tmp_path / "out" / "predictions.jsonl").read_text())
+        assert answers[0] == answers[1]
+        assert max(count for file, count in server.requests.items() if file.endswith(".tar")) == 1
 
 
 def test_ranking_exactly_and_officially_mostly_agree(folder: Path) -> None:

@@ -37,8 +37,16 @@ def test_saved_loaded_and_pruned(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints.all()] == ["step-00000015", "step-00000010"]
     newest, passed_over = checkpoints.newest()
     assert newest == checkpoints.all()[0]
-    assert passed_over == []
+    assert passed_over == {}
     assert read_tensors(newest / "model.safetensors")["a"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("alone")
+def test_some_are_kept_for_good(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep=2, keep_every=10)
+    for step in range(5, 40, 5):
+        checkpoints.save(step, write)
+    assert [p.name[-2:] for p in checkpoints.all()] == ["35", "30", "20", "10"]
 
 
 @pytest.mark.usefixtures("alone")
@@ -64,11 +72,13 @@ def test_what_is_incomplete_is_passed_over(tmp_path: Path, damage: object, reaso
     assert callable(damage)
     damage(newest)
     assert reason in flaw(newest)
-    found, (line,) = checkpoints.newest()
+    found, passed_over = checkpoints.newest()
     assert found is not None
     assert found.name == "step-00000001"
-    assert line.startswith("step-00000002: ")
-    assert reason in line
+    assert list(passed_over) == ["step-00000002"]
+    assert reason in passed_over["step-00000002"]
+    assert checkpoints.set_aside("step-00000002").name == "step-00000002.damaged"
+    assert checkpoints.newest() == (found, {})
 
 
 @pytest.mark.usefixtures("alone")

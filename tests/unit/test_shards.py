@@ -34,6 +34,9 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
+DIGEST = b"0" * 64
+
+
 def change_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     index = json.loads((folder / "index.json").read_text())
     change(index)
@@ -52,9 +55,9 @@ def first(index: dict[str, Any]) -> dict[str, Any]:
         (lambda i: first(i).update(bytes=-1), "damaged"),
         (lambda i: first(i).update(bytes=first(i)["bytes"] + 512), "truncated or the index is stale"),
         (lambda i: first(i).update(items=3), "do not belong together"),
-        (lambda i: first(i).update(file="../train-000000.tar"), "outside its folder"),
-        (lambda i: first(i).update(file="pipe:cat x.tar"), "cannot be read"),
-        (lambda i: first(i).update(file="a\0.tar"), "outside its folder"),
+        (lambda i: first(i).update(file="../train-000000.tar"), "no name of one"),
+        (lambda i: first(i).update(file="pipe:cat x.tar"), "no name of one"),
+        (lambda i: first(i).update(file="a\0-000000.tar"), "no name of one"),
         (lambda i: first(i).update(more=1), "damaged"),
         (lambda i: i["splits"].update({"../train": i["splits"]["train"]}), "no name of a split"),
         (lambda i: i.update(kind="weights"), "damaged"),
@@ -140,12 +143,12 @@ def test_a_flipped_byte_is_found_when_it_is_read(shards: Path, which: str) -> No
         b"\xff",
         b"[]",
         b"{}",
-        b'{"key":1,"image_sha256":"","captions":["a"],"metadata":{}}',
-        b'{"key":"","image_sha256":"","captions":[5],"metadata":{}}',
-        b'{"key":"","image_sha256":"","captions":[],"metadata":{}}',
-        b'{"key":"","image_sha256":"","captions":"a","metadata":{}}',
-        b'{"key":"","image_sha256":"","captions":["a"],"metadata":[]}',
-        b'{"key":"","image_sha256":"","captions":["a"],"metadata":{"a":1}}',
+        b'{"key":1,"image_sha256":"' + DIGEST + b'","captions":["a"],"metadata":{}}',
+        b'{"key":"","image_sha256":"' + DIGEST + b'","captions":[5],"metadata":{}}',
+        b'{"key":"","image_sha256":"' + DIGEST + b'","captions":[],"metadata":{}}',
+        b'{"key":"","image_sha256":"' + DIGEST + b'","captions":"a","metadata":{}}',
+        b'{"key":"","image_sha256":"' + DIGEST + b'","captions":["a"],"metadata":[]}',
+        b'{"key":"","image_sha256":"' + DIGEST + b'","captions":["a"],"metadata":{"a":1}}',
     ],
 )
 def test_damaged_texts(shards: Path, text: bytes) -> None:

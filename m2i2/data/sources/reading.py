@@ -1,16 +1,19 @@
 """Reading the files that data sets come in, with errors that name file and record."""
 
 import csv
-import json
-import pickle
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from m2i2.errors import M2I2Error
+from m2i2.files import check_file, parse_json, read_bytes
 
-_CHECKED_PICKLE_BYTES = 1 << 30
+MOST_LIST = 512 << 20
+"""Bytes of a JSON list, which is read whole; JSONL is read line by line."""
+MOST_LINE = 4 << 20
+"""Characters of a line of CSV, TSV or JSONL."""
 
 
 def rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -20,10 +23,11 @@ def rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str
     a row has another number of fields, or the file is not UTF-8 text.
     """
     try:
+        check_file(path)
         with path.open(newline="", encoding="utf-8-sig") as f:
-            first = f.readline()
+            first = next(_lines(f, path), "")
             f.seek(0)
-            reader = csv.reader(f, delimiter="\t" if "\t" in first else ",", strict=True)
+            reader = csv.reader(_lines(f, path), delimiter="\t" if "\t" in first else ",", strict=True)
             header = [name.strip().lower() for name in next(reader, [])]
             if missing := [theirs for theirs in columns.values() if theirs.lower() not in header]:
                 raise M2I2Error(
@@ -47,12 +51,13 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of a JSON list of objects, or of a JSONL file, which is read line by line."""
     try:
         if path.suffix == ".jsonl":
+            check_file(path)
             with path.open(encoding="utf-8") as f:
-                for number, line in enumerate(f, 1):
+                for number, line in enumerate(_lines(f, path), 1):
                     if line.strip():
-                        yield number, _object(path, number, _parse(path, line, f"line {number}"))
+                        yield number, _object(path, number, _parse(path, line.encode(), f"line {number}"))
             return
-        values = _parse(path, path.read_text(encoding="utf-8-sig"), "the file")
+        values = _parse(path, read_bytes(path, MOST_LIST), "the file")
     except (OSError, UnicodeDecodeError) as e:
         raise M2I2Error(f"Cannot read {path}: {e}. Is it a UTF-8 JSON file?") from e
     if not isinstance(values, list):
@@ -61,10 +66,18 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, _object(path, number, value)
 
 
-def _parse(path: Path, text: str, where: str) -> Any:
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a text file, none longer than the bound."""
+    while line := file.readline(MOST_LINE):
+        if len(line) == MOST_LINE:
+            raise M2I2Error(f"{path} was refused: it has a line of more than {MOST_LINE} characters.")
+        yield line
+
+
+def _parse(path: Path, content: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:
+        return parse_json(content)
+    except ValueError as e:
         raise M2I2Error(f"{path}: {where} is not valid JSON ({e}).") from e
 
 
@@ -77,33 +90,19 @@ def _object(path: Path, number: int, value: Any) -> dict[str, Any]:
 def text(record: Mapping[str, Any], key: str, path: Path, number: int) -> str:
     """A field as text (some answers are JSON numbers); M2I2Error where it is missing or of another kind."""
     value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
         found = "is missing" if value is None else f"is {type(value).__name__}"
         raise M2I2Error(f"{path}, record {number}: the field {key!r} {found}; text was expected.")
+    if not math.isfinite(value):
+        raise M2I2Error(f"{path}, record {number}: the field {key!r} is {value}, which is no number.")
     return str(value)
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, texts and numbers; whatever names a class or a function is refused before it is looked up."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise M2I2Error(f"it names {module}.{name}: only plain containers are read, because anything else could run code")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise M2I2Error("it refers to objects outside the file")
-
-
-def plain_pickle(path: Path) -> Any:
-    """The plain value in a pickle; M2I2Error for anything that would need a class, and for damaged files."""
-    try:
-        if path.stat().st_size > _CHECKED_PICKLE_BYTES:
-            raise M2I2Error("it is larger than 1 GiB")
-        with path.open("rb") as f:
-            return _PlainUnpickler(f).load()
-    except M2I2Error as e:
-        raise M2I2Error(f"{path} was refused: {e}. Use the original file, or convert it to JSON.") from e
-    except Exception as e:  # a damaged pickle raises almost anything
-        raise M2I2Error(f"{path} is no readable pickle ({type(e).__name__}: {e}). Download it again.") from e
+def text_or_empty(record: Mapping[str, Any], key: str, path: Path, number: int) -> str:
+    """A field as text, empty where it is missing or null."""
+    return "" if record.get(key) is None else text(record, key, path, number)
 
 
 def key_of(name: str) -> str:
@@ -117,9 +116,12 @@ def find_image(folder: Path, name: str) -> Path:
     M2I2Error for a name that leads out of the folder.
     """
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise M2I2Error(f"The image name {name!r} leads out of {folder}.")
-    for candidate in (name, f"{name}.jpg", f"{name}.png", f"{name}.jpeg"):
-        path = folder / candidate
-        if path.is_file():
-            return path
+        raise M2I2Error(f"The image name {name!r:.200} leads out of {folder}.")
+    try:
+        for candidate in (name, f"{name}.jpg", f"{name}.png", f"{name}.jpeg"):
+            path = folder / candidate
+            if path.is_file():
+                return path
+    except OSError as e:
+        raise M2I2Error(f"The image {name!r:.80} in {folder} cannot be looked up: {e.strerror}.") from e
     return folder / (name if "." in name else f"{name}.jpg")

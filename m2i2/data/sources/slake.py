@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m2i2.data.records import ImageRecord, Kind, Question
 from m2i2.data.sources.grouping import by_image
-from m2i2.data.sources.reading import find_image, objects, text
+from m2i2.data.sources.reading import find_image, objects, text, text_or_empty
 from m2i2.errors import M2I2Error
 
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
@@ -49,6 +49,6 @@ class Slake:
                 question=text(record, "question", path, number),
                 answer=text(record, "answer", path, number),
                 closed=text(record, "answer_type", path, number).strip().upper() == "CLOSED",
-                metadata={ours: str(record.get(theirs, "")) for theirs, ours in _METADATA.items()},
+                metadata={ours: text_or_empty(record, theirs, path, number) for theirs, ours in _METADATA.items()},
             )
             yield name, find_image(self._path / "imgs", name), question

@@ -13,7 +13,7 @@ from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
 from m2i2.data.sources.grouping import by_image
-from m2i2.data.sources.reading import find_image, objects, text
+from m2i2.data.sources.reading import find_image, objects, text, text_or_empty
 from m2i2.errors import M2I2Error
 
 _PUBLIC = "VQA_RAD Dataset Public.json"
@@ -98,8 +98,8 @@ class VqaRad:
             "question_type": text(record, "question_type", path, number).strip(),
             "organ": text(record, "image_organ", path, number),
         }
-        if linked := record.get("qid_linked_id"):
-            metadata["linked_id"] = str(linked)
+        if linked := text_or_empty(record, "qid_linked_id", path, number):
+            metadata["linked_id"] = linked
         if framed_from:
             metadata |= {"framed_from": framed_from, "origin_id": origin}
         return (

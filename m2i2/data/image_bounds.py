@@ -1,0 +1,55 @@
+"""What an encoded image may ask of its decoder, checked on its bytes before Pillow sees them.
+
+The number of pixels alone does not bound the work: a directory of TIFF or EXIF tags whose entries all point at the same
+bytes grows with the square of its size, and a progressive JPEG may paint the same pixels any number of times.
+"""
+
+import re
+import struct
+
+from m2i2.errors import M2I2Error
+
+MAX_SCANS = 100
+"""Passes over the pixels of a progressive JPEG; encoders write about ten."""
+MAX_EXIF = 1 << 17
+"""Bytes of EXIF in a JPEG; one segment, which is what cameras write, holds 65,533."""
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_EXIF = re.compile(rb"\xff\xe1(..)Exif\x00\x00", re.DOTALL)
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of a value by its type (TIFF 6.0, section 2; BigTIFF adds 16 to 18)."""
+
+
+def check_bounds(encoded: bytes, name: str) -> None:
+    """M2I2Error for a JPEG or TIFF that asks for work or memory out of proportion."""
+    if encoded.startswith(b"\xff\xd8"):
+        if sum(1 for _ in _SCAN.finditer(encoded)) > MAX_SCANS:
+            raise M2I2Error(f"The image {name} was refused: it has more than {MAX_SCANS} JPEG scans; save it again.")
+        exif = sum(int.from_bytes(found[1], "big") for found in _EXIF.finditer(encoded))
+        if exif > MAX_EXIF:
+            raise M2I2Error(f"The image {name} was refused: it has {exif} bytes of EXIF; save it again without metadata.")
+    elif encoded.startswith((b"II", b"MM")):
+        check_directory(encoded, name)
+
+
+def check_directory(data: bytes, name: str) -> None:
+    """M2I2Error where the values of the first directory of tags add up to more bytes than ``data``, a TIFF or EXIF, has."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 16:
+        return
+    big = data[2] == 43
+    start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    counter, entry, inline = ("Q", "HHQQ", 8) if big else ("H", "HHII", 4)
+    head, step = struct.calcsize(order + counter), struct.calcsize(order + entry)
+    if start + head > len(data):
+        return
+    count = struct.unpack_from(order + counter, data, start)[0]
+    total = 0
+    for place in range(start + head, min(start + head + count * step, len(data) - step + 1), step):
+        _, kind, values, offset = struct.unpack_from(order + entry, data, place)
+        size = values * _SIZES.get(kind, 0)
+        if size > inline and offset + size <= len(data):
+            total += size
+    if total > max(len(data), MAX_EXIF):
+        raise M2I2Error(
+            f"The image {name} was refused: its tags claim {total} bytes, more than it has; save it again without metadata."
+        )

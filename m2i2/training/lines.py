@@ -1,0 +1,56 @@
+"""JSON lines of a run that belong to its steps: a resumed run takes back those of the steps that it does again."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from m2i2.errors import M2I2Error
+from m2i2.files import parse_json
+
+
+class StepLines:
+    """A file of JSON objects, one a line, each with its ``step``; for the rank that writes it."""
+
+    def __init__(self, path: Path, done_steps: int) -> None:
+        """Lines of steps after ``done_steps`` (from before a kill) are removed, and so is a line that a kill cut off."""
+        self.path = path
+        if path.exists():
+            self._cut(done_steps)
+
+    def _cut(self, done_steps: int) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        with self._writing(), temporary.open("w") as f:
+            for row in self.rows():
+                if row["step"] <= done_steps:
+                    f.write(json.dumps(row) + "\n")
+        os.replace(temporary, self.path)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that are there."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as f:
+            for line in f:
+                try:
+                    row = parse_json(line)
+                    yield {**row, "step": int(row["step"])}
+                except (ValueError, KeyError, TypeError, OverflowError):
+                    continue  # a line that a kill cut off
+
+    def add(self, *rows: Mapping[str, Any]) -> None:
+        """Append rows; M2I2Error where the file cannot be written."""
+        with self._writing(), self.path.open("a") as f:
+            f.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise M2I2Error(
+                f"Cannot write to {self.path}: {e.strerror}. Make room or mend the folder, and start the same command again to "
+                f"resume."
+            ) from e

@@ -1,0 +1,51 @@
+"""Checkpoints that are incomplete, damaged or another model's."""
+
+import shutil
+from pathlib import Path
+
+from tests.faults.conftest import STEPS
+from tests.faults.runs import SETTINGS, copy_of, losses, tensors
+from tests.launching import launch, succeed
+
+
+def test_incomplete_and_corrupt_checkpoints_are_passed_over(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = copy_of(undisturbed, tmp_path / "copy")
+    checkpoints = folder / "run" / "checkpoints"
+    (checkpoints / f"step-{STEPS:08d}" / "manifest.json").unlink()
+    teacher = checkpoints / f"step-{STEPS - 2:08d}" / "teacher.safetensors"
+    data = bytearray(teacher.read_bytes())
+    data[-1] ^= 1
+    teacher.write_bytes(data)
+    words = ["--shards", shards, *SETTINGS, f"training.max_steps={STEPS - 3}", "training.keep=1"]
+    assert "Nothing left to do" not in (out := succeed("pretrain", words, folder))
+    assert f"Passed over the checkpoint step-{STEPS:08d}: it has no manifest.json: the save did not finish." in out
+    assert f"Passed over the checkpoint step-{STEPS - 2:08d}: teacher.safetensors does not match its hash." in out
+    assert f"Resuming after step {STEPS - 4}" in out
+    found = {path.name for path in checkpoints.iterdir()}
+    aside = {f"step-{step:08d}.damaged" for step in (STEPS, STEPS - 2)}
+    assert found == {f"step-{STEPS - 3:08d}", "latest"} | aside, "damaged ones do not count among those kept"
+
+
+def test_no_complete_checkpoint_is_no_new_run(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = copy_of(undisturbed, tmp_path / "copy")
+    for model in (folder / "run" / "checkpoints").glob("step-*/model.safetensors"):
+        model.unlink()
+    done = launch("pretrain", ["--shards", shards, *SETTINGS], folder)
+    assert done.returncode == 2, done.stderr
+    assert "is complete (step-00000060: model.safetensors is missing; step-00000058: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert losses(folder / "run") == losses(undisturbed), "the log is untouched"
+
+
+def test_a_checkpoint_of_another_architecture(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    words = ["--shards", shards, *SETTINGS, f"start.checkpoint={undisturbed}", "vision.width=48", "vision.heads=3"]
+    done = launch("pretrain", words, tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "does not belong to this model" in done.stderr and "(32,), not (48,)" in done.stderr
+    assert "Traceback" not in done.stderr
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    folder = copy_of(undisturbed, tmp_path / "copy")
+    done = launch("pretrain", ["--shards", shards, *SETTINGS, "vision.depth=3"], folder)
+    assert done.returncode == 2, done.stderr
+    assert "was trained with other settings (vision.depth)" in done.stderr
+    assert tensors(folder / "run", STEPS) == tensors(undisturbed, STEPS)

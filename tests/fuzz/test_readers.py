@@ -1,0 +1,14 @@
+"""Malformed inputs end in the project's own error, for every reader: a small, repeatable part of ``python -m tests.fuzz``."""
+
+import pytest
+
+from tests.fuzz.harness import explore
+from tests.fuzz.readers import READERS
+
+INPUTS = 370
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_malformed_inputs_end_in_our_error(name: str) -> None:
+    count = explore(READERS[name], INPUTS, fresh=False)
+    assert count.refused > INPUTS // 4, "the inputs are malformed"
