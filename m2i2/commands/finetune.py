@@ -1,6 +1,5 @@
 """``launchers/finetune.py``: finetune a pretrained model to answer questions."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,22 +35,15 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: run(argv))
+    return guarded(lambda: _finetune(argv))
 
 
-def parse(argv: Sequence[str] | None) -> tuple[FinetuningConfig, argparse.Namespace]:
-    """Settings and options of a command line."""
+def _finetune(argv: Sequence[str] | None) -> int:
     settings = SettingsParser(FinetuningConfig, "finetune", DESCRIPTION, EXAMPLES)
     settings.parser.add_argument("--checkpoint", metavar="RUN", help="a pretraining run, a checkpoint of it, or an official .pth")
     config, arguments = settings.parse(argv, "tiny")
     if arguments.checkpoint:
         config = replace(config, start=replace(config.start, checkpoint=arguments.checkpoint))
-    return config, arguments
-
-
-def run(argv: Sequence[str] | None) -> int:
-    """The command without its guard: errors go to the caller."""
-    config, arguments = parse(argv)
 
     import torch
 
@@ -105,15 +97,15 @@ def training_questions(config: FinetuningConfig, process: "Process") -> "tuple[C
     from m2i2.data.corpus import Corpus
     from m2i2.data.storage import storage_of
 
-    places = config.data.shards
     if config.answering.protocol == "paper":
-        return Corpus.open(places, config.data.split, "vqa", config.data), None
-    if len(places) > 1 or config.data.split != "train":
+        return Corpus.open(config.data.shards, config.data.split, "vqa", config.data), None
+    if len(config.data.shards) > 1 or config.data.split != "train":
         raise M2I2Error(
             "The protocol clean takes one folder of shards and its split train, because it must know which test set the "
             "questions belong to; finetune on one data set at a time, or with answering.protocol=paper."
         )
-    parts = clean_parts(storage_of(places[0], config.data), config.answering.selection, with_rewrites=config.answering.rewrites)
+    shards = storage_of(config.data.shards[0], config.data)
+    parts = clean_parts(shards, config.answering.selection, with_rewrites=config.answering.rewrites)
     process.say(f"Protocol clean: {', '.join(f'{name} {value}' for name, value in parts.counts.items())}.".replace("_", " "))
     return Corpus([parts.train]), parts.selection
 

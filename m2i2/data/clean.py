@@ -38,17 +38,17 @@ class CleanParts:
 
 
 def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: bool = False) -> CleanParts:
-    """Training and selection of the shards in a folder or behind a URL.
+    """Training and selection of a folder of question shards.
 
     ``share`` is that of the training questions which is kept for selection where the data set has no ``val`` split; 0 trains
     on all of them and selects nothing. ``with_rewrites`` trains on the rewrites after all, and changes nothing else, so that
     the leak can be measured. M2I2Error where the origin of framed questions is not known, and where nothing is left.
     """
-    storage = storage_of(place)
-    splits = read_index(storage)["splits"]
-    train = ShardSplit.open(storage, "train", "vqa")
-    asked, tested = list(train.questions()), _tested(storage)
-    leaking = rewrites(asked, storage.place)
+    shards = storage_of(place)
+    splits = read_index(shards)["splits"]
+    train = ShardSplit.open(shards, "train", "vqa")
+    asked, tested = list(train.questions()), _tested(shards)
+    leaking = rewrites(asked, shards.place)
     repeated = _repeats(asked, [asked[item] for item in leaking])
     remaining = [q for q in asked if q.item not in leaking and q.item not in repeated]
     test_images = {q.image_sha256 for q in tested}
@@ -63,7 +63,7 @@ def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: boo
     }
     selected: SelectedSplit
     if share and "val" in splits:
-        own = ShardSplit.open(storage, "val", "vqa")
+        own = ShardSplit.open(shards, "val", "vqa")
         shared = test_images | {q.image_sha256 for q in asked}
         held = [q for q in own.questions() if q.image_sha256 not in shared]
         selected = SelectedSplit(own, [q.item for q in held], "clean selection")
@@ -81,8 +81,8 @@ def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: boo
     counts["selection_questions"], counts["selection_images"] = len(held), len({q.image_sha256 for q in held})
     counts["trained_questions"], counts["trained_images"] = len(trained), len({q.image_sha256 for q in trained})
     if not trained:
-        raise M2I2Error(f"The protocol clean leaves nothing of {storage.place} to train on; lower answering.selection={share}.")
-    refuse_test_images(held, tested, storage.place)
+        raise M2I2Error(f"The protocol clean leaves nothing of {shards.place} to train on; lower answering.selection={share}.")
+    refuse_test_images(held, tested, shards.place)
     return CleanParts(
         train=SelectedSplit(train, [q.item for q in trained], "clean"),
         selection=selected,
@@ -113,11 +113,11 @@ def refuse_test_images(selection: Collection[ImageQuestion], test: Collection[Im
         )
 
 
-def _tested(storage: Storage) -> list[ImageQuestion]:
+def _tested(shards: Storage) -> list[ImageQuestion]:
     """The test questions (their answers are not looked at here), none where there is no test split."""
-    if "test" not in read_index(storage)["splits"]:
+    if "test" not in read_index(shards)["splits"]:
         return []
-    return list(ShardSplit.open(storage, "test", "vqa").questions())
+    return list(ShardSplit.open(shards, "test", "vqa").questions())
 
 
 def _words(asked: ImageQuestion) -> tuple[str, str]:

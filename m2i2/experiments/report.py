@@ -1,5 +1,6 @@
 """The report of a recipe, from the records of its cells and nothing else: tables, a plot, and the text around them."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2i2.errors import M2I2Error
 from m2i2.evaluation.literature import literature, published
 from m2i2.evaluation.results import KINDS, with_interval
 from m2i2.evaluation.scoring import resampled_means
@@ -84,8 +86,6 @@ def write_report(recipe: Recipe, recipe_file: Path, results: Path, output: Path)
 
 
 def _relative(path: Path, output: Path) -> str:
-    import os
-
     return os.path.relpath(path.resolve(), output.resolve().parent)
 
 
@@ -192,8 +192,10 @@ def _row(words: Iterable[str]) -> str:
 
 def _plot(by_dataset: dict[str, list[Scored]], path: Path) -> None:
     """Overall accuracy of every variant: a dot a seed, a bar for the interval of their mean, a line for the question alone."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as e:
+        raise M2I2Error("matplotlib is not installed; pip install 'm2i2[plots]', then --report.") from e
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
