@@ -90,10 +90,6 @@ class Page:
             time.sleep(0.1)
 
     def upload(self, path: Path) -> None:
-        if self.browser.find_elements(
-            By.CSS_SELECTOR, "#upload button[aria-label='Remove this file'], #upload button[title='Clear']"
-        ):
-            self.find("#upload button[aria-label='Remove this file'], #upload button[title='Clear']").click()
         self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, "#upload input[type=file]"))
         self.find("#upload input[type=file]").send_keys(str(path))
 
