@@ -136,7 +136,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
         if len(right) == 3:
             path = folder / f"phantom-{number}.png"
             image.resize((384, 384), Image.Resampling.BICUBIC).save(path)
-            question, answer = right[2]
+            question, answer = right[0]
             found.append((path, question, answer))
     assert len(found) > 4
     return found
