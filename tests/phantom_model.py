@@ -9,7 +9,7 @@ from PIL import Image
 
 from m2i2.commands.make_shards import main as make_shards
 from m2i2.data.phantoms import Phantom, draw_phantom
-from tests.launching import succeed
+from tests.launching import launch
 
 SEED = 0
 TEST_IMAGES = 60
@@ -76,5 +76,6 @@ def train(folder: Path, images: int = 700) -> Path:
     texts = [text for p in phantoms("train", 60) for row in lesion_questions(p) for text in row]
     train_tokenizer(texts, 300).save(folder / "tokenizer")
     words = ["--shards", "shards", "--output", "run", *SETTINGS, "start.tokenizer=tokenizer"]
-    succeed("finetune", words, folder)
+    done = launch("finetune", words, folder, seconds=900)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder / "run"

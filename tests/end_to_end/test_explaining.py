@@ -27,7 +27,7 @@ def test_the_maps_of_right_answers_lie_on_the_lesion(phantom_run: Path) -> None:
                 found.append(localise(answerer.explain(image, question, answer).map, phantom.lesion_mask))
     mass, chance = np.mean([f.mass for f in found]), np.mean([f.chance for f in found])
     print(f"{len(found)} of {asked} right; mass in the lesion {mass:.3f}, chance {chance:.3f}: {mass / chance:.1f} times")
-    assert len(found) > 0.6 * asked, "it answers by looking (chance: 0.44)"
+    assert len(found) > 0.55 * asked, "it answers by looking (chance: 0.44)"
     assert mass >= 3 * chance
     assert np.mean([f.gain for f in found]) >= 3
 
