@@ -25,7 +25,7 @@ Answer = tuple[str, float]
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str = "given") -> Image.Image:
-    """An RGB image from a file (anything Pillow reads, DICOM), its bytes, or an image; M2I2Error where there is none."""
+    """An RGB image from a file (anything Pillow reads, DICOM), its bytes (called ``name``), or an image; else M2I2Error."""
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     if isinstance(source, bytes):

@@ -183,12 +183,11 @@ class TextModel(nn.Module):
         """
         attention_mask = padding_mask(mask)
         for number, layer in enumerate(self.encoder.layers(self.config.fusion_layer)):
-            x = self._call(self.fuse_layer, layer, x, attention_mask, [(g.keys_values[number], g.repeats) for g in groups])
+            x = self._call(self._fuse_layer, layer, x, attention_mask, [(g.keys_values[number], g.repeats) for g in groups])
         return x
 
     @staticmethod
-    def fuse_layer(layer: Layer, x: Tensor, mask: Tensor | None, groups: list[tuple[KeysValues, int]]) -> Tensor:
-        """One multimodal layer over the rows of all groups, each with its images' keys and values and its repeats."""
+    def _fuse_layer(layer: Layer, x: Tensor, mask: Tensor | None, groups: list[tuple[KeysValues, int]]) -> Tensor:
         x = layer.attention(x, None, mask)
         length = x.shape[1]
         crossed, start = [], 0
