@@ -24,7 +24,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["m2i2", "m2i2.*"]),
-    package_data={"m2i2.evaluation": ["*.json"]},
+    package_data={"m2i2.evaluation": ["*.json"], "m2i2.reporting": ["*.j2"]},
     install_requires=[
         "torch>=2.14",
         "torchvision",
@@ -37,6 +37,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
         "rich>=13",
+        "jinja2",
     ],
     extras_require={
         "slurm": SLURM,
@@ -60,6 +61,7 @@ setup(
             "m2i2-evaluate = m2i2.commands.evaluate:main",
             "m2i2-make-shards = m2i2.commands.make_shards:main",
             "m2i2-doctor = m2i2.commands.doctor:main",
+            "m2i2-report = m2i2.commands.report:main",
         ]
     },
 )

@@ -79,7 +79,7 @@ def _thinned(line: Line) -> list[tuple[float, float]]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Three to six round values that reach from at or below ``low`` to at or above ``high``."""
-    span = high - low or abs(high) or 1.0
+    span = max(high - low, 0.01 * abs(high)) or 1.0
     step = 10 ** math.floor(math.log10(span / 3))
     step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 4)
     first = math.floor(low / step)

@@ -142,8 +142,8 @@ def _explainer(evaluation: Evaluation) -> Callable[[bytes, dict[str, Any]], Imag
 
 
 def blended(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """``image`` with a map [side, side] over it: the redder, the more the answer rests on a place."""
-    heat = Image.fromarray((255 * weights / max(float(weights.max()), 1e-12)).astype(np.uint8))
+    """``image`` with a map [side, side] that sums to 1 over it: full red at four times the even share and above."""
+    heat = Image.fromarray((255 * (weights * weights.size / 4).clip(0, 1)).astype(np.uint8))
     strength = 0.65 * np.asarray(heat.resize(image.size, Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
     mixed = np.asarray(image, dtype=np.float32) * (1 - strength) + np.array([255, 60, 20], dtype=np.float32) * strength
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))

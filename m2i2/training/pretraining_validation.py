@@ -152,7 +152,7 @@ class PretrainingValidation(Validation):
         side, gap, head = pixels.shape[-1], 4, 14
         sheet = Image.new("RGB", (3 * side + 2 * gap, head + len(rows) * (side + gap)), "white")
         draw = ImageDraw.Draw(sheet)
-        for column, (title, content) in enumerate(zip(("original", "masked", "reconstructed"), columns, strict=True)):
+        for column, (title, content) in enumerate(zip(("original", "masked", "predicted"), columns, strict=True)):
             draw.text((column * (side + gap) + 2, 0), title, fill="black")
             for row in range(len(rows)):
                 sheet.paste(_picture(content[row]), (column * (side + gap), head + row * (side + gap)))
