@@ -105,9 +105,10 @@ def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     try:
         store = boto3.client("s3")
-        store.create_bucket(Bucket="bucket")
+        bucket = f"bucket-{port}"  # moto's servers in one process share their buckets
+        store.create_bucket(Bucket=bucket)
         for path in root.iterdir():
-            store.upload_file(str(path), "bucket", f"a/folder/{path.name}")
-        yield "s3://bucket/a/folder"
+            store.upload_file(str(path), bucket, f"a/folder/{path.name}")
+        yield f"s3://{bucket}/a/folder"
     finally:
         server.stop()

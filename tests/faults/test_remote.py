@@ -204,9 +204,8 @@ def test_what_comes_next_is_fetched_ahead(folder: Path, tokenizer: Tokenizer, se
     while sum(server.requests[file] for file in due) < SHARDS:
         assert time.monotonic() < end
         time.sleep(0.01)
-    came = [file for file in server.requests if file.endswith(".tar")]
-    assert set(came[:2]) == set(due[:2])
-    assert came[2:] == due[2:]
+    # the two shards of the first window are fetched by whoever comes first, the reader or its thread
+    assert [file for file in server.requests if file in due[2:]] == due[2:]
 
 
 @pytest.mark.parametrize("change", ["a flipped byte", "a missing end", "zeros"])
@@ -274,8 +273,8 @@ def test_missing_objects_of_s3(folder: Path, cache: CacheConfig, monkeypatch: py
         split = ShardSplit.open(url, "train", "captions", cache)
         with pytest.raises(M2I2Error, match=f"{url}/{FIRST} cannot be fetched: it is not there"):
             split.read(0)
-        with pytest.raises(M2I2Error, match=r"s3://bucket/elsewhere/index\.json cannot be fetched: it is not there"):
-            ShardSplit.open("s3://bucket/elsewhere", "train", "captions", cache)
+        with pytest.raises(M2I2Error, match=r"/elsewhere/index\.json cannot be fetched: it is not there"):
+            ShardSplit.open(url.replace("a/folder", "elsewhere"), "train", "captions", cache)
         with pytest.raises(M2I2Error, match=r"s3://nowhere/a/index\.json cannot be fetched"):
             ShardSplit.open("s3://nowhere/a", "train", "captions", cache)
 
