@@ -17,14 +17,7 @@ from m2i2.commands.guard import EXIT_FAULT, EXIT_USER_ERROR
 EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
 """Of --follow, by the job's last state. FAILED: 2 or 1 by a rank's error, the job's own without one; others: 1."""
 
-NEVER = (
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "BadConstraints",
-    "DependencyNeverSatisfied",
-    "AccountNotAllowed",
-    "QOSNotAllowed",
-)
+NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "DependencyNeverSatisfied")
 """Reasons for waiting that do not pass by themselves."""
 
 _PASSING = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL")

@@ -2,7 +2,7 @@
 # up.sh DIR: bring up a REAL Slurm (munged [+ mariadbd + slurmdbd] + slurmctld + N x slurmd) on loopback,
 # as root, without systemd, cgroups or docker.  Everything lives under DIR.
 # Knobs (environment):
-#   NODES=2 CPUS=2 MEM=4096(MiB) GPUS=0   per virtual node; may exceed the real machine (config_overrides)
+#   NODES=2 CPUS=2 MEM=32768(MiB) GPUS=0   per virtual node; may exceed the real machine (config_overrides)
 #   ACCT=1       1: slurmdbd + MariaDB, so that `sacct` (which submitit polls) works; 0: no accounting
 #   PORT=27817   slurmctld; +i = slurmd of node i; +100 = slurmdbd; +101 = mariadbd
 # Debian 12: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge \
@@ -10,7 +10,7 @@
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DIR=${1:?the folder of the cluster}
-NODES=${NODES:-2} CPUS=${CPUS:-2} MEM=${MEM:-4096} GPUS=${GPUS:-0} ACCT=${ACCT:-1} PORT=${PORT:-27817}
+NODES=${NODES:-2} CPUS=${CPUS:-2} MEM=${MEM:-32768} GPUS=${GPUS:-0} ACCT=${ACCT:-1} PORT=${PORT:-27817}
 HOST=$(hostname -s)          # slurmctld refuses to start unless SlurmctldHost matches this name
 t0=$(date +%s%N); ms() { echo $(( ($(date +%s%N) - t0) / 1000000 ))ms; }
 die() { echo "up.sh: $*" >&2; tail -n 15 "$DIR"/log/*.log >&2 2>/dev/null || true; exit 1; }
