@@ -72,7 +72,7 @@ def test_too_little_memory_is_called_that(cluster: Cluster, shards: Path, tmp_pa
 @pytest.mark.parametrize(
     ("request_words", "message"),
     [
-        (["--gpus", "8"], "Requested node configuration is not available. The request is 1 node(s) with 8 rank(s), 8 GPU(s)"),
+        (["--gpus", "4"], "Requested node configuration is not available. The request is 1 node(s) with 4 rank(s), 4 GPU(s)"),
         (["--gpus", "0", "--partition", "none"], "sbatch refused the job: invalid partition specified: none"),
     ],
 )
