@@ -17,14 +17,7 @@ from m2i2.commands.guard import EXIT_FAULT, EXIT_USER_ERROR
 EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
 """Of --follow, by the job's last state. FAILED: 2 or 1 by a rank's error, the job's own without one; others: 1."""
 
-NEVER = (
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "BadConstraints",
-    "DependencyNeverSatisfied",
-    "AccountNotAllowed",
-    "QOSNotAllowed",
-)
+NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "DependencyNeverSatisfied")
 """Reasons for waiting that do not pass by themselves."""
 
 _PASSING = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
@@ -33,6 +26,9 @@ _PASSES_WITHIN = 30.0
 
 _PATIENCE = 600.0
 """Seconds that an unreachable controller is waited for."""
+_OUT_OF_MEMORY = "was killed because it used more memory than it had asked for: ask for more --memory."
+_MEMORY = re.compile(r"slurmstepd.*(exceeded (step|job)?\s?memory limit|oom.kill)", re.IGNORECASE)
+"""What SLURM writes into the log where it ends a job for its memory but calls it FAILED."""
 _USER_ERROR = re.compile(r"^m2i2\.errors\.M2I2Error: (.*)", re.MULTILINE | re.DOTALL)
 
 
@@ -186,7 +182,7 @@ def verdict(watch: _Watch) -> tuple[str, int]:
         "CANCELLED": "was cancelled (scancel, or a job that it depended on failed).",
         "TIMEOUT": f"was ended at its time limit ({state.time_limit}) before it could save and requeue itself: ask for more "
         f"--time, or for more --signal-delay if a step and a save take that long.",
-        "OUT_OF_MEMORY": "was killed because it used more memory than it had asked for: ask for more --memory.",
+        "OUT_OF_MEMORY": _OUT_OF_MEMORY,
         "NODE_FAIL": "lost a node and was not requeued.",
         "PREEMPTED": "was preempted and not requeued.",
         "UNREACHABLE": f"may still run: SLURM's controller has not answered ({state.reason}).",
@@ -202,6 +198,8 @@ def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
     submitted, state = watch.submitted, watch.state
     errors = {rank: _outcome(submitted.result(watch.member, rank))[1] for rank in range(submitted.ranks)}
     own = {rank: text for rank, text in errors.items() if text and f"{LostRank.__module__}.{LostRank.__name__}: " not in text}
+    if not own and _MEMORY.search(_tail(submitted.log(watch.member))):
+        return f"{what} {_OUT_OF_MEMORY} {remedy}", EXIT_CODES["OUT_OF_MEMORY"]
     if not own:
         silent = [rank for rank, text in errors.items() if not text]
         by = f" by signal {state.signal}" if state.signal else ""

@@ -88,7 +88,7 @@ def command(stage: str) -> Callable[[Sequence[str]], int]:
 def join_ranks(environment: SlurmJobEnvironment) -> None:
     """Describe the process group to torch and DeepSpeed: ranks as SLURM counts them, meeting on the first node."""
     # by the job's number, so that neighbours differ, and below the ports that kernels hand out by themselves
-    os.environ["MASTER_PORT"] = str(20000 + int(environment.raw_job_id) % 10000)
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(environment.raw_job_id) % 10000))
     exported = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     os.environ["LOCAL_SIZE"] = str(exported.local_world_size)
 

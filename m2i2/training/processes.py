@@ -76,7 +76,7 @@ def join() -> Process:
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise M2I2Error(
                 f"The processes could not meet at {address} ({str(e).splitlines()[0]}). If another run uses that port, name "
-                f"another: deepspeed --master_port 29501 ..."
+                f"another: deepspeed --master_port 29501 ..., under SLURM --setup 'export MASTER_PORT=29501'."
             ) from e
     return Process(dist.get_rank(), dist.get_world_size(), device)
 

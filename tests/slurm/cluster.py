@@ -134,12 +134,14 @@ def running(**knobs: str) -> Iterator[Cluster]:
         pytest.skip(why)
     folder = Path(tempfile.mkdtemp(prefix="m2i2-slurm-"))
     folder.chmod(0o755)  # munge wants to be reached by everybody
-    port = str(10000 + os.getpid() % 40 * 200 + len(knobs) % 2 * 110)
+    # of this test session alone: the daemons' ports, and the jobs' numbers, from which their ports are made
+    place = (os.getpid() % 40) * 200 + (110 if knobs.get("ACCT") == "0" else 0)
+    own = {"PORT": str(10000 + place), "FIRST": str(1 + place)}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
     try:
         done = subprocess.run(
             [HERE / "up.sh", folder],
-            env={**kept, "PATH": f"{kept['PATH']}:/usr/sbin", "PORT": port, **knobs},
+            env={**kept, "PATH": f"{kept['PATH']}:/usr/sbin", **own, **knobs},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -12,7 +12,7 @@ from tests.slurm.cluster import Cluster, running
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of four CPUs and two (pretended) GPUs."""
-    with running(CPUS="4", MEM="8192", GPUS="2") as made:
+    with running(CPUS="4", GPUS="2") as made:
         yield made
 
 

@@ -56,15 +56,10 @@ def test_a_cancelled_job_is_called_cancelled(cluster: Cluster, shards: Path, tmp
 
 @pytest.fixture(scope="module", autouse=True)
 def hung(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Following]:
-    """A job whose rank hangs from its start on; the other tests pass the minute until its limit."""
+    """A job whose rank hangs in its first step; the other tests pass the minute until its limit."""
     folder = tmp_path_factory.mktemp("hung")
     words = ["pretrain", *ONE[:-2], "--time", "1", "--signal-delay", "5", "--follow", *pretraining(shards, "run")]
-    with cluster.following(words, folder) as following:
-        following.says("submitit INFO")
-        pids = subprocess.run(["pgrep", "-f", f"submitit.core._submit {folder}"], capture_output=True, text=True).stdout.split()
-        for pid in pids:
-            if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
-                os.kill(int(pid), signal.SIGSTOP)
+    with cluster.following(words, folder, RECORD_SAMPLES=str(folder), HANG_AT="0:0") as following:
         yield following
 
 
@@ -77,7 +72,7 @@ def test_too_little_memory_is_called_that(cluster: Cluster, shards: Path, tmp_pa
 @pytest.mark.parametrize(
     ("request_words", "message"),
     [
-        (["--gpus", "8"], "Requested node configuration is not available. The request is 1 node(s) with 8 rank(s), 8 GPU(s)"),
+        (["--gpus", "4"], "Requested node configuration is not available. The request is 1 node(s) with 4 rank(s), 4 GPU(s)"),
         (["--gpus", "0", "--partition", "none"], "sbatch refused the job: invalid partition specified: none"),
     ],
 )

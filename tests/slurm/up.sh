@@ -2,15 +2,16 @@
 # up.sh DIR: bring up a REAL Slurm (munged [+ mariadbd + slurmdbd] + slurmctld + N x slurmd) on loopback,
 # as root, without systemd, cgroups or docker.  Everything lives under DIR.
 # Knobs (environment):
-#   NODES=2 CPUS=2 MEM=4096(MiB) GPUS=0   per virtual node; may exceed the real machine (config_overrides)
+#   NODES=2 CPUS=2 MEM=32768(MiB) GPUS=0   per virtual node; may exceed the real machine (config_overrides)
 #   ACCT=1       1: slurmdbd + MariaDB, so that `sacct` (which submitit polls) works; 0: no accounting
+#   FIRST=1      number of the first job
 #   PORT=27817   slurmctld; +i = slurmd of node i; +100 = slurmdbd; +101 = mariadbd
 # Debian 12: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge \
 #            slurmdbd mariadb-server-core          (the last two only for ACCT=1)
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DIR=${1:?the folder of the cluster}
-NODES=${NODES:-2} CPUS=${CPUS:-2} MEM=${MEM:-4096} GPUS=${GPUS:-0} ACCT=${ACCT:-1} PORT=${PORT:-27817}
+NODES=${NODES:-2} CPUS=${CPUS:-2} MEM=${MEM:-32768} GPUS=${GPUS:-0} ACCT=${ACCT:-1} PORT=${PORT:-27817} FIRST=${FIRST:-1}
 HOST=$(hostname -s)          # slurmctld refuses to start unless SlurmctldHost matches this name
 t0=$(date +%s%N); ms() { echo $(( ($(date +%s%N) - t0) / 1000000 ))ms; }
 die() { echo "up.sh: $*" >&2; tail -n 15 "$DIR"/log/*.log >&2 2>/dev/null || true; exit 1; }
@@ -36,7 +37,7 @@ if [ "$GPUS" -gt 0 ]; then              # fake GPUs: must be CHARACTER DEVICES (
   GRES_TYPES='GresTypes=gpu\nAccountingStorageTRES=gres/gpu'; GRES_NODE="Gres=gpu:$GPUS"; mkdir "$DIR/dev"
   for g in $(seq 0 $((GPUS-1))); do mknod "$DIR/dev/gpu$g" c 1 3; echo "Name=gpu File=$DIR/dev/gpu$g Flags=nvidia_gpu_env"; done > "$DIR/gres.conf"
 fi
-sed -e "s|@DIR@|$DIR|g; s|@HOST@|$HOST|g; s|@PORT@|$PORT|g; s|@GRES_TYPES@|$GRES_TYPES|; s|@ACCT@|$ACCT_CONF|" \
+sed -e "s|@DIR@|$DIR|g; s|@HOST@|$HOST|g; s|@PORT@|$PORT|g; s|@FIRST@|$FIRST|; s|@GRES_TYPES@|$GRES_TYPES|; s|@ACCT@|$ACCT_CONF|" \
     "$HERE/slurm.conf.in" > "$DIR/slurm.conf"
 cp /etc/hosts "$DIR/hosts"
 names=()

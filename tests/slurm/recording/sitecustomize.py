@@ -1,6 +1,6 @@
-"""On PYTHONPATH of a job: every rank notes which samples it trains on, and one fails where the test says so.
+"""On PYTHONPATH of a job: every rank notes which samples it trains on, and one fails or hangs where the test says so.
 
-$RECORD_SAMPLES: the folder of the notes, a file a rank. $FAIL_AT: RANK:STEP that raises.
+$RECORD_SAMPLES: the folder of the notes, a file a rank. $FAIL_AT, $HANG_AT: RANK:STEP that raises, or never ends.
 """
 
 import importlib.abc
@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ def _record(task: type) -> None:
             f.write(json.dumps({"step": step, "items": batch.item.tolist()}) + "\n")
         if os.environ.get("FAIL_AT") == f"{rank}:{step}":
             raise ZeroDivisionError("as the test wishes")
+        while os.environ.get("HANG_AT") == f"{rank}:{step}":
+            time.sleep(1)
         return losses(self, engine, batch, step, micro)
 
     task.losses = recorded  # type: ignore[attr-defined]
