@@ -10,7 +10,7 @@ from m2i2.training.kernels import build, choose
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW as `kernels.choose` says; biases, norms and other one-dimensional parameters do not decay (official code, timm's rule)."""
+    """AdamW as `kernels.choose` says; biases, norms and other one-dimensional parameters do not decay (official; timm's rule)."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter in model.parameters():
