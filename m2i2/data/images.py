@@ -21,7 +21,8 @@ def decode(
     """RGB pixels of an encoded image, turned upright by its EXIF orientation.
 
     ``smallest_side``: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at least
-    this long. ``keep_grey``: an 8-bit grey image stays one (mode L). 16-bit greys are scaled to 8 bits over their range. M2I2Error names ``name`` for what cannot be decoded.
+    this long. ``keep_grey``: an 8-bit grey image stays one (mode L). 16-bit greys are scaled to 8 bits over their range.
+    M2I2Error names ``name`` for what cannot be decoded.
     """
     try:
         with warnings.catch_warnings():
