@@ -14,3 +14,4 @@ deepspeed --master_port "$port" --num_gpus 2 launchers/pretrain.py --deepspeed_c
 deepspeed --master_port "$port" --num_gpus 2 launchers/finetune.py --deepspeed_config ds_configs/zero2.json --preset tiny \
   --checkpoint "$out/pretrain" --shards "$out/shards/vqa" --output "$out/finetune" training.epochs=3
 python launchers/evaluate.py --checkpoint "$out/finetune" --shards "$out/shards/vqa" --output "$out/evaluation"
+python tools/report.py "$out/pretrain" "$out/finetune" "$out/evaluation" --output "$out/report.html"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from m2i2.data.dicom import decode_dicom, is_dicom
-from m2i2.data.images import MAX_BYTES, MAX_PIXELS, decode
+from m2i2.data.images import MAX_BYTES, MAX_PIXELS, decode, without_colour
 from m2i2.data.records import ImageRecord
 from m2i2.data.shards import MAX_TEXT
 from m2i2.errors import M2I2Error
@@ -98,7 +98,7 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             image = image.resize(size, Image.Resampling.BICUBIC)
         out = io.BytesIO()
-        image.save(out, "JPEG", quality=encoding.quality)
+        without_colour(image).save(out, "JPEG", quality=encoding.quality)
         stored = out.getvalue()
     payload: dict[str, Any] = {"key": record.key, "image_sha256": hashlib.sha256(stored).hexdigest()}
     if record.captions:

@@ -31,11 +31,14 @@ _UPRIGHT = {
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
-def decode(encoded: bytes, name: str, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    encoded: bytes, name: str, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS, *, keep_grey: bool = False
+) -> Image.Image:
     """RGB pixels of an encoded image, turned upright by its EXIF orientation; of several frames or pages, the first.
 
     ``smallest_side``: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at least
-    this long. 16-bit greys are scaled to 8 bits over their range. M2I2Error names ``name`` for what cannot be decoded.
+    this long. ``keep_grey``: an 8-bit grey image stays one (mode L). 16-bit greys are scaled to 8 bits over their range.
+    M2I2Error names ``name`` for what cannot be decoded.
     """
     try:
         check_bounds(encoded, name)
@@ -55,7 +58,7 @@ def decode(encoded: bytes, name: str, smallest_side: int | None = None, max_pixe
             image.load()
             if (turn := _UPRIGHT.get(_orientation(image, name))) is not None:
                 image = image.transpose(turn)
-            return _to_rgb(image)
+            return image if keep_grey and image.mode == "L" and "transparency" not in image.info else _to_rgb(image)
     except M2I2Error:
         raise
     except UnidentifiedImageError as e:
@@ -88,3 +91,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.new("RGB", image.size)
         image.paste(rgba, mask=rgba.getchannel("A"))
     return image.convert("RGB")
+
+
+def without_colour(image: Image.Image) -> Image.Image:
+    """An RGB image whose channels are equal as one of grey (mode L), any other as it is."""
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    return image.getchannel(0) if red == green == blue else image

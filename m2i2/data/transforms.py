@@ -26,7 +26,7 @@ OPERATIONS = (
     "TranslateY",
     "Rotate",
 )
-_FILL = (128, 128, 128)
+_GREY = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Augmentation:
     def __call__(self, encoded: bytes, rng: np.random.Generator, name: str) -> Tensor:
         """An encoded image -> [3, size, size] uint8; M2I2Error names ``name`` where it cannot be decoded."""
         # a crop of the smallest share still has `size` pixels a side after scaled decoding, where the file has them
-        image = decode(encoded, name, math.ceil(self.size / math.sqrt(self.crop_scale[0])))
+        image = decode(encoded, name, math.ceil(self.size / math.sqrt(self.crop_scale[0])), keep_grey=True)
         box = crop_box(image.width, image.height, self.crop_scale, rng)
         image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
         if self.flip and rng.random() < 0.5:
@@ -62,10 +62,10 @@ class EvaluationTransform:
 
     def __call__(self, encoded: bytes, name: str) -> Tensor:
         """An encoded image -> [3, size, size] uint8."""
-        return self.of_image(decode(encoded, name, 2 * self.size))
+        return self.of_image(decode(encoded, name, 2 * self.size, keep_grey=True))
 
     def of_image(self, image: Image.Image) -> Tensor:
-        """An RGB image -> [3, size, size] uint8."""
+        """An RGB or grey image -> [3, size, size] uint8."""
         return _to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 
@@ -110,15 +110,22 @@ def apply_operation(image: Image.Image, name: str, magnitude: float, rng: np.ran
         case "TranslateY":
             return _affine(image, (1, 0, 0, 0, 1, sign * level * 10))
         case "Rotate":
-            return image.rotate(sign * level * 30, Image.Resampling.BILINEAR, fillcolor=_FILL)
+            return image.rotate(sign * level * 30, Image.Resampling.BILINEAR, fillcolor=_fill(image))
     return image
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=_fill(image))
+
+
+def _fill(image: Image.Image) -> int | tuple[int, int, int]:
+    return _GREY if image.mode == "L" else (_GREY, _GREY, _GREY)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
+    """[3, H, W] uint8; every operation works on channels alone, so that a grey image is augmented once, not three times."""
+    if image.mode == "L":
+        return torch.from_numpy(np.array(image)).expand(3, -1, -1).contiguous()
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

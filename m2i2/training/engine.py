@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m2i2.data.sampling import Share
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object
+from m2i2.training.kernels import steps_done
 
 DEFAULT_CONFIG: dict[str, Any] = {
     "zero_optimization": {
@@ -129,7 +130,7 @@ def optimizer_state(engine: Any) -> tuple[dict[str, Tensor], int] | None:
         state = zero.optimizer.state.get(partition, {})
         if "exp_avg" not in state:
             continue
-        steps = int(state["step"])
+        steps = steps_done(state, zero.optimizer.param_groups[group])
         for key in ("exp_avg", "exp_avg_sq"):
             mine = state[key].detach()
             pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
@@ -156,6 +157,7 @@ def load_optimizer_state(engine: Any, moments: dict[str, Tensor], steps: int) ->
             continue
         state = zero.optimizer.state[partition]
         state["step"] = torch.tensor(float(steps), device=partition.device)
+        zero.optimizer.param_groups[group]["step"] = steps  # where apex counts
         for key in ("exp_avg", "exp_avg_sq"):
             flat = torch.zeros(size * dist.get_world_size())
             for name, offset, shape in _layout(engine, group):

@@ -22,6 +22,7 @@ from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
+from m2i2.training.kernels import choose
 from m2i2.training.lines import StepLines
 from m2i2.training.monitor import Averages, RunLog, peak_memory, utilisation
 from m2i2.training.optimizer import adamw, learning_rate
@@ -111,7 +112,7 @@ def train(
     process.say(
         f"{last - step} steps to go: {len(loader.corpus)} items, {steps_per_epoch} steps an epoch, {training.epochs} epochs; "
         f"batch {loader.share.batch} = {loader.share.ranks} rank(s) x {loader.share.micro_batch} x {loader.share.accumulation}, "
-        f"{str(dtype).removeprefix('torch.')} on {process.device.type}."
+        f"{str(dtype).removeprefix('torch.')} on {process.device.type}. {choose(process.device)}."
     )
     if loader.share.accumulation > 1:
         process.say(

@@ -6,17 +6,18 @@ import torch
 from torch import nn
 
 from m2i2.config import OptimizerConfig
+from m2i2.training.kernels import build, choose
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Fused AdamW; biases, norms and other one-dimensional parameters do not decay (official code, timm's rule)."""
+    """AdamW as `kernels.choose` says; biases, norms and other one-dimensional parameters do not decay (official; timm's rule)."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else free).append(parameter)
     groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": config.weight_decay}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return build(groups, choose(device), lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:

@@ -58,7 +58,9 @@ def test_questions_meet_under_their_image_across_files(tmp_path: Path, capsys: p
     assert "note: 8 x question taken as closed where its answer is yes or no" in out
     assert list(read_index(tmp_path / "shards")["notes"].values()) == [8]
     train = ShardSplit.open(tmp_path / "shards", "train", "vqa")
-    found = [(q.id, q.question, q.answer, q.closed, q.metadata["closed_from"]) for _, _, q in train.questions()]
+    found = [
+        (q.id, q.question, q.answer, q.closed, q.metadata["closed_from"]) for q in (asked.question for asked in train.questions())
+    ]
     order = [0, 2, 1, 3, 4, 5]  # by image, in the order in which the images first appear
     answers = ("yes", "left lung", "No", "axial", "yes", "left lung")
     assert found == [(f"train-{i:06d}", f"question {i}?", answers[i], i in (0, 2, 4), "answer") for i in order]

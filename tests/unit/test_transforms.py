@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m2i2.data.images import decode
+from m2i2.data.images import decode, without_colour
 from m2i2.data.randomness import sample_generator
 from m2i2.data.transforms import (
     OPERATIONS,
@@ -185,3 +185,17 @@ def test_evaluation_sees_the_whole_image_and_normalisation_goes_both_ways() -> N
     normal = normalise(image[None])
     assert float(normalise(torch.full((1, 3, 1, 1), 128, dtype=torch.uint8))[0, 0, 0, 0]) == pytest.approx(0.0764, abs=1e-3)
     assert torch.equal(denormalise(normal)[0], image)
+
+
+def test_grey_images_are_augmented_as_their_rgb_selves() -> None:
+    grey = picture().convert("L")
+    for number in range(60):
+        one = AUGMENTATION(encoded(grey), sample_generator(3, 0, number), "x")
+        three = AUGMENTATION(encoded(grey.convert("RGB")), sample_generator(3, 0, number), "x")
+        assert torch.equal(one, three), number
+
+
+def test_images_without_colour_are_stored_grey() -> None:
+    grey = picture().convert("L")
+    assert without_colour(grey.convert("RGB")).mode == "L"
+    assert without_colour(picture()).mode == "RGB"

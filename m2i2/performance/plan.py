@@ -1,0 +1,111 @@
+"""A pretraining run on paper: memory a GPU, bytes on the wire, and the time of a step on any number of GPUs."""
+
+from dataclasses import dataclass
+
+import torch
+
+from m2i2.config import PretrainingConfig
+from m2i2.models.pretraining import Encoders, PretrainingModel
+from m2i2.performance.flops import pretraining_flops, visible_patches
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One number of GPUs. Bytes are those of one GPU."""
+
+    gpus: int
+    memory: dict[str, float]
+    """Bytes by kind."""
+    wire: dict[str, float]
+    """Bytes sent by one GPU in an optimizer step."""
+    compute_s: float
+    network_s: float
+
+    @property
+    def seconds(self) -> float:
+        """A step: gradients are reduced after the backward pass (overlap_comm is off)."""
+        return self.compute_s + self.network_s
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the step that computes."""
+        return self.compute_s / self.seconds
+
+
+def parameters(config: PretrainingConfig) -> tuple[int, int]:
+    """Parameters of the student that are trained, and all of the teacher's; nothing is allocated."""
+    with torch.device("meta"):
+        student = PretrainingModel(config.vision, config.text, config.objectives)
+        teacher = Encoders(config.vision, config.text, config.objectives, with_decoder=False)
+    return sum(p.numel() for p in student.parameters() if p.requires_grad), sum(p.numel() for p in teacher.parameters())
+
+
+def activation_bytes(config: PretrainingConfig, rows: int, tokens: int, half: bool) -> float:
+    """What the backward pass of ``rows`` pairs needs of the forward pass, an estimate from the layers' saved tensors.
+
+    A layer keeps, of each token, its two norms' inputs (float32), and in the products' precision the norms' outputs, queries,
+    keys, values, the attention's output and both sides of the activation: 8 + 14 widths.
+    """
+    size = 2 if half else _FLOAT
+    vision, text = config.vision, config.text
+    seen = visible_patches(vision, config.objectives) + 1
+
+    def layers(depth: int, count: float, width: int, units: int) -> float:
+        return depth * count * width * (2 * _FLOAT + units * size)
+
+    image = layers(vision.depth, seen, vision.width, 14) + layers(
+        vision.decoder_depth, vision.patches + 1, vision.decoder_width, 14
+    )
+    words = layers(text.fusion_layer, 2 * tokens, text.width, 14)
+    words += layers(text.depth - text.fusion_layer, 4 * tokens, text.width, 18)
+    keys_values = (text.depth - text.fusion_layer) * 2 * 2 * seen * text.width * size
+    return rows * (image + words + keys_values)
+
+
+def plan(
+    config: PretrainingConfig,
+    gpus: int,
+    *,
+    rows: int,
+    tokens: int = 25,
+    flops_per_s: float,
+    bytes_per_s: float,
+    latency_s: float = 20e-6,
+    bucket: int = 50_000_000,
+    half: bool = True,
+    accumulation: int = 1,
+) -> Plan:
+    """The plan of ``gpus`` GPUs with ``rows`` pairs each a micro-batch, under ZeRO-2 with float32 weights.
+
+    ``flops_per_s``: what a GPU sustains (peak times MFU); ``bytes_per_s``: what it sends at once over its slowest link.
+    DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
+    micro-batch (ZeRO-2); the weights are all-gathered once a step.
+    """
+    trained, followed = parameters(config)
+    objectives = config.objectives
+    queue = objectives.queue * (2 * objectives.projection * _FLOAT + 16)
+    memory = {
+        "parameters": _FLOAT * trained,
+        "gradients": _FLOAT * trained / gpus + _FLOAT * bucket,
+        "optimizer": 2 * _FLOAT * trained / gpus,
+        "teacher": _FLOAT * followed,
+        "queue": queue,
+        "half-precision weights": 2 * trained if half else 0,
+        "activations": activation_bytes(config, rows, tokens, half),
+    }
+    share = (gpus - 1) / gpus
+    features = gpus * rows * (2 * objectives.projection * _FLOAT + 16)
+    seen = visible_patches(config.vision, objectives) + 1
+    exchanged = rows * (seen * config.vision.width + tokens * config.text.width) * (2 if half else _FLOAT)
+    wire = {
+        "gradients": accumulation * 2 * share * _FLOAT * trained,
+        "weights": share * _FLOAT * trained,
+        "features": accumulation * share * features,
+        "hard negatives": accumulation * share * 2 * exchanged,
+    }
+    pair = sum(pretraining_flops(config, tokens, rows * gpus).values())
+    messages = accumulation * -(-trained // bucket) + -(-trained // bucket) + 8 * accumulation
+    network = sum(wire.values()) / bytes_per_s + messages * latency_s * max(0, gpus - 1) ** 0.5
+    return Plan(gpus, memory, wire, accumulation * rows * pair / flops_per_s, network if gpus > 1 else 0.0)

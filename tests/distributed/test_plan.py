@@ -1,0 +1,70 @@
+"""The plan's memory and reduced gradients are those of real runs on 1, 2 and 4 ranks, to 10 %."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from m2i2.config import PretrainingConfig, preset
+from m2i2.data.sampling import Share
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.performance.plan import plan
+from m2i2.performance.training import drawn_captions
+from m2i2.training.engine import DEFAULT_CONFIG, complete_config, start_engine
+from m2i2.training.optimizer import adamw
+from m2i2.training.pretraining import PretrainingTask
+from m2i2.training.processes import join
+from tests.distributed.processes import on_ranks
+
+
+def settings() -> PretrainingConfig:
+    base = preset("tiny")[0]
+    return replace(base, training=replace(base.training, batch=8, precision="float32"))
+
+
+def bytes_of(tensors: list[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _step(rank: int, ranks: int) -> dict[str, int]:
+    config, process = settings(), join()
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
+    share = Share(8, 1, rank, ranks)
+    ours = complete_config(DEFAULT_CONFIG, share, 0.0, torch.float32, "built-in")
+    engine = start_engine(task.student, adamw(task.student, config.optimizer, process.device), ours)
+    reduced, all_reduce = [], dist.all_reduce
+
+    def counting(tensor: torch.Tensor, *arguments: object, **options: object) -> object:
+        reduced.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *arguments, **options)  # type: ignore[arg-type]
+
+    task.begin_step(0, 10)
+    loss = task.losses(engine, drawn_captions(config, 8 // ranks, 20), 0, 0)["loss"]
+    dist.all_reduce = counting  # type: ignore[assignment]
+    try:
+        engine.backward(loss)
+    finally:
+        dist.all_reduce = all_reduce
+    engine.step()
+    zero = engine.optimizer
+    moments = [t for state in zero.optimizer.state.values() for name, t in state.items() if name.startswith("exp_avg")]
+    masters = {t.untyped_storage().data_ptr() for t in zero.single_partition_of_fp32_groups}
+    assert masters <= {t.untyped_storage().data_ptr() for t in zero.bit16_groups_flat}, "no second copy of the weights"
+    return {
+        "parameters": bytes_of(list(zero.bit16_groups_flat)),
+        "optimizer": bytes_of(moments),
+        "teacher": bytes_of(list(task.teacher.parameters())),
+        "queue": bytes_of(list(task.queue.buffers())),
+        "reduced": sum(reduced),
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_memory_and_gradients_are_as_planned(ranks: int) -> None:
+    planned = plan(settings(), ranks, rows=8 // ranks, tokens=20, flops_per_s=1e12, bytes_per_s=1e9, half=False)
+    for found in on_ranks(ranks, _step):
+        for kind in ("parameters", "optimizer", "teacher", "queue"):
+            assert found[kind] == pytest.approx(planned.memory[kind], rel=0.1), kind
+        if ranks > 1:  # a ring sends each reduced byte 2 (N - 1) / N times
+            assert 2 * (ranks - 1) / ranks * found["reduced"] == pytest.approx(planned.wire["gradients"], rel=0.1)
