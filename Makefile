@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# programs that tests start: a SLURM cluster with its database, and a browser
+PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver
 
-.PHONY: setup demo test lint clean help
+.PHONY: setup demo test lint clean help packages
 
 help:
 	@echo "make setup   a virtual environment in .venv with the tested versions"
@@ -37,8 +39,16 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: lint
+test: lint packages
 	@$(BIN)/pytest
+
+packages:
+	@dpkg-query -W $(PACKAGES) >/dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing what tests start: $(PACKAGES)"; \
+	    apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES) >/dev/null \
+	      || echo "Not all of it could be installed; the tests that need it say so and are skipped."; \
+	  else echo "Tests of SLURM and of the app are skipped where these are not installed: sudo apt-get install $(PACKAGES)"; fi; }
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

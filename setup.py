@@ -8,6 +8,12 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m2i2" / "__init__.py").read_text())
 assert VERSION
+# python-gdcm decodes compressed DICOM (BSD licence; pylibjpeg-libjpeg would bring the GPL)
+DICOM = ["pydicom>=3", "python-gdcm>=3.0"]
+APP = [*DICOM, "gradio>=6"]
+SLURM = ["submitit>=1.5", "pyyaml"]
+REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
+PARQUET = ["pyarrow>=15"]
 
 setup(
     name="m2i2",
@@ -18,7 +24,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["m2i2", "m2i2.*"]),
-    package_data={"m2i2.evaluation": ["*.json"]},
+    package_data={"m2i2.evaluation": ["*.json"], "m2i2.reporting": ["*.j2"]},
     install_requires=[
         "torch>=2.14",
         "torchvision",
@@ -31,15 +37,21 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
         "rich>=13",
+        "jinja2",
     ],
     extras_require={
-        "slurm": ["submitit>=1.5"],
-        "remote": ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"],
+        "slurm": SLURM,
+        "remote": REMOTE,
+        "parquet": PARQUET,
+        "dicom": DICOM,
+        "app": APP,
         "plots": ["matplotlib"],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "dev": [
-            *("submitit>=1.5", "matplotlib", "psutil", "pytest", "hypothesis", "ruff", "mypy"),
-            *("fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9", "moto[server]>=5.2"),
+            *(*SLURM, *REMOTE, *PARQUET, *DICOM, *APP, "matplotlib", "tensorboard", "wandb"),
+            *("pytest", "hypothesis", "psutil", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
         ],
     },
     entry_points={
@@ -48,6 +60,8 @@ setup(
             "m2i2-finetune = m2i2.commands.finetune:main",
             "m2i2-evaluate = m2i2.commands.evaluate:main",
             "m2i2-make-shards = m2i2.commands.make_shards:main",
+            "m2i2-doctor = m2i2.commands.doctor:main",
+            "m2i2-report = m2i2.commands.report:main",
         ]
     },
 )

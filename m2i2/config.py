@@ -265,6 +265,40 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """What is measured while a pretraining run goes on: always the same pairs, with the same masks and no augmentation."""
+
+    every: int = 500
+    """Optimizer steps between validations, and at the end of the run; 0 = none."""
+    split: str = "val"
+    """Split of the shards that is measured; shards without it are left out."""
+    pairs: int = 512
+    """Pairs that are measured, and searched by retrieval, in whole batches of training's size."""
+    pictures: int = 6
+    """Reconstructions of masked images, and examples of retrieval, that each validation keeps."""
+
+    def __post_init__(self) -> None:
+        require(min(self.every, self.pictures) >= 0, "validation.every and validation.pictures must not be negative.")
+        require(self.pairs >= 1, f"validation.pairs={self.pairs} must be at least 1; validation.every=0 switches validation off.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """Where a run's figures go beside the terminal, log.jsonl and validation.jsonl."""
+
+    tensorboard: Literal["auto", "on", "off"] = "auto"
+    """Event files in the run's folder; auto writes them where tensorboard is installed."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases; offline writes into the run's folder, for `wandb sync`."""
+    wandb_project: str = "m2i2"
+    peak_tflops: float = 0.0
+    """What one rank's device can do at the run's precision, 1e12 operations a second; MFU is shown where it is above 0."""
+
+    def __post_init__(self) -> None:
+        require(self.peak_tflops >= 0, f"monitor.peak_tflops={self.peak_tflops} must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartConfig:
     """Weights and vocabulary to start from: names on the Hugging Face hub, local folders, or official .pth files."""
 
@@ -289,6 +323,8 @@ class PretrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     start: StartConfig = field(default_factory=StartConfig)
 
 
@@ -303,6 +339,7 @@ class FinetuningConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     start: StartConfig = field(default_factory=StartConfig)
 
 
@@ -358,6 +395,7 @@ def _small() -> tuple[PretrainingConfig, FinetuningConfig]:
         objectives=ObjectivesConfig(queue=2048),
         optimizer=OptimizerConfig(lr=3e-4, warmup_epochs=1.0),
         training=TrainingConfig(epochs=20, batch=32, save_every=200),
+        validation=ValidationConfig(every=200, pairs=256),
     )
     finetuning = FinetuningConfig(
         preset="small",
@@ -396,6 +434,7 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
         data=DataConfig(crop_scale=(0.8, 1.0), randaugment=(0, 0), workers=1, max_tokens=32),
         optimizer=OptimizerConfig(lr=1e-3, warmup_epochs=1.0),
         training=TrainingConfig(epochs=8, batch=32, save_every=200),
+        validation=ValidationConfig(every=100, pairs=128),
     )
     finetuning = FinetuningConfig(
         preset="tiny",

@@ -2,13 +2,16 @@
 
 import ctypes
 import sys
+from functools import cache
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
+@cache
 def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks for the next allocation instead of giving them back; False where it cannot.
 
+    Called after what lives as long as the process was allocated: that then lies outside the heap and leaves no holes in it.
     Ranking a candidate list became 2.5 times as fast by it on two cores (700 to 283 microseconds a node).
     """
     if not sys.platform.startswith("linux"):

@@ -25,3 +25,11 @@ def parity_folder() -> Path:
 def shared_data() -> Path:
     """Real data sets."""
     return _folder("M2I2_TEST_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def phantom_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a small model that answers questions about the lesion of a phantom (see tests/phantom_model.py)."""
+    from tests.phantom_model import train
+
+    return train(tmp_path_factory.mktemp("phantom-model"))

@@ -65,8 +65,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parser().parse_intermixed_args(argv)
+    arguments = parse(argv)
     return guarded(lambda: _evaluate(arguments))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of a command line."""
+    return parser().parse_intermixed_args(argv)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The command without its guard: errors go to the caller."""
+    return _evaluate(parse(argv))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -23,26 +23,30 @@ def guarded(command: Callable[[], int]) -> int:
     group's threads, which can hang or abort an interpreter that shuts down around them. The others lose their connection to
     it, say so in a line, after the failed rank has said why, and end too.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    where = f" (rank {os.environ.get('RANK', '0')})" if ranks > 1 else ""
     try:
         return command()
-    except M2I2Error as error:
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        code = EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(f"interrupted{where}", file=sys.stderr, flush=True)
-        code = EXIT_INTERRUPTED
-    except Exception as error:
-        print(_explained(error, where), file=sys.stderr, flush=True)
-        code = EXIT_FAULT
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
     if "RANK" in os.environ:  # in a process that is alone too, once it has joined itself
         sys.stdout.flush()
         os._exit(code)
     return code
 
 
-def _explained(error: Exception, where: str) -> str:
+def report(error: BaseException) -> int:
+    """Say on the standard error what ended this process; returns its exit code."""
+    where = f" (rank {os.environ.get('RANK', '0')})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    if isinstance(error, M2I2Error):
+        text, code = f"error{where}: {error}", EXIT_USER_ERROR
+    elif isinstance(error, KeyboardInterrupt):
+        text, code = f"interrupted{where}", EXIT_INTERRUPTED
+    else:
+        text, code = _explained(error, where), EXIT_FAULT
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def _explained(error: BaseException, where: str) -> str:
     """A fault with its traceback; a lost rank or loader process, which is no fault of the program, in a paragraph."""
     if _WORKER.search(str(error)):
         return (
@@ -54,10 +58,10 @@ def _explained(error: Exception, where: str) -> str:
             f"error{where}: lost contact with another rank. It failed, was killed or does not answer; what it said itself "
             f"stands above or in its own log. The same command resumes from the newest checkpoint."
         )
-    return f"fault{where}:\n{traceback.format_exc()}"
+    return f"fault{where}:\n{''.join(traceback.format_exception(error))}"
 
 
-def lost_another_rank(error: Exception) -> bool:
+def lost_another_rank(error: BaseException) -> bool:
     """Whether an error is that of a collective whose other side is gone."""
     import torch.distributed as dist
 

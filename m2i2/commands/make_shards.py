@@ -23,7 +23,7 @@ from m2i2.data.storage import storage_of
 from m2i2.data.verification import verify
 
 _SIDES = {"captions": 288, "vqa": 480}
-_OPTIONS = ("image_root", "projections", "language", "split", "count", "seed", "protocol", "selection")
+_OPTIONS = ("image_root", "columns", "projections", "language", "split", "count", "seed", "protocol", "selection")
 
 
 def _sources_text(kind: Kind) -> str:
@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
         add("--max-rejects", type=float, default=0.01, metavar="SHARE", help="fail beyond this share (%(default)s)")
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
         add("--exclude", type=Path, metavar="AUDIT", help="leave out what an audit.json of tools/audit_leakage.py lists")
-        add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, vqa-rad)")
+        add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, parquet, vqa-rad)")
+        add("--columns", metavar="OURS=THEIRS,...", help="other names of columns, e.g. caption=findings (parquet)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
         add("--split", metavar="NAME", help="split of records that name none (json; train)")
@@ -132,6 +133,8 @@ def _tell(report: Report, output: Path, seconds: float) -> None:
         )
     for reason, count in report.left_out.items():
         print(f"left out: {count} x {reason}")
+    for note, count in report.notes.items():
+        print(f"note: {count} x {note}")
     for reason, count in report.reasons.items():
         print(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
     if report.resumed_shards:

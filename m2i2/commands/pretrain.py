@@ -1,5 +1,6 @@
 """``launchers/pretrain.py``: pretrain on image-caption shards, or on built-in demo data where none are given."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,29 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _pretrain(argv))
+    return guarded(lambda: run(argv))
 
 
-def _pretrain(argv: Sequence[str] | None) -> int:
-    config, arguments = SettingsParser(PretrainingConfig, "pretrain", DESCRIPTION, EXAMPLES).parse(argv, "tiny")
+def parse(argv: Sequence[str] | None) -> tuple[PretrainingConfig, argparse.Namespace]:
+    """Settings and options of a command line."""
+    return SettingsParser(PretrainingConfig, "pretrain", DESCRIPTION, EXAMPLES).parse(argv, "tiny")
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The command without its guard: errors go to the caller."""
+    config, arguments = parse(argv)
 
     import torch
 
-    from m2i2.commands.running import claim_run, deepspeed_settings, demo_shards, make_augmentation, make_loader, resolved
+    from m2i2.commands.running import (
+        claim_run,
+        deepspeed_settings,
+        demo_shards,
+        make_augmentation,
+        make_loader,
+        pretraining_validation,
+        resolved,
+    )
     from m2i2.data.corpus import Corpus
     from m2i2.data.loader import CaptionRows
     from m2i2.models.pretraining import PretrainingModel
@@ -73,7 +88,10 @@ def _pretrain(argv: Sequence[str] | None) -> int:
     claim_run(folder, config, process)
     dtype = autocast_dtype(config.training.precision, process.device)
     task = PretrainingTask(student, config, process, dtype, tokenizer.pad_id)
-    code = train(task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop)
+    validation = pretraining_validation(task, config, tokenizer, folder, process)
+    code = train(
+        task, loader, config, deepspeed_config, source, folder, process, dtype, tokenizer.save, stop, validation=validation
+    )
     leave()
     return code
 

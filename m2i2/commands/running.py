@@ -19,6 +19,7 @@ from m2i2.data.corpus import Corpus
 from m2i2.data.loader import CaptionRows, Loader, QuestionRows
 from m2i2.data.records import Kind
 from m2i2.data.sampling import Share
+from m2i2.data.shards import read_index
 from m2i2.data.sources import open_source
 from m2i2.data.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.data.transforms import Augmentation
@@ -26,6 +27,8 @@ from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, write_json
 from m2i2.training.engine import DEFAULT_CONFIG, read_deepspeed_config
+from m2i2.training.pretraining import PretrainingTask
+from m2i2.training.pretraining_validation import PretrainingValidation
 from m2i2.training.processes import Process
 from m2i2.training.provenance import provenance
 
@@ -131,6 +134,26 @@ def make_loader(
         workers=data.workers,
         pin_memory=process.device.type == "cuda",
     )
+
+
+def pretraining_validation(
+    task: PretrainingTask, config: PretrainingConfig, tokenizer: Tokenizer, run: Path, process: Process
+) -> PretrainingValidation | None:
+    """What the settings ask to be measured; None, which is said, where the shards hold no pairs for it."""
+    if not config.validation.every:
+        return None
+    split = config.validation.split
+    with_it = [shards for shards in config.data.shards if split in read_index(Path(shards))["splits"]]
+    if not with_it:
+        process.say(f"No validation: the shards have no split {split!r} (validation.split).")
+        return None
+    corpus = Corpus.open(with_it, split, "captions")
+    if len(corpus) < process.ranks:
+        process.say(f"No validation: the split {split!r} holds {len(corpus)} pair(s), fewer than there are ranks.")
+        return None
+    validation = PretrainingValidation(task, corpus, tokenizer, config, process, run)
+    process.say(f"Validation every {validation.every} steps: {validation.pairs} of {len(corpus)} pairs of {', '.join(with_it)}.")
+    return validation
 
 
 def make_augmentation(size: int, data: DataConfig) -> Augmentation:

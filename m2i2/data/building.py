@@ -45,6 +45,7 @@ class Report:
     rejects: int
     reasons: dict[str, int]
     left_out: dict[str, int]
+    notes: dict[str, int]
     resumed_shards: int
     complete_before: bool = False
 
@@ -120,6 +121,7 @@ def _build(
         "splits": builder.splits(),
         "rejects": len(rejects),
         "left_out": dict(sorted(source.left_out.items())),
+        "notes": dict(sorted((source.notes + builder.remarks).items())),
     }
     content = {name: [s["sha256"] for s in split["shards"]] for name, split in index["splits"].items()}
     index["fingerprint"] = hashlib.sha256(json.dumps([source.kind, content], sort_keys=True).encode()).hexdigest()[:32]
@@ -130,6 +132,7 @@ def _build(
         rejects=len(rejects),
         reasons=dict(reasons),
         left_out=index["left_out"],
+        notes=index["notes"],
         resumed_shards=builder.resumed,
     )
 
@@ -203,6 +206,7 @@ def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], sou
         rejects=index["rejects"],
         reasons={},
         left_out=index["left_out"],
+        notes=index.get("notes", {}),
         resumed_shards=0,
         complete_before=True,
     )
@@ -260,9 +264,11 @@ class _Builder:
         self._split: str | None = None
         self._tar: TarWriter | None = None
         self._shard_rejects: list[Reject] = []
+        self._shard_remarks: Counter[str] = Counter()
         self._shard_keys: list[bytes] = []
         self._shard_identities: list[bytes] = []
         self.rejects: list[Reject] = []
+        self.remarks: Counter[str] = Counter()
         self.resumed = 0
 
     def _stem(self, split: str, number: int) -> str:
@@ -278,7 +284,7 @@ class _Builder:
             whole = shard.file == f"{stem}.tar" and check_file(self._output / shard.file) == shard.bytes
             texts = [note["keys"], *(value for reject in rejects for value in asdict(reject).values())]
             whole = whole and len(bytes.fromhex(note["records"])) == 32 and all(isinstance(text, str) for text in texts)
-            return note if whole else None
+            return note if whole and "remarks" in note else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -329,8 +335,8 @@ class _Builder:
             self._shard_rejects.append(outcome)
         else:
             assert self._tar is not None
-            ending, image, text, items = outcome
-            self._tar.add(record.key, ending, image, text, items)
+            self._tar.add(record.key, outcome.ending, outcome.image, outcome.text, outcome.items)
+            self._shard_remarks.update(outcome.remarks)
 
     def _take_over(self, split: str, number: int) -> None:
         note = self.note(split, number)
@@ -338,6 +344,7 @@ class _Builder:
         self._digests.setdefault(split, []).append(bytes.fromhex(note["records"]))
         self._shards.setdefault(split, []).append(Shard(**note["shard"]))
         self.rejects += [Reject(**reject) for reject in note["rejects"]]
+        self.remarks.update(note["remarks"])
         self.resumed += 1
 
     def _end_shard(self) -> None:
@@ -357,11 +364,14 @@ class _Builder:
             "records": records,
             "keys": together(self._shard_keys),
             "rejects": [asdict(r) for r in self._shard_rejects],
+            "remarks": dict(self._shard_remarks),
         }
         write_text(self._output / f"{stem}.note.json", json.dumps(note))
         shards.append(shard)
         self._digests.setdefault(self._split, []).append(bytes.fromhex(records))
         self.rejects += self._shard_rejects
+        self.remarks.update(self._shard_remarks)
+        self._shard_remarks = Counter()
         self._shard_rejects, self._shard_keys, self._shard_identities, self._tar = [], [], [], None
 
     def end_split(self) -> None:

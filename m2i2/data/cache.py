@@ -120,11 +120,7 @@ class Cache:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
         kept = False
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
-            except BlockingIOError:
-                return None
-            if not _is_at(descriptor, partial):  # another process finished it, or gave up, while this one waited
+            if not _locked_alone(descriptor, partial, patient):
                 return None
             try:
                 if path.exists() or not self._reserve(descriptor, entry, patient):
@@ -206,6 +202,21 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _locked_alone(descriptor: int, partial: Path, patient: bool) -> bool:
+    """Lock the partial file; False where another process has the lock or, with patience, has finished or given up.
+
+    It asks again and again: a lock that is waited for would be waited for as long as a finished file is in use.
+    """
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _is_at(descriptor, partial)
+        except BlockingIOError:
+            if not patient or not _is_at(descriptor, partial):
+                return False
+            time.sleep(0.02)
 
 
 def _lengthen(descriptor: int, size: int) -> None:

@@ -5,10 +5,11 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from m2i2.data.dicom import decode_dicom, is_dicom
 from m2i2.data.images import MAX_BYTES, MAX_PIXELS, decode
 from m2i2.data.records import ImageRecord
 from m2i2.data.shards import MAX_TEXT
@@ -45,8 +46,16 @@ class Reject:
     file: str
 
 
-Encoded = tuple[str, bytes, bytes, int]
-"""Ending, image, text, items."""
+class Encoded(NamedTuple):
+    """A sample as it is stored."""
+
+    ending: str
+    """Of the image's member: jpg or png."""
+    image: bytes
+    text: bytes
+    items: int
+    remarks: tuple[str, ...] = ()
+    """What the user must know of the image, such as a name that may be burned into a DICOM file's pixels."""
 
 
 def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
@@ -68,8 +77,15 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
         return reject("image file missing")
     except (OSError, ValueError) as e:
         return reject(f"image file unreadable: {e}")
+    if not original:
+        return reject("no image")
+    remarks: tuple[str, ...] = ()
     try:
-        image = decode(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
+        if is_dicom(original):
+            radiograph = decode_dicom(original, record.key, encoding.max_pixels)
+            image, remarks = radiograph.image, radiograph.remarks
+        else:
+            image = decode(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
     except M2I2Error as e:
         return reject(str(e))
     ending = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(original[:2])
@@ -96,4 +112,4 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
         return reject("a text is no valid Unicode")
     if len(text) > MAX_TEXT or len(stored) > MAX_BYTES:
         return reject(f"larger than {MAX_TEXT} bytes of text or {MAX_BYTES} of image")
-    return ending, stored, text, max(1, len(record.questions))
+    return Encoded(ending, stored, text, max(1, len(record.questions)), remarks)

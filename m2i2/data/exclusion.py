@@ -28,6 +28,7 @@ class Excluding:
             sources = ", ".join(sorted({source for source, _, _ in rows})) or "nothing"
             raise M2I2Error(f"{audit} excludes no record of {inner.name} (it lists {sources}); leave --exclude out.")
         self.left_out: Counter[str] = Counter()
+        self.notes = inner.notes
 
     @property
     def digest(self) -> str:

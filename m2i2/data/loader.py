@@ -34,7 +34,7 @@ _SUBSTITUTES = 16
 class CaptionRows:
     """How a caption sample becomes a row: augmented, tokenised, masked, all from its own random stream."""
 
-    augmentation: Augmentation
+    augmentation: Callable[[bytes, np.random.Generator, str], torch.Tensor]
     tokenizer: Tokenizer
     max_words: int
     max_tokens: int

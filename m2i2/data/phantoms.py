@@ -150,6 +150,7 @@ class PhantomCaptions:
 
     def __init__(self, count: int = 2000, seed: int = 0) -> None:
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._splits, self._seed = {"train": count, "val": max(1, count // 10)}, seed
 
     def __iter__(self) -> Iterator[ImageRecord]:
@@ -168,6 +169,7 @@ class PhantomQuestions:
 
     def __init__(self, count: int = 1000, seed: int = 0) -> None:
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._splits = {"train": count, "val": max(1, count // 10), "test": max(1, count // 5)}
         self._seed = seed
 

@@ -62,7 +62,10 @@ class EvaluationTransform:
 
     def __call__(self, encoded: bytes, name: str) -> Tensor:
         """An encoded image -> [3, size, size] uint8."""
-        image = decode(encoded, name, 2 * self.size)
+        return self.of_image(decode(encoded, name, 2 * self.size))
+
+    def of_image(self, image: Image.Image) -> Tensor:
+        """An RGB image -> [3, size, size] uint8."""
         return _to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 

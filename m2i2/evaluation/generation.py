@@ -18,7 +18,22 @@ def beam_search(
     beams: int = 3,
     max_tokens: int = 10,
 ) -> tuple[list[list[int]], Tensor]:
-    """The likeliest answer that the search finds for each question, and its log-likelihood [Q].
+    """The likeliest answer that the search finds for each question, and its log-likelihood [Q]; see `all_beams`."""
+    answers, scores = all_beams(decoder, states, mask, cls_id=cls_id, sep_id=sep_id, beams=beams, max_tokens=max_tokens)
+    return [best[0] for best in answers], scores[:, 0]
+
+
+def all_beams(
+    decoder: AnswerDecoder,
+    states: Tensor,
+    mask: Tensor,
+    *,
+    cls_id: int,
+    sep_id: int,
+    beams: int = 3,
+    max_tokens: int = 10,
+) -> tuple[list[list[list[int]]], Tensor]:
+    """The ``beams`` answers that the search ends with for each question, likeliest first, and their log-likelihoods [Q, beams].
 
     ``states``: [Q, N, D], ``mask``: [Q, N]. An answer ends with its first [SEP], or after ``max_tokens`` tokens; an empty
     one is not given. Scores are summed log-probabilities, the closing [SEP] included, without normalisation by length.
@@ -51,5 +66,6 @@ def beam_search(
         cache.reorder(origin)
         if bool(ended.all()):
             break
-    best = tokens.view(questions, beams, -1)[:, 0].tolist()
-    return [answer[1 : answer.index(sep_id)] for answer in best], scores[:, 0]
+    # a beam that never could be continued (likelihood 0) has no [SEP]
+    rows_of = tokens.view(questions, beams, -1).tolist()
+    return [[row[1 : [*row, sep_id].index(sep_id)] for row in found] for found in rows_of], scores

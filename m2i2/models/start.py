@@ -244,12 +244,18 @@ def official_architecture(state: State, heads_of_64: bool = True) -> tuple[Visio
     crossed = [int(m[1]) for k in state if (m := re.match(re.escape(prefix) + r"encoder\.layer\.(\d+)\.cross", k))]
     decoder = [int(m[1]) for k in state if (m := re.match(r"text_decoder\.bert\.encoder\.layer\.(\d+)\.", k))]
     text_width = words.shape[1]
+    pixels = {}
+    if "visual_encoder.decoder_embed.weight" in state:  # decoder heads are 32 wide, as MAE's
+        pixel_width = state["visual_encoder.decoder_embed.weight"].shape[0]
+        blocks = {int(m[1]) for k in state if (m := re.match(r"visual_encoder\.decoder_blocks\.(\d+)\.", k))}
+        pixels = {"decoder_width": pixel_width, "decoder_depth": len(blocks), "decoder_heads": max(1, pixel_width // 32)}
     vision = VisionConfig(
         image_size=side * patch,
         patch_size=patch,
         width=width,
         depth=depth,
         heads=max(1, width // 64) if heads_of_64 else 1,
+        **pixels,
     )
     text = TextConfig(
         vocabulary_size=words.shape[0],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from m2i2.config import TextConfig
+from m2i2.models.attention import attention
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, [B, H, N, d] each."""
@@ -39,8 +40,12 @@ class SelfAttention(nn.Module):
         """[B, L, D] -> [B, L, D]; ``mask`` is boolean, True where a key may be seen."""
         keys, values = keys_values
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(self._split(self.query(x)), keys, values, attn_mask=mask, dropout_p=dropout)
-        return out.transpose(1, 2).flatten(2)
+        return attention(self._split(self.query(x)), keys, values, mask, dropout).transpose(1, 2).flatten(2)
+
+    def probabilities(self, x: Tensor, keys: Tensor) -> Tensor:
+        """[B, L, D], [B, H, N, d] -> what `forward` weighs the values with, [B, H, L, N], without mask and dropout."""
+        query = self._split(self.query(x))
+        return (query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from m2i2.config import VisionConfig
+from m2i2.models.attention import attention
 
 
 class MaskedImage(NamedTuple):
@@ -35,7 +36,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -153,6 +154,13 @@ def patchify(image: Tensor, patch_size: int, *, channels_first: bool = False) ->
     grid = image.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
     inner = (1, 3, 5) if channels_first else (3, 5, 1)
     return grid.permute(0, 2, 4, *inner).reshape(b, (h // patch_size) * (w // patch_size), -1)
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """[B, P, patch * patch * 3], channel last, -> [B, 3, H, W] of a square image: the way back from `patchify`."""
+    side = int(patches.shape[1] ** 0.5)
+    grid = patches.unflatten(2, (patch_size, patch_size, 3)).unflatten(1, (side, side))
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, side * patch_size, side * patch_size)
 
 
 def sin_cos_positions(width: int, patches: int) -> Tensor:

@@ -17,23 +17,25 @@ from m2i2.data.loader import Loader
 from m2i2.data.sampling import Position
 from m2i2.distributed import all_gather, digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
+from m2i2.memory import keep_freed_memory
 from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
 from m2i2.training.lines import StepLines
-from m2i2.training.monitor import Averages, RunLog
+from m2i2.training.monitor import Averages, RunLog, peak_memory, utilisation
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
 from m2i2.training.selecting import Selection
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
+from m2i2.training.validation import Validation
 
 _FREE_ON_RESUME = (
     *(
         f"training.{name}"
         for name in ("max_steps", "save_every", "keep", "log_every", "log_items", "max_nonfinite", "accumulation")
     ),
-    *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start."),
+    *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
@@ -44,6 +46,8 @@ class Task(ABC):
     student: nn.Module
     beside: Mapping[str, nn.Module]
     """Modules outside the engine, equal on every rank, saved and loaded with the student."""
+    flops_per_sample: float = 0.0
+    """Floating-point operations that a training step does for one sample, for MFU; 0 where nobody has counted them."""
 
     @abstractmethod
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
@@ -78,6 +82,7 @@ def train(
     store_tokenizer: Callable[[Path], None],
     stop: StopFlag,
     selection: Selection | None = None,
+    validation: Validation | None = None,
 ) -> int:
     """Train ``task`` on ``loader`` to the end, resuming from the newest checkpoint in ``folder``; returns the exit code."""
     # --- engine
@@ -125,7 +130,10 @@ def train(
     item_lines = StepLines(folder / "items.jsonl", step) if process.first else None
     saved = step
     batches = iter(loader)
-    with stop, RunLog(folder, active=process.first, total_steps=last, done_steps=step) as log:
+    run_log = RunLog(folder, config.monitor, to_dict(config), active=process.first, total_steps=last, done_steps=step)
+    with stop, run_log as log:
+        if validation is not None and validation.due(step, last):  # the run was stopped between saving and measuring
+            log.validated(step, validation.measure(step))
         since, waited, since_step = time.monotonic(), 0.0, step
         while step < last:
             lr = learning_rate(optimization, step, steps_per_epoch, training.epochs)
@@ -145,6 +153,7 @@ def train(
                 losses.append(task.losses(engine, batch, step, micro))
                 engine.backward(poisoned_if_not_finite(losses[-1]["loss"]))
                 engine.step()
+            keep_freed_memory()  # now that weights, moments and teacher have their places
             step += 1
             if finite.passed(engine.was_step_applied(), losses, step):
                 task.end_step()
@@ -158,14 +167,17 @@ def train(
                     item_lines.add({"step": step, "items": everyones})
             if step % training.log_every == 0 or step == last:
                 seconds = time.monotonic() - since
+                rate = (step - since_step) * loader.share.batch / seconds
                 row = {
                     "step": step,
                     "epoch": step / steps_per_epoch,
                     **averages.read(),
                     **task.readings(),
                     "lr": lr,
-                    "samples_per_s": (step - since_step) * loader.share.batch / seconds,
+                    "samples_per_s": rate,
                     "data_wait": waited / seconds,
+                    "memory_gib": peak_memory(process.device),
+                    **utilisation(rate, task.flops_per_sample, config.monitor.peak_tflops, process.ranks),
                     "skipped_steps": finite.skipped,
                     "unreadable": len(unreadable.items),
                 }
@@ -185,6 +197,10 @@ def train(
             if signal:
                 process.say(f"Signal {signal}: saved after step {saved}; start the same command again to go on.")
                 return EXIT_STOPPED
+            if validation is not None and validation.due(step, last):
+                started = time.monotonic()
+                log.validated(step, validation.measure(step))
+                since += time.monotonic() - started
     process.say(f"Done: {step} steps; the model is {checkpoints.folder / Checkpoints.name(saved)}.")
     return 0
 

@@ -1,18 +1,21 @@
-"""What a run writes while it runs: one JSON object a line, and a progress bar or plain lines."""
+"""What a run writes while it runs: figures as JSON lines, for TensorBoard and the like, and on the terminal."""
 
+import resource
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from m2i2.config import MonitorConfig
 from m2i2.distributed import mean_over_ranks
+from m2i2.training.display import Display
 from m2i2.training.lines import StepLines
+from m2i2.training.trackers import Tracker, open_trackers
+from m2i2.training.validation import Measured
 
 
 class Averages:
@@ -40,51 +43,67 @@ class Averages:
 
 
 class RunLog:
-    """``log.jsonl`` of a run, and its progress on the terminal. On ranks other than 0 it does nothing."""
+    """``log.jsonl`` and ``validation.jsonl`` of a run, its trackers and its display. On ranks other than 0 it does nothing."""
 
-    def __init__(self, folder: Path, *, active: bool, total_steps: int, done_steps: int) -> None:
+    def __init__(
+        self, folder: Path, config: MonitorConfig, settings: dict[str, Any], *, active: bool, total_steps: int, done_steps: int
+    ) -> None:
         """The run has done ``done_steps`` of ``total_steps``; their lines stay."""
         self._active = active
         if not active:
             return
-        self._lines = StepLines(folder / "log.jsonl", done_steps)
-        self._console = Console(stderr=True)
-        self._live = self._console.is_terminal
-        self._started, self._first = time.monotonic(), done_steps
-        self._total = total_steps
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
-            console=self._console,
-            disable=not self._live,
-        )
-        self._task = self._bar.add_task("steps", total=total_steps, completed=done_steps, losses="")
+        self._log = StepLines(folder / "log.jsonl", done_steps)
+        self._validations = StepLines(folder / "validation.jsonl", done_steps - 1)  # that of this very step is made again
+        self._trackers: list[Tracker] = open_trackers(folder, config, settings, done_steps)
+        self._display = Display(folder.name, total_steps, done_steps)
 
     def __enter__(self) -> "RunLog":
         if self._active:
-            self._bar.start()
+            self._display.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._active:
-            self._bar.stop()
+            self._display.__exit__(kind, error, trace)
+            for tracker in self._trackers:
+                tracker.close()
 
     def write(self, row: Mapping[str, object]) -> None:
         """One line of the log; it holds ``step`` and whatever else was measured."""
         if not self._active:
             return
-        self._lines.add(row)
-        step = int(str(row["step"]))
-        losses = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k in _SHOWN)
-        self._bar.update(self._task, completed=step, losses=losses)
-        if not self._live:
-            seconds = (time.monotonic() - self._started) / max(1, step - self._first) * (self._total - step)
-            left = f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
-            print(f"step {step}/{self._total}  {losses}  {left}", file=sys.stderr, flush=True)
+        self._log.add(row)
+        self._display.step(row)
+        self._track("training", row)
+
+    def validated(self, step: int, measured: Measured) -> None:
+        """The outcome of a validation after ``step``."""
+        if not self._active:
+            return
+        row = {"step": step, **measured.values}
+        self._validations.add(row)
+        self._display.validated(row)
+        self._track("validation", row)
+        for tracker in self._trackers:
+            for name, path in measured.pictures.items():
+                tracker.picture("validation", step, name, path)
+
+    def _track(self, group: str, row: Mapping[str, object]) -> None:
+        values = {name: float(value) for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+        for tracker in self._trackers:
+            tracker.figures(group, int(str(row["step"])), values)
 
 
-_SHOWN = ("loss", "mim", "mlm", "itm", "itc", "lr", "samples_per_s")
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process has held so far, GiB: of the GPU, or of the machine where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / (1 << 30)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 30)
+
+
+def utilisation(samples_per_s: float, flops_per_sample: float, peak_tflops: float, ranks: int) -> dict[str, float]:
+    """``mfu``: the share of the devices' peak that the model's own arithmetic takes; nothing where either is unknown."""
+    if not flops_per_sample or not peak_tflops:
+        return {}
+    return {"mfu": samples_per_s * flops_per_sample / (peak_tflops * 1e12 * ranks)}

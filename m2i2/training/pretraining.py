@@ -37,13 +37,11 @@ class PretrainingTask(Task):
 
     def losses(self, engine: nn.Module, batch: CaptionBatch, step: int, micro: int) -> dict[str, Tensor]:
         """The four losses of a micro-batch, and their weighted sum as ``loss``."""
-        batch.image = normalise(batch.image)
-        if self.process.ranks > 1:
-            longest = int(max_over_ranks(torch.tensor([batch.input_ids.shape[1]], device=batch.item.device)))
-            batch = batch.padded(longest, self.pad_id)
+        batch = self.prepared(batch)
         with torch.autocast(self.process.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             targets: TeacherTargets = self.teacher.targets(batch, self.config.objectives.image_mask_ratio)
-        noise = self._negative_noise(len(batch), step, micro, batch.item.device)
+        key = (self.config.training.seed * 1_000_003 + step) * 4099 + micro
+        noise = negative_noise(key, len(batch), self.process, batch.item.device)
         losses = engine(batch, targets, self.queue, noise, self.distillation)
         self._to_push.append(
             (
@@ -53,22 +51,22 @@ class PretrainingTask(Task):
                 all_gather(batch.caption_id),
             )
         )
+        return self.weighted(losses)
+
+    def prepared(self, batch: CaptionBatch) -> CaptionBatch:
+        """The batch with normalised pixels and captions as long as those of every other rank. Collective."""
+        batch.image = normalise(batch.image)
+        if self.process.ranks > 1:
+            longest = int(max_over_ranks(torch.tensor([batch.input_ids.shape[1]], device=batch.item.device)))
+            batch = batch.padded(longest, self.pad_id)
+        return batch
+
+    def weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses that have a weight, and their weighted sum as ``loss``."""
         weights = {name: getattr(self.config.objectives, name) for name in ("mim", "mlm", "itm", "itc")}
         named = {name: losses[name] for name, weight in weights.items() if weight}
         total = sum((weights[name] * loss for name, loss in named.items()), losses["unused"])
         return {"loss": total, **named}
-
-    def _negative_noise(self, rows: int, step: int, micro: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Gumbel noise [b, b * ranks] of this rank's rows, twice (images for texts, texts for images).
-
-        It is drawn for the global batch from (seed, step, micro-batch), so that it is the same for any number of ranks.
-        """
-        generator = torch.Generator().manual_seed((self.config.training.seed * 1_000_003 + step) * 4099 + micro)
-        everyone = rows * self.process.ranks
-        uniform = torch.rand((2, everyone, everyone), generator=generator).clamp_(1e-20, 1 - 1e-7)
-        mine = uniform[:, self.process.rank * rows : (self.process.rank + 1) * rows]
-        gumbel = (-(-mine.log()).log()).to(device, non_blocking=True)
-        return gumbel[0], gumbel[1]
 
     def end_step(self) -> None:
         """Push the step's features onto the queue, in the order of the global batch; the teacher follows the student.
@@ -87,3 +85,16 @@ class PretrainingTask(Task):
     def readings(self) -> dict[str, float]:
         """The contrastive temperature and the share of soft targets."""
         return {"temperature": float(self.student.temp.detach()), "distillation": self.distillation}
+
+
+def negative_noise(key: int, rows: int, process: Process, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Gumbel noise [b, b * ranks] of this rank's ``rows``, twice (images for texts, texts for images).
+
+    It is drawn for the global batch from ``key``, so that it is the same for any number of ranks.
+    """
+    generator = torch.Generator().manual_seed(key)
+    everyone = rows * process.ranks
+    uniform = torch.rand((2, everyone, everyone), generator=generator).clamp_(1e-20, 1 - 1e-7)
+    mine = uniform[:, process.rank * rows : (process.rank + 1) * rows]
+    gumbel = (-(-mine.log()).log()).to(device, non_blocking=True)
+    return gumbel[0], gumbel[1]

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from m2i2.errors import M2I2Error
-from m2i2.memory import keep_freed_memory
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("M2I2_TIMEOUT_MINUTES", "15")))
 """How long a rank waits for the others before it takes them for lost."""
@@ -45,7 +44,6 @@ def join() -> Process:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    keep_freed_memory()
     _quieten()
     alone = "RANK" not in os.environ
     if alone:
@@ -78,7 +76,7 @@ def join() -> Process:
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise M2I2Error(
                 f"The processes could not meet at {address} ({str(e).splitlines()[0]}). If another run uses that port, name "
-                f"another: deepspeed --master_port 29501 ..."
+                f"another: deepspeed --master_port 29501 ..., under SLURM --setup 'export MASTER_PORT=29501'."
             ) from e
     return Process(dist.get_rank(), dist.get_world_size(), device)
 

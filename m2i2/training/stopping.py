@@ -8,11 +8,10 @@ import torch
 import torch.distributed as dist
 
 from m2i2.training.processes import TIMEOUT
+from m2i2.training.signals import SIGNALS, early_signal
 
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopFlag:
@@ -26,6 +25,7 @@ class StopFlag:
         self.signal = 0
         self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._before: dict[int, object] = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        self.signal = self.signal or early_signal()
 
     def __enter__(self) -> "StopFlag":
         return self

@@ -58,6 +58,7 @@ def test_every_question_is_asked_and_scored(folder: Path, mode: str) -> None:
 
 def test_finetuning_goes_on_and_evaluation_asks_from_a_url(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "fine", tmp_path / "fine")
+    (tmp_path / "pre").symlink_to(folder / "pre")
     answers = []
     with ShardServer(folder / "vqa") as server:
         words = ["--config", tmp_path / "fine" / "settings.json", "--output", "fine", "training.max_steps=7"]

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -157,9 +157,9 @@ def assert_gone(processes: set[psutil.Process], seconds: float = 20) -> None:
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], alive
 
 
-def shared_memory() -> set[str]:
-    """The files of /dev/shm."""
-    return {path.name for path in Path("/dev/shm").iterdir()}
+def shared_memory(processes: Iterable[psutil.Process]) -> list[str]:
+    """The files in /dev/shm that torch has made in these processes and that still have a name."""
+    return [path.name for p in processes for path in Path("/dev/shm").glob(f"torch_{p.pid}_*")]
 
 
 def copy_of(run: Path, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         file = self.path.removeprefix("/data/")
         fault = self.shards.fault_of(file)
+        if fault == "slow":
+            time.sleep(0.5)
         if fault.isdigit():
             return self.send_error(int(fault))
         try:
@@ -102,9 +105,10 @@ def s3_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     try:
         store = boto3.client("s3")
-        store.create_bucket(Bucket="bucket")
+        bucket = f"bucket-{port}"  # moto's servers in one process share their buckets
+        store.create_bucket(Bucket=bucket)
         for path in root.iterdir():
-            store.upload_file(str(path), "bucket", f"a/folder/{path.name}")
-        yield "s3://bucket/a/folder"
+            store.upload_file(str(path), bucket, f"a/folder/{path.name}")
+        yield f"s3://{bucket}/a/folder"
     finally:
         server.stop()

@@ -36,10 +36,10 @@ class Sample:
     files: int
     """Open files of the ranks."""
     shared: int
-    """Files in /dev/shm beyond those from before the run."""
+    """The run's files in /dev/shm that have a name."""
 
 
-def sample(run: Watched, before: set[str]) -> Sample | None:
+def sample(run: Watched) -> Sample | None:
     """A sample of the run now; None where a process has just come or gone."""
     step = steps_logged(run.run)
     try:
@@ -51,7 +51,7 @@ def sample(run: Watched, before: set[str]) -> Sample | None:
             sum(worker.memory_full_info().pss for worker in workers) / MEGABYTE,
             len(run.tree()),
             sum(rank.num_fds() for rank in ranks),
-            len(shared_memory() - before),
+            len(shared_memory(run.seen)),
         )
     except psutil.Error:
         return None
@@ -62,12 +62,11 @@ def soak(steps: int, folder: Path, every: int, settings: Sequence[str]) -> tuple
     words = ["--output", str(folder / "captions"), "--count", "640", "--side", "64", "--workers", "1"]
     assert make_shards(["captions", "phantoms", *words]) == 0
     more = [f"training.max_steps={steps}", "training.epochs=1000", "training.save_every=100", "data.workers=2"]
-    before = shared_memory()
     run = Watched([*torchrun(2), "--shards", folder / "captions", *settings, *more], folder)
     samples: list[Sample] = []
     while run.process.poll() is None:
         time.sleep(0.2)
-        if steps_logged(run.run) >= (samples[-1].step + every if samples else every) and (now := sample(run, before)):
+        if steps_logged(run.run) >= (samples[-1].step + every if samples else every) and (now := sample(run)):
             samples.append(now)
     assert run.wait() == 0, run.output[-3000:]
     return samples, run

@@ -179,6 +179,21 @@ def test_processes_share_what_one_of_them_fetched(
     assert shards == dict.fromkeys(shards, 1) and len(shards) == SHARDS + 1
 
 
+def test_who_waits_for_a_file_that_another_goes_on_using_does_not_wait_for_ever(server: ShardServer, cache: CacheConfig) -> None:
+    server.faults["train.items.npy"] = ["slow"]  # both ask for the table while it is coming, and keep it
+    opened: list[ShardSplit] = []
+    openers = [
+        threading.Thread(target=lambda: opened.append(ShardSplit.open(server.url, "train", "captions", cache)), daemon=True)
+        for _ in range(2)
+    ]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(30)
+    assert len(opened) == 2
+    assert server.requests["train.items.npy"] == 1
+
+
 def test_what_comes_next_is_fetched_ahead(folder: Path, tokenizer: Tokenizer, server: ShardServer, cache: CacheConfig) -> None:
     remote = loader(server.url, tokenizer, cache)
     batches = iter(remote)
@@ -189,9 +204,8 @@ def test_what_comes_next_is_fetched_ahead(folder: Path, tokenizer: Tokenizer, se
     while sum(server.requests[file] for file in due) < SHARDS:
         assert time.monotonic() < end
         time.sleep(0.01)
-    came = [file for file in server.requests if file.endswith(".tar")]
-    assert set(came[:2]) == set(due[:2])
-    assert came[2:] == due[2:]
+    # the two shards of the first window are fetched by whoever comes first, the reader or its thread
+    assert [file for file in server.requests if file in due[2:]] == due[2:]
 
 
 @pytest.mark.parametrize("change", ["a flipped byte", "a missing end", "zeros"])
@@ -259,8 +273,8 @@ def test_missing_objects_of_s3(folder: Path, cache: CacheConfig, monkeypatch: py
         split = ShardSplit.open(url, "train", "captions", cache)
         with pytest.raises(M2I2Error, match=f"{url}/{FIRST} cannot be fetched: it is not there"):
             split.read(0)
-        with pytest.raises(M2I2Error, match=r"s3://bucket/elsewhere/index\.json cannot be fetched: it is not there"):
-            ShardSplit.open("s3://bucket/elsewhere", "train", "captions", cache)
+        with pytest.raises(M2I2Error, match=r"/elsewhere/index\.json cannot be fetched: it is not there"):
+            ShardSplit.open(url.replace("a/folder", "elsewhere"), "train", "captions", cache)
         with pytest.raises(M2I2Error, match=r"s3://nowhere/a/index\.json cannot be fetched"):
             ShardSplit.open("s3://nowhere/a", "train", "captions", cache)
 

@@ -9,16 +9,15 @@ STEPS = 160
 
 
 def test_nothing_grows(tmp_path: Path) -> None:
-    before = shared_memory()
-    samples, run = soak(STEPS, tmp_path, every=10, settings=SETTINGS)
+    samples, run = soak(STEPS, tmp_path, every=10, settings=[*SETTINGS, "vision.image_size=64", "training.batch=64"])
     late = [row for row in samples if row.step >= STEPS // 3 and row.processes > 3]  # at the end the loader processes go
     first, last = late[0], late[-1]
     assert last.step - first.step >= 50, [row.step for row in samples]
-    # a rank's half of a batch is 0.2 MB: one batch kept a step would be 0.4 MB a step of both
-    assert (last.ranks - first.ranks) / (last.step - first.step) < 0.15, samples
-    assert (last.workers - first.workers) / (last.step - first.step) < 0.15, samples
+    # the images of a batch are 0.8 MB: so much would a batch kept in every step add to the ranks or to the loader processes
+    for growth in (last.ranks - first.ranks, last.workers - first.workers):
+        assert growth / (last.step - first.step) < 0.4, samples
     assert {row.processes for row in late} == {1 + 2 + 4}
     assert last.files <= first.files + 4, "besides batches on their way"
-    assert max(row.shared for row in late) == 0, "shared memory has no names that could be left behind"
+    assert max(row.shared for row in late) <= 4, "each loader process gives a file a name for a moment"
     assert_gone(run.seen)
-    assert shared_memory() <= before
+    assert not shared_memory(run.seen)

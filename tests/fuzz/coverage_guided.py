@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing with atheris: ``python -m tests.fuzz.coverage_guided --runs 10000`` tries as many inputs a reader.
 
-Needs ``pip install 'm2i2[fuzz]'`` (Linux). Mutations that reach new lines of our code, of tarfile, of pickletools, of
+Needs the extra ``fuzz`` (Linux). Mutations that reach new lines of our code, of tarfile, of pickletools, of
 Pillow's or of PyTorch's readers are kept and mutated further. A finding is written to the folder of --findings.
 """
 

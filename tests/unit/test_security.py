@@ -206,6 +206,12 @@ def test_tars_hold_plain_files_and_nothing_else(
     assert fault in capsys.readouterr().err
 
 
+def test_a_table_of_another_type_is_a_fault(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(shards / "train.items.npy", np.zeros(3, dtype="<u4"))
+    assert main(["verify", str(shards)]) == 2
+    assert "rows of uint32, the index says 3 items" in capsys.readouterr().err
+
+
 def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     value = json.loads(path.read_text())
     edit(value)
@@ -330,6 +336,18 @@ def test_numbers_and_nesting_of_any_size(tmp_path: Path, number: str) -> None:
     (tmp_path / "p.json").write_text(f'[{{"image": "x", "caption": "c", "split": {number}}}]')
     with pytest.raises(M2I2Error, match="is not valid JSON"):
         list(open_source("captions", "json", tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize(
+    ("caption", "message"),
+    [('"' + "x" * 200_000 + '"', "field larger than field limit"), ("x" * (5 << 20), "a line of more than 4194304 characters")],
+    ids=["field", "line"],
+)
+def test_fields_and_lines_of_tables(tmp_path: Path, caption: str, message: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train_captions.csv").write_text(f"ID,Caption\na,{caption}\n")
+    with pytest.raises(M2I2Error, match=message):
+        list(open_source("captions", "rocov2", tmp_path))
 
 
 @pytest.mark.parametrize(

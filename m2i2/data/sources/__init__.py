@@ -39,7 +39,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
     ),
     ("captions", "json"): Entry(
         "captions",
-        "M2I2/ALBEF JSON or JSONL: objects of image (a path) and caption (a text or a list of texts)",
+        "your own, or M2I2/ALBEF's: JSON, JSONL, CSV or TSV of image (a path; DICOM too) and caption (a text or a list)",
         "make_shards.py captions json data/pairs.json --image-root data/images --output shards/pairs",
         "m2i2.data.sources.caption_json:CaptionJson",
         ("image_root", "split"),
@@ -50,6 +50,13 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "make_shards.py captions vqa-text shards/vqa_rad --keep-bytes --output shards/vqa_rad_text",
         "m2i2.data.sources.vqa_text:VqaText",
         ("protocol", "selection"),
+    ),
+    ("captions", "parquet"): Entry(
+        "captions",
+        "the hub's parquet files with images inside (e.g. eltorio/ROCOv2-radiology): columns image and caption or text",
+        "make_shards.py captions parquet data/ROCOv2-radiology --output shards/rocov2",
+        "m2i2.data.sources.parquet:ParquetCaptions",
+        ("columns", "image_root"),
     ),
     ("captions", "phantoms"): Entry(
         "captions",
@@ -77,6 +84,20 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "PathVQA: qas/{train,val,test}_vqa.pkl (or .json) and images/{train,val,test}",
         "make_shards.py vqa pathvqa data/pathvqa --output shards/pathvqa",
         "m2i2.data.sources.pathvqa:PathVqa",
+    ),
+    ("vqa", "json"): Entry(
+        "vqa",
+        "your own: JSON, JSONL, CSV or TSV of image (a path; DICOM too), question, answer and, optionally, answer_type, id, split",
+        "make_shards.py vqa json data/questions.csv --image-root data/images --output shards/questions",
+        "m2i2.data.sources.question_json:QuestionJson",
+        ("image_root", "split"),
+    ),
+    ("vqa", "parquet"): Entry(
+        "vqa",
+        "the hub's parquet files with images inside (e.g. flaviagiammarino/vqa-rad): columns image, question and answer",
+        "make_shards.py vqa parquet data/path-vqa --output shards/pathvqa",
+        "m2i2.data.sources.parquet:ParquetQuestions",
+        ("columns", "image_root"),
     ),
     ("vqa", "phantoms"): Entry(
         "vqa",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from m2i2.data.records import ImageRecord, Question
-from m2i2.data.sources.reading import key_of
+from m2i2.data.sources.reading import key_of_path
 from m2i2.errors import M2I2Error
 
 
@@ -19,7 +19,7 @@ def by_image(split: str, rows: Iterable[tuple[str, Path, Question]]) -> Iterator
         images.setdefault(name, (path, []))[1].append(question)
     for name, (path, questions) in images.items():
         yield ImageRecord(
-            key=key_of(name.replace("/", "_")),
+            key=key_of_path(name),
             split=split,
             image=path,
             questions=tuple(questions),

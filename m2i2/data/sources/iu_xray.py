@@ -20,6 +20,7 @@ class IUXray:
         if projections not in ("frontal", "lateral", "all"):
             raise M2I2Error(f"--projections {projections!r} is none of frontal, lateral, all.")
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._path, self._projections = path, projections
         folders = sorted(f for f in path.glob("images*") if f.is_dir())
         if len(folders) != 1:

@@ -20,6 +20,7 @@ class PathVqa:
 
     def __init__(self, path: Path) -> None:
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._path = path
 
     def __iter__(self) -> Iterator[ImageRecord]:

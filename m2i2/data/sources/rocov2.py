@@ -21,6 +21,7 @@ class RocoV2:
     def __init__(self, path: Path) -> None:
         """M2I2Error unless ``path`` holds a table and a folder of images for at least one split."""
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._splits = []
         for theirs, ours in _SPLITS.items():
             tables = sorted({table for pattern in _TABLES for table in path.glob(pattern.format(split=theirs))})

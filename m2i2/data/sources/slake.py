@@ -31,6 +31,7 @@ class Slake:
         if language not in ("en", "zh", "all"):
             raise M2I2Error(f"--language {language!r} is none of en, zh, all.")
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._path, self._language = path, language
 
     def __iter__(self) -> Iterator[ImageRecord]:

@@ -29,6 +29,7 @@ class VqaRad:
     def __init__(self, path: Path, image_root: Path | None = None) -> None:
         """Images lie in ``image_root``, by default in the folder that the publication has them in, or in ``images``."""
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._path = path
         self._public = (path / _PUBLIC).is_file()
         if not self._public and not all((path / f"{s}set.json").is_file() for s in ("train", "test")):

@@ -28,6 +28,7 @@ class VqaText:
         if protocol not in ("paper", "clean"):
             raise M2I2Error(f"--protocol {protocol!r} is none of paper, clean.")
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._path, self._protocol, self._selection, self._words = path, protocol, selection, words
 
     def __iter__(self) -> Iterator[ImageRecord]:

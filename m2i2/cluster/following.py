@@ -1,0 +1,232 @@
+"""Following jobs from the outside: rank 0's log as it grows, and how the job ended, in SLURM's words and the ranks' own."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from submitit.core.utils import pickle_load
+
+from m2i2.cluster.control import JobState, Unreachable, accounting, job_state
+from m2i2.cluster.jobs import LostRank
+from m2i2.cluster.submission import Submitted
+from m2i2.commands.guard import EXIT_FAULT, EXIT_USER_ERROR
+
+EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
+"""Of --follow, by the job's last state. FAILED: 2 or 1 by a rank's error, the job's own without one; others: 1."""
+
+NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "DependencyNeverSatisfied")
+"""Reasons for waiting that do not pass by themselves."""
+
+_PASSING = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
+"""States through which a job may go on its way back to the queue, and how long that takes at most (seconds)."""
+_PASSES_WITHIN = 30.0
+
+_PATIENCE = 600.0
+"""Seconds that an unreachable controller is waited for."""
+_OUT_OF_MEMORY = "was killed because it used more memory than it had asked for: ask for more --memory."
+_MEMORY = re.compile(r"slurmstepd.*(exceeded (step|job)?\s?memory limit|oom.kill)", re.IGNORECASE)
+"""What SLURM writes into the log where it ends a job for its memory but calls it FAILED."""
+_USER_ERROR = re.compile(r"^m2i2\.errors\.M2I2Error: (.*)", re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class _Log:
+    """A file that grows, and may not be there yet."""
+
+    path: Path
+    position: int = 0
+
+    def news(self) -> str:
+        """What was added since the last call."""
+        try:
+            with self.path.open("rb") as f:
+                f.seek(self.position)
+                data = f.read()
+        except FileNotFoundError:
+            return ""
+        self.position += len(data)
+        return data.decode(errors="replace")
+
+
+@dataclass
+class _Watch:
+    """The state of one member, asked for again and again."""
+
+    submitted: Submitted
+    member: int
+    state: JobState = field(default_factory=lambda: JobState("SUBMITTED"))
+    _silent_since: float = 0.0
+    _state_since: float = 0.0
+
+    @property
+    def job_id(self) -> str:
+        return self.submitted.job_ids[self.member]
+
+    def look(self) -> str:
+        """Ask SLURM; returns a line where something changed."""
+        try:
+            found = job_state(self.job_id)
+        except Unreachable as e:
+            return self._no_answer(str(e))
+        self._silent_since = 0.0
+        before, self.state = self.state, found or _forgotten(self.submitted, self.member)
+        if (before.name, before.reason, before.restarts) == (self.state.name, self.state.reason, self.state.restarts):
+            return ""
+        self._state_since = time.monotonic()
+        return self._describe()
+
+    def _no_answer(self, why: str) -> str:
+        now = time.monotonic()
+        if not self._silent_since:
+            self._silent_since = now
+            return f"SLURM's controller does not answer ({why}); asking again for {_PATIENCE / 60:.0f} minutes."
+        if now - self._silent_since > _PATIENCE:
+            self.state = JobState("UNREACHABLE", why)
+        return ""
+
+    def _describe(self) -> str:
+        state = self.state
+        why = f" ({state.reason})" if state.reason and not state.ended else ""
+        again = f", start {state.restarts + 1}" if state.restarts else ""
+        hint = ""
+        if state.name == "PENDING" and state.reason in NEVER:
+            hint = f": this does not pass by itself; scancel {self.job_id}, and submit again with another request"
+        elif state.name == "PENDING" and "held" in state.reason.lower():
+            hint = f": scontrol release {self.job_id} lets it go on"
+        return f"job {self.job_id}: {state.name}{why}{again}{hint}"
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to wait for."""
+        if self.state.name in _PASSING:
+            return time.monotonic() - self._state_since > _PASSES_WITHIN
+        return self.state.ended or self.state.name in ("GONE", "UNREACHABLE")
+
+
+def follow(submitted: Submitted) -> int:
+    """Print what happens to the jobs until all are over, and why each ended; returns the exit code of the first that failed.
+
+    Of a single job, rank 0's log too. Ctrl-C ends the following, not the jobs.
+    """
+    watches = [_Watch(submitted, member) for member in range(len(submitted.job_ids))]
+    log = _Log(submitted.log()) if len(watches) == 1 else None
+    try:
+        for line in _until_over(watches, log):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print(f"\nNo longer following; job {submitted.job_id} goes on. scancel {submitted.job_id} ends it.", file=sys.stderr)
+        return 130
+    codes = []
+    for watch in watches:
+        text, code = verdict(watch)
+        print(text, file=sys.stderr if code else sys.stdout, flush=True)
+        codes.append(code)
+    return next((code for code in codes if code), 0)
+
+
+def _until_over(watches: list[_Watch], log: _Log | None) -> Iterator[str]:
+    started = asked = time.monotonic()
+    asked -= 60
+    while True:
+        # the controller of a busy cluster is not to be asked every second for days, nor for each of many jobs
+        pause = min(10.0, 1 + (time.monotonic() - started) / 60) * max(1.0, len(watches) / 8)
+        if time.monotonic() - asked >= pause:
+            for watch in watches:
+                if not watch.over and (line := watch.look()):
+                    yield f"-- {line}"
+            asked = time.monotonic()
+        over = all(watch.over for watch in watches)
+        if over:
+            time.sleep(0.5)  # what the ranks wrote last
+        if log and (news := log.news()):
+            yield news.rstrip("\n")
+        if over:
+            return
+        time.sleep(0.25)
+
+
+def _forgotten(submitted: Submitted, member: int) -> JobState:
+    """The end of a job that SLURM does not know (any more), from what its ranks left behind."""
+    outcomes = [_outcome(submitted.result(member, rank)) for rank in range(submitted.ranks)]
+    if all(kind == "success" for kind, _ in outcomes):
+        return JobState("COMPLETED", "by its ranks' results")
+    if any(kind == "error" for kind, _ in outcomes):
+        return JobState("FAILED", "by its ranks' results", EXIT_FAULT)
+    return JobState("GONE")
+
+
+def _outcome(path: Path) -> tuple[str, str]:
+    """("success", "") or ("error", traceback) as submitit stored it, ("", "") where there is nothing."""
+    try:
+        kind, value = pickle_load(path)
+    except (OSError, EOFError):
+        return "", ""
+    return str(kind), str(value) if kind == "error" else ""
+
+
+def verdict(watch: _Watch) -> tuple[str, int]:
+    """How a job ended: a paragraph, and the exit code that stands for it."""
+    state, job, submitted = watch.state, watch.job_id, watch.submitted
+    what = f"Job {job} ({submitted.tasks[watch.member].name})"
+    resume = f"sh {submitted.folder / ('resume.sh' if len(submitted.job_ids) == 1 else f'resume-{watch.member}.sh')}"
+    logs = f"Logs: {submitted.log(watch.member).with_name(f'{job}_*_log.out')}."
+    if state.name == "COMPLETED":
+        return f"{what} is done.", 0
+    if state.name == "FAILED":
+        return _failure(watch, what, f"{logs} Resume by hand: {resume}")
+    code = EXIT_CODES.get(state.name, EXIT_FAULT)
+    end = {
+        "CANCELLED": "was cancelled (scancel, or a job that it depended on failed).",
+        "TIMEOUT": f"was ended at its time limit ({state.time_limit}) before it could save and requeue itself: ask for more "
+        f"--time, or for more --signal-delay if a step and a save take that long.",
+        "OUT_OF_MEMORY": _OUT_OF_MEMORY,
+        "NODE_FAIL": "lost a node and was not requeued.",
+        "PREEMPTED": "was preempted and not requeued.",
+        "UNREACHABLE": f"may still run: SLURM's controller has not answered ({state.reason}).",
+        "GONE": "is unknown to SLURM"
+        + ("" if accounting() else ", which keeps no accounts of ended jobs here (sacct does not answer),")
+        + " and has left no result: it vanished.",
+    }.get(state.name, f"ended as {state.name}.")
+    return f"{what} {end} {logs} Resume by hand: {resume}", code
+
+
+def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
+    """A FAILED job: the error of the first rank that has one of its own, else what can be said."""
+    submitted, state = watch.submitted, watch.state
+    errors = {rank: _outcome(submitted.result(watch.member, rank))[1] for rank in range(submitted.ranks)}
+    own = {rank: text for rank, text in errors.items() if text and f"{LostRank.__module__}.{LostRank.__name__}: " not in text}
+    if not own and _MEMORY.search(_tail(submitted.log(watch.member))):
+        return f"{what} {_OUT_OF_MEMORY} {remedy}", EXIT_CODES["OUT_OF_MEMORY"]
+    if not own:
+        silent = [rank for rank, text in errors.items() if not text]
+        by = f" by signal {state.signal}" if state.signal else ""
+        tails = "".join(f"\n-- the end of rank {r}'s log:\n{_tail(submitted.log(watch.member, r))}" for r in silent[:4])
+        ranks = f"rank(s) {', '.join(map(str, silent))}" if silent else "a rank"
+        return (
+            f"{what} failed{by}, exit code {state.exit_code}: {ranks} ended without a word.{tails}\n{remedy}",
+            state.exit_code or 1,
+        )
+    rank, text = next(iter(own.items()))
+    if found := _USER_ERROR.search(text):
+        return f"error (rank {rank}): {found[1].strip()}\n{what} failed. {remedy}", EXIT_USER_ERROR
+    return f"{what} failed on rank {rank}:\n{text.strip()}\n{remedy}", EXIT_FAULT
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return f"(there is no {path})"
+
+
+def states(submitted: Submitted) -> list[JobState]:
+    """The present state of every job of a folder."""
+    found = []
+    for member in range(len(submitted.job_ids)):
+        watch = _Watch(submitted, member)
+        watch.look()
+        found.append(replace(watch.state))
+    return found

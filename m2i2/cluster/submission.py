@@ -1,0 +1,229 @@
+"""Submitting: a job folder with everything to know about it, and sbatch through submitit."""
+
+import importlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
+
+from m2i2.cluster.jobs import RankJob
+from m2i2.cluster.options import ClusterOptions, minutes, write_cluster_file
+from m2i2.errors import M2I2Error
+from m2i2.files import read_object, write_text
+from m2i2.options import to_dict
+from m2i2.training.provenance import provenance
+
+RECORD = "job.json"
+# A signal that comes before Python can handle it is ignored: until then there is nothing to save.
+_PYTHON = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
+
+
+class _SlurmExecutor(submitit.SlurmExecutor):
+    """submitit's executor, that can also write a script where there is no SLURM."""
+
+    @classmethod
+    def name(cls) -> str:
+        return "slurm"
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, jobs: int) -> str:
+        """The sbatch script of one job, or of an array of them."""
+        if jobs > 1:
+            self.parameters["map_count"] = jobs
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One launcher's run among the jobs of a folder."""
+
+    name: str
+    stage: str
+    words: tuple[str, ...]
+    """The launcher's own options."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Jobs of a folder: one, or the members of an array."""
+
+    folder: Path
+    """Logs, pickles and the record lie there."""
+    name: str
+    tasks: tuple[Task, ...]
+    job_ids: tuple[str, ...]
+    """One a task; those of an array are ARRAY_0, ARRAY_1 ..."""
+    ranks: int
+
+    @property
+    def job_id(self) -> str:
+        """The number that squeue, scancel and --dependency take for all of them."""
+        return self.job_ids[0].split("_")[0]
+
+    def log(self, member: int = 0, rank: int = 0) -> Path:
+        """What a rank printed, both streams."""
+        return Path(JobPaths(self.folder, self.job_ids[member], rank).stdout)
+
+    def result(self, member: int, rank: int) -> Path:
+        """Where submitit stores what a rank returned or raised."""
+        return Path(JobPaths(self.folder, self.job_ids[member], rank).result_pickle)
+
+
+def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _SlurmExecutor:
+    executor = _SlurmExecutor(folder, max_num_timeout=options.time_limits, python=_PYTHON)
+    more: dict[str, Any] = {"requeue": True}
+    for line in options.sbatch:
+        key, separator, value = line.removeprefix("#SBATCH").strip().removeprefix("--").partition("=")
+        more[key.replace("-", "_")] = value if separator else True
+    if after:
+        more.update({"dependency": after, "kill_on_invalid_dep": "yes"})
+    # srun no longer takes it from sbatch (SLURM 22.05)
+    cpus = [f"--cpus-per-task={options.cpus}"] if options.cpus else []
+    asked: dict[str, Any] = {
+        "job_name": name,
+        "nodes": options.nodes,
+        "ntasks_per_node": options.ranks_per_node,
+        "gpus_per_node": options.gpus,
+        "cpus_per_task": options.cpus,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "exclusive": options.exclusive,
+        "mail_user": options.mail,
+        "mail_type": "END,FAIL" if options.mail else "",
+        "setup": list(options.setup),
+    }
+    executor.update_parameters(
+        **{key: value for key, value in asked.items() if value},
+        time=minutes(options.time),
+        signal_delay_s=options.signal_delay,
+        stderr_to_stdout=True,
+        # a rank that fails ends the others, which may wait for it in a collective
+        srun_args=["--kill-on-bad-exit=1", *cpus],
+        wckey=None,  # submitit's own is refused where such keys are enforced
+        additional_parameters=more,
+    )
+    if options.memory:
+        executor.update_parameters(mem=f"{round(options.memory * 1024)}M")
+    if options.throttle:
+        executor.update_parameters(array_parallelism=options.throttle)
+    return executor
+
+
+def request(tasks: Sequence[Task], options: ClusterOptions) -> ClusterOptions:
+    """What is asked of the cluster for these tasks, which are of one stage."""
+    return options.alone() if tasks[0].stage == "evaluate" else options
+
+
+def sbatch_script(folder: Path, name: str, tasks: Sequence[Task], options: ClusterOptions, after: str = "") -> str:
+    """The script that `submit` would hand to sbatch."""
+    return _executor(folder, name, request(tasks, options), after).script(len(tasks))
+
+
+def new_job_folder(parent: Path, name: str) -> Path:
+    """A folder of its own for every submission: job numbers alone may repeat. ``name`` may hold what a file name may."""
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1000):
+        folder = parent / (f"{stem}-{number}" if number else stem)
+        try:
+            folder.mkdir(parents=True)
+            return folder.resolve()
+        except FileExistsError:
+            continue
+        except OSError as e:
+            raise M2I2Error(f"Cannot make the job folder {folder}: {e.strerror}. Name another place with --jobs.") from e
+    raise M2I2Error(f"There are a thousand job folders {stem} in {parent}.")
+
+
+def checked(task: Task, options: ClusterOptions) -> dict[str, Any]:
+    """The resolved settings of a task. What its launcher would refuse is refused now, not after the wait in the queue."""
+    module = importlib.import_module(f"m2i2.commands.{task.stage}")
+    if task.stage == "evaluate":
+        return {name: str(value) for name, value in vars(module.parse(task.words)).items()}
+    settings, _ = module.parse(task.words)
+    from m2i2.data.sampling import Share
+
+    training = settings.training
+    Share(training.batch, training.accumulation, 0, options.ranks)
+    return to_dict(settings)
+
+
+def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions, after: str = "") -> Submitted:
+    """Submit ``tasks`` as one job, or as an array where they are several; M2I2Error with sbatch's reason where it refuses.
+
+    ``jobs``: where its job folder is made, on a file system that the nodes share. ``after``: a SLURM dependency, such as
+    afterok:12. Every job starts in the present working folder. Evaluations take one rank whatever ``options`` say.
+    """
+    options = request(tasks, options)
+    settings = [checked(task, options) for task in tasks]
+    if not shutil.which("sbatch"):
+        raise M2I2Error("There is no sbatch on this machine; submit from a login node of the cluster, or use --dry-run.")
+    here = str(Path.cwd())
+    folder = new_job_folder(jobs, name)
+    executor = _executor(folder, name, options, after)
+    try:
+        with executor.batch():
+            handles = [executor.submit(RankJob(task.stage, task.words, here, options.gpus)) for task in tasks]
+    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as e:
+        shutil.rmtree(folder)
+        output = getattr(e, "stderr", None) or getattr(e, "output", None) or str(e)
+        raise M2I2Error(f"sbatch refused the job: {_reason(output)} The request is {_asked(options)}.") from e
+    submitted = Submitted(folder, name, tuple(tasks), tuple(handle.job_id for handle in handles), options.ranks)
+    write_cluster_file(options, folder / "cluster.yaml")
+    record = {
+        **asdict(submitted),
+        "folder": str(folder),
+        "working_folder": here,
+        "after": after,
+        "settings": settings,
+        **provenance(),
+    }
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    for member, task in enumerate(tasks):
+        script = folder / (f"resume-{member}.sh" if len(tasks) > 1 else "resume.sh")
+        write_text(script, f"#!/bin/sh\n{resume_command(task, folder)}\n")
+        script.chmod(0o755)
+    return submitted
+
+
+def resume_command(task: Task, folder: Path) -> str:
+    """The command that submits a task again; the run goes on from its newest checkpoint."""
+    words = [sys.executable, "-m", "m2i2.commands.slurm", task.stage, "--cluster", str(folder / "cluster.yaml")]
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([*words, '--name', task.name, '--', *task.words])}"
+
+
+def read_record(folder: Path) -> Submitted:
+    """What was submitted into a job folder."""
+    path = folder / RECORD
+    record = read_object(path, "record of a job", " Name a job folder, as printed when the job was submitted.")
+    try:
+        tasks = tuple(Task(row["name"], row["stage"], tuple(row["words"])) for row in record["tasks"])
+        return Submitted(folder.resolve(), record["name"], tasks, tuple(record["job_ids"]), int(record["ranks"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise M2I2Error(f"{path} is no record of a job ({type(e).__name__}: {e}).") from e
+
+
+def _reason(output: str) -> str:
+    """sbatch's own words, out of what submitit makes of them."""
+    lines = [line.split("error:", 1)[-1].strip() for line in output.splitlines() if "sbatch:" in line and "error:" in line]
+    return " ".join(line.rstrip(".") + "." for line in lines) or " ".join(output.split())
+
+
+def _asked(options: ClusterOptions) -> str:
+    what = f"{options.nodes} node(s) with {options.ranks_per_node} rank(s), {options.gpus} GPU(s)"
+    what += f", {options.ranks_per_node * (options.cpus or 1)} CPU(s)"
+    what += f" and {options.memory:g} GB" if options.memory else ""
+    return f"{what} each, for {options.time}" + (f", in the partition {options.partition}" if options.partition else "")

@@ -1,0 +1,111 @@
+"""``tools/benchmark.py``: how fast every stage runs on this machine, beside what the machine can do."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from m2i2.commands.guard import guarded
+from m2i2.config import PRESETS, preset
+from m2i2.options import override
+
+DESCRIPTION = """Measure a stage: warm-up rounds, then the median of several, beside the machine's ceiling in the same run.
+
+MFU is the useful work (multiplications and additions that the mathematics needs, m2i2/performance/flops.py) a second, over
+the best rate of F.linear in the same precision and with the same threads."""
+
+EXAMPLES = """examples:
+  python tools/benchmark.py pretrain --preset paper --batch 8
+  python tools/benchmark.py pretrain --preset paper --batch 8 training.precision=float32
+  deepspeed --num_gpus 2 tools/benchmark.py pretrain --preset paper --batch 8
+  python tools/benchmark.py finetune --preset paper --batch 8 --json | tail -1
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(prog="benchmark.py", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    commands = top.add_subparsers(dest="command", required=True, metavar="STAGE")
+
+    def stage(name: str, about: str) -> Callable[..., argparse.Action]:
+        one = commands.add_parser(name, help=about, description=about, formatter_class=raw)
+        one.add_argument("--json", action="store_true", help="end with one line that is one JSON object")
+        return one.add_argument
+
+    for name, about in (("pretrain", "a pretraining step under DeepSpeed"), ("finetune", "a VQA finetuning step under DeepSpeed")):
+        add = stage(name, about)
+        add("settings", nargs="*", metavar="section.key=value", help="settings to change")
+        add("--preset", choices=list(PRESETS), default="paper", help="model and objectives (%(default)s)")
+        add("--batch", type=int, default=8, help="global batch (%(default)s)")
+        add("--steps", type=int, default=5, help="measured steps (%(default)s)")
+        add("--threads", type=int, help="threads of each rank (default: the cores shared out)")
+        add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
+        if name == "pretrain":
+            add("--tokens", type=int, default=25, help="length of the captions (%(default)s)")
+        else:
+            add("--question", type=int, default=16, help="length of the questions, tokens (%(default)s)")
+            add("--answer", type=int, default=8, help="length of the answers, tokens (%(default)s)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    return guarded(lambda: _measure(arguments))
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    stages: dict[str, Callable[[argparse.Namespace], dict[str, Any] | None]] = {"pretrain": _train, "finetune": _train}
+    found = stages[arguments.command](arguments)
+    if found is not None:
+        width = max(map(len, found))
+        for name, value in found.items():
+            print(f"{name:<{width}}  {_text(value)}")
+        if arguments.json:
+            print(json.dumps({"stage": arguments.command, **found}))
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(_text(one) for one in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """A training step; None on ranks other than the first."""
+    if arguments.threads:
+        os.environ["M2I2_THREADS"] = str(arguments.threads)
+
+    from m2i2.commands.running import deepspeed_settings
+    from m2i2.performance.training import time_finetuning, time_pretraining
+    from m2i2.training.processes import join, leave
+
+    pretraining, finetuning = preset(arguments.preset)
+    deepspeed_config, _ = deepspeed_settings(arguments.deepspeed_config)
+    process = join()
+    if arguments.command == "pretrain":
+        found = time_pretraining(
+            override(pretraining, arguments.settings),
+            deepspeed_config,
+            process,
+            batch=arguments.batch,
+            tokens=arguments.tokens,
+            steps=arguments.steps,
+        )
+    else:
+        found = time_finetuning(
+            override(finetuning, arguments.settings),
+            deepspeed_config,
+            process,
+            batch=arguments.batch,
+            question=arguments.question,
+            answer=arguments.answer,
+            steps=arguments.steps,
+        )
+    leave()
+    return found if process.first else None

@@ -1,0 +1,220 @@
+"""Parquet files with the images inside, as data sets are published on the Hugging Face hub.
+
+A folder holds ``data/{split}-00000-of-00003.parquet`` (with or without a hash behind it), or ``{split}/0000.parquet``. An
+image column holds ``{bytes, path}``, bare bytes or a path. Memory is that of a row group (the hub writes 100 rows into one), not
+of a file; questions are gathered under their images in a first pass, and the images read in a second one.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m2i2.data.records import ImageRecord, Kind, Question
+from m2i2.data.sources.reading import CLOSED_FROM_ANSWER, find_image, key_of_path, text, told_closed, yes_or_no
+from m2i2.errors import M2I2Error
+
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "dev": "val", "test": "test"}
+_NAME = re.compile(r"(?P<split>[A-Za-z_]+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?")
+_ROWS = 32
+"""Rows that become Python objects at a time."""
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "img"),
+    "caption": ("caption", "captions", "text"),
+    "question": ("question",),
+    "answer": ("answer",),
+    "image_id": ("image_id",),
+    "question_id": ("qid", "question_id"),
+    "answer_type": ("answer_type",),
+    "question_type": ("question_type", "content_type"),
+    "phrase_type": ("phrase_type",),
+    "modality": ("modality",),
+    "organ": ("organ", "image_organ", "location"),
+    "language": ("q_lang", "language"),
+    "cui": ("cui",),
+}
+"""What we call a column, and the names that it has in published files, the most usual first."""
+_NEEDED: dict[Kind, tuple[str, ...]] = {"captions": ("image", "caption"), "vqa": ("image", "question", "answer")}
+_METADATA: dict[Kind, tuple[str, ...]] = {
+    "captions": ("image_id", "modality", "cui"),
+    "vqa": ("question_type", "phrase_type", "modality", "organ", "language"),
+}
+
+
+class _ParquetSource:
+    """What both kinds share: files by split, and rows out of them."""
+
+    name = "parquet"
+    kind: Kind
+
+    def __init__(self, path: Path, columns: str = "", image_root: Path | None = None) -> None:
+        """``columns``: "caption=findings,image=scan", where files use other names; ``image_root``: where image paths start."""
+        self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self._root = Path(image_root or (path if path.is_dir() else path.parent))
+        self._renamed = _renamed(columns)
+        self._files = _files_by_split(path)
+
+    def _rows(self, split: str) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+        """(file, row of the split, its columns by our names)."""
+        number = 0
+        for file in self._files[split]:
+            for row in _read(file, _NEEDED[self.kind], self._renamed):
+                yield file, number, row
+                number += 1
+
+    def _image(self, value: Any, file: Path, number: int) -> bytes | Path:
+        """The image of a row: its bytes, or the file that it names; no bytes where there is neither (it will be rejected)."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if value is None or isinstance(value, bytes):
+            return value or b""
+        if isinstance(value, str):
+            return find_image(self._root, value)
+        raise M2I2Error(f"{file}, row {number}: the image is {type(value).__name__}; bytes or a path were expected.")
+
+    def _metadata(self, row: Mapping[str, Any]) -> dict[str, str]:
+        found = {name: row[name] for name in _METADATA[self.kind] if row.get(name) is not None}
+        return {name: " ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in found.items()}
+
+
+class ParquetCaptions(_ParquetSource):
+    """Rows of ``image`` and ``caption`` (a text or a list of texts)."""
+
+    kind: Kind = "captions"
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        for split in self._files:
+            for file, number, row in self._rows(split):
+                captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+                if not all(isinstance(caption, str | None) for caption in captions):
+                    raise M2I2Error(f"{file}, row {number}: the caption must be a text or a list of texts.")
+                yield ImageRecord(
+                    key=key_of_path(str(row["image_id"])) if row.get("image_id") else f"row-{number:08d}",
+                    split=split,
+                    image=self._image(row["image"], file, number),
+                    captions=tuple(caption or "" for caption in captions),
+                    metadata=self._metadata(row),
+                )
+
+
+class ParquetQuestions(_ParquetSource):
+    """Rows of ``image``, ``question`` and ``answer``; questions about the same image become one record.
+
+    Without a column ``answer_type`` a question counts as closed where its answer is yes or no; the number of those
+    questions is told, because published counts of closed questions may differ.
+    """
+
+    kind: Kind = "vqa"
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        self.notes.clear()
+        for split in self._files:
+            first_rows, questions = self._gathered(split)
+            for file, number, row in self._rows(split):
+                image = first_rows.get(number)
+                if image is None:
+                    continue
+                yield ImageRecord(
+                    key=image,
+                    split=split,
+                    image=self._image(row["image"], file, number),
+                    questions=tuple(questions.pop(image)),
+                    metadata={"image": image},
+                )
+
+    def _gathered(self, split: str) -> tuple[dict[int, str], dict[str, list[Question]]]:
+        """The key of the image that each row is the first one of, and all questions about each image."""
+        first_rows: dict[int, str] = {}
+        questions: dict[str, list[Question]] = {}
+        for file, number, row in self._rows(split):
+            image = self._image(row["image"], file, number)
+            if isinstance(image, Path):
+                key = key_of_path(str(image.relative_to(self._root)))
+            else:
+                key = hashlib.sha256(image).hexdigest()[:24] if image else f"row-{number:08d}"
+            if key not in questions:
+                first_rows[number] = key
+            questions.setdefault(key, []).append(self._question(split, file, number, row))
+        return first_rows, questions
+
+    def _question(self, split: str, file: Path, number: int, row: dict[str, Any]) -> Question:
+        answer = text(row, "answer", file, number)
+        metadata = self._metadata(row)
+        closed = told_closed(row, file, number)
+        if closed is None:
+            self.notes[CLOSED_FROM_ANSWER] += 1
+            metadata["closed_from"] = "answer"
+        return Question(
+            id=str(row["question_id"]) if row.get("question_id") is not None else f"{split}-{number:06d}",
+            question=text(row, "question", file, number),
+            answer=answer,
+            closed=yes_or_no(answer) if closed is None else closed,
+            metadata=metadata,
+        )
+
+
+def _renamed(columns: str) -> dict[str, str]:
+    """ "caption=findings,image=scan" as {our name: theirs}."""
+    pairs = [pair.partition("=") for pair in columns.split(",") if pair]
+    for ours, separator, theirs in pairs:
+        if ours not in _COLUMNS or not separator or not theirs:
+            raise M2I2Error(f"--columns {columns!r}: write OURS=THEIRS,...; ours are {', '.join(_COLUMNS)}.")
+    return {ours: theirs for ours, _, theirs in pairs}
+
+
+def _files_by_split(path: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split, in order, train first; M2I2Error for a file without a split or one that is missing."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    found: dict[str, dict[str, Path]] = {}
+    for file in files:
+        match = _NAME.fullmatch(file.stem)
+        name = (match["split"] if match else file.parent.name if file.stem.isdigit() else file.stem).lower()
+        split = _SPLITS.get(name)
+        if split is None:
+            known = ", ".join(sorted(_SPLITS))
+            raise M2I2Error(f"{file} does not tell its split: it must be called like train-00000-of-00001.parquet ({known}).")
+        part = match["part"] if match else file.stem
+        if part in found.setdefault(split, {}):
+            raise M2I2Error(f"{file} and {found[split][part]} are the same part of {split}; name the folder of one of them.")
+        found[split][part] = file
+        if match and path.is_dir():
+            missing = [n for n in range(int(match["parts"])) if not list(file.parent.glob(f"{match['split']}-{n:05d}-of-*"))]
+            if missing:
+                raise M2I2Error(f"{file.parent} lacks part {missing[0]:05d} of {match['parts']} of {name}; download it again.")
+    if not found:
+        raise M2I2Error(f"{path} holds no parquet files; they are called like data/train-00000-of-00001.parquet.")
+    order = sorted(found, key=list(_SPLITS.values()).index)
+    return {split: [found[split][part] for part in sorted(found[split])] for split in order}
+
+
+def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, its columns by our names; M2I2Error where it is damaged or lacks one that is needed."""
+    try:
+        from pyarrow import parquet
+    except ImportError as e:
+        raise M2I2Error("Parquet files need pyarrow: pip install 'm2i2[parquet]'.") from e
+    try:
+        with parquet.ParquetFile(file, pre_buffer=False) as table:
+            header = {name.lower(): name for name in table.schema_arrow.names}
+            ours: dict[str, str] = {}
+            for name, usual in _COLUMNS.items():
+                theirs = [header[n.lower()] for n in ([renamed[name]] if name in renamed else usual) if n.lower() in header]
+                if theirs:
+                    ours[theirs[0]] = name
+                elif name in needed or name in renamed:
+                    raise M2I2Error(
+                        f"{file} has no column {renamed.get(name, usual[0])!r}; it has {', '.join(header)}. "
+                        f"Name the one that is meant: --columns {name}=..."
+                    )
+            for group in range(table.num_row_groups):
+                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(ours), use_threads=False):
+                    yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
+    except M2I2Error:
+        raise
+    except Exception as e:  # damaged files raise almost anything
+        reason = (str(e).splitlines() or [""])[0]
+        raise M2I2Error(f"{file} is no readable parquet file ({type(e).__name__}: {reason:.200}). Download it again.") from e

@@ -1,0 +1,15 @@
+"""The models under Hugging Face's conventions: ``from_pretrained``, ``save_pretrained``, ``push_to_hub``, Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering, AutoProcessor
+
+from m2i2.hub.configuration import M2I2Config
+from m2i2.hub.modeling import M2I2ForPretraining, M2I2ForVisualQuestionAnswering
+from m2i2.hub.processing import M2I2Processor
+
+AutoConfig.register(M2I2Config.model_type, M2I2Config)
+AutoProcessor.register(M2I2Config, M2I2Processor)
+AutoModelForPreTraining.register(M2I2Config, M2I2ForPretraining)
+AutoModelForVisualQuestionAnswering.register(M2I2Config, M2I2ForVisualQuestionAnswering)
+AutoModel.register(M2I2Config, M2I2ForVisualQuestionAnswering)
+
+__all__ = ["M2I2Config", "M2I2ForPretraining", "M2I2ForVisualQuestionAnswering", "M2I2Processor"]

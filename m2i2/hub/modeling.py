@@ -1,0 +1,195 @@
+"""The two models as `PreTrainedModel`. They wrap our networks and keep their parameters' names, which are the official ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from m2i2.data.batch import QuestionBatch
+from m2i2.errors import M2I2Error
+from m2i2.evaluation.answering import Answer, Answerer, open_image
+from m2i2.hub.card import model_card
+from m2i2.hub.configuration import M2I2Config
+from m2i2.hub.processing import M2I2Processor
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.models.text import ImageRows
+from m2i2.models.vqa import VQAModel
+from m2i2.models.weights import listed
+
+N = TypeVar("N", PretrainingModel, VQAModel)
+
+
+class M2I2PreTrainedModel(PreTrainedModel, Generic[N]):
+    """What both models share. No two parameters are tied: the vocabulary heads read the word embeddings themselves."""
+
+    config: M2I2Config
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    network: N
+    """Our own model, over the same parameters."""
+
+    def __init__(self, config: M2I2Config) -> None:
+        super().__init__(config)
+        network = self._build(config).to(torch.get_default_dtype())  # transformers loads into the types that it finds
+        # one set of parameters under one set of names: the network reads this module's own registries
+        for registry in ("_modules", "_parameters", "_buffers"):
+            self.__dict__[registry].update(network.__dict__[registry])
+            network.__dict__[registry] = self.__dict__[registry]
+        self.__dict__["network"] = network
+        self.post_init()
+
+    def _build(self, config: M2I2Config) -> N:
+        raise NotImplementedError
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The networks have initialised themselves."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Training or evaluation mode, of the network too."""
+        self.network.training = mode
+        return super().train(mode)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings of the text encoder."""
+        text: Any = self.network.text_encoder
+        return getattr(text, "bert", text).embeddings.word_embeddings
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a tensor that is missing or unknown is an M2I2Error, not a warning."""
+        wanted = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model: Any = loaded[0]
+        info: dict[str, Any] = loaded[1]
+        wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+        if wrong:
+            raise M2I2Error(
+                f"{pretrained_model_name_or_path} does not hold the weights of {cls.__name__}: missing or unknown are "
+                f"{listed(wrong)}. Load it with the class that its config.json names under architectures."
+            )
+        for name, parameter in model.named_parameters():  # transformers lets every floating-point parameter be trained
+            parameter.requires_grad_(not name.endswith("pos_embed"))
+        return (model, info) if wanted else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, results: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Weights, configuration, the processor where the model has one, and a model card (with ``results`` of results.json).
+
+        A README.md that is there already is kept.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (processor := self.__dict__.get("processor")) is not None:
+            processor.save_pretrained(folder)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(model_card(self.config, type(self).__name__, results), encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @cached_property
+    def processor(self) -> M2I2Processor:
+        """The processor stored with the model, read when it is first needed; may be assigned."""
+        source = self.config.name_or_path
+        try:
+            if not source:
+                raise OSError("the model was made, not loaded")
+            return M2I2Processor.from_pretrained(source)
+        except (OSError, ValueError) as e:
+            raise M2I2Error(
+                f"The model has no processor ({str(e).splitlines()[0]}); save one beside it with "
+                f"M2I2Processor.save_pretrained, or assign it: model.processor = processor."
+            ) from e
+
+
+@dataclass
+class M2I2PretrainingOutput(ModelOutput):
+    """What the pretrained model says of pairs of images and captions."""
+
+    image_features: Tensor | None = None
+    """[B, projection], L2-normalised."""
+    text_features: Tensor | None = None
+    similarity: Tensor | None = None
+    """[B, B] image to text, over the learnt temperature."""
+    matching_logits: Tensor | None = None
+    """[B, 2] (no match, match) of image i with caption i."""
+    last_hidden_state: Tensor | None = None
+    """[B, L, D] multimodal states of caption i with image i."""
+
+
+class M2I2ForPretraining(M2I2PreTrainedModel[PretrainingModel]):
+    """The pretraining student with all its heads. It is trained by our own loop, which holds teacher and queue."""
+
+    def _build(self, config: M2I2Config) -> PretrainingModel:
+        return PretrainingModel(*config.sections)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> M2I2PretrainingOutput:
+        """Images [B, 3, H, W] and captions [B, L], pair by pair, nothing masked."""
+        network = self.network
+        image = network.visual_encoder(pixel_values).states
+        bert = network.text_encoder.bert
+        text = bert.encode(input_ids, attention_mask)
+        fused = bert.fuse(text, attention_mask, [ImageRows(bert.image_keys_values(image), 1)])
+        image_features, text_features = network.image_features(image), network.text_features(text)
+        return M2I2PretrainingOutput(
+            image_features=image_features,
+            text_features=text_features,
+            similarity=image_features @ text_features.T / network.temp,
+            matching_logits=network.itm_head(fused[:, 0]),
+            last_hidden_state=fused,
+        )
+
+
+@dataclass
+class M2I2AnsweringOutput(ModelOutput):
+    """What the answering model makes of questions."""
+
+    loss: Tensor | None = None
+    """The mean over the questions of the summed token loss of the answer, where ``labels`` were given."""
+    last_hidden_state: Tensor | None = None
+    """[B, L, D] multimodal states, which the answer decoder reads."""
+
+
+class M2I2ForVisualQuestionAnswering(M2I2PreTrainedModel[VQAModel]):
+    """The answering model."""
+
+    def _build(self, config: M2I2Config) -> VQAModel:
+        vision, text, _ = config.sections
+        return VQAModel(vision, text)
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> M2I2AnsweringOutput:
+        """Questions [B, L] about images [B, 3, H, W]; ``labels`` [B, A]: [CLS] answer [SEP], then -100."""
+        keys_values = self.network.encode_image(pixel_values)
+        states = self.network.encode_question(input_ids, attention_mask, keys_values)
+        loss = None
+        if labels is not None:
+            batch = QuestionBatch(
+                image=pixel_values,
+                item=torch.arange(len(labels)),
+                question_ids=input_ids,
+                question_mask=attention_mask,
+                answer_ids=labels.clamp_min(0),
+                answer_mask=(labels >= 0).long(),
+            )
+            loss = self.network(batch, 0.0, None, 1.0)
+        return M2I2AnsweringOutput(loss=loss, last_hidden_state=states)
+
+    def answer(
+        self, image: str | Path | bytes | Image.Image, question: str, candidates: Sequence[str] | None = None, top: int = 5
+    ) -> list[Answer]:
+        """At most ``top`` answers with their probabilities, likeliest first.
+
+        ``image``: a file (PNG, JPEG, DICOM ...), its bytes, or a PIL image. With ``candidates`` every one of them is scored
+        and the probabilities are among them; without, answers are written by beam search.
+        """
+        self.eval()
+        answerer = Answerer(self.network, self.processor.own_tokenizer, self.processor.normalisation, candidates or ())
+        return answerer.answer(open_image(image), question, top)

@@ -1,0 +1,96 @@
+"""Line charts as SVG inside the page; colours come from the page's style, so that they follow light and dark."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+_WIDTH, _HEIGHT = 340, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 26
+_POINTS = 300
+"""Points that a line shows; of more, neighbours are averaged."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values over optimizer steps."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    marked: bool = False
+    """Draw a dot at every point: for lines of a few points."""
+
+
+def line_of(rows: Sequence[dict], key: str, name: str, scale: float = 1.0, marked: bool = False) -> Line | None:
+    """The finite values of ``key`` over ``step``; None where there are none."""
+    pairs = [
+        (float(row["step"]), scale * float(row[key]))
+        for row in rows
+        if isinstance(row.get(key), int | float) and isinstance(row.get("step"), int | float) and math.isfinite(row[key])
+    ]
+    return Line(name, [x for x, _ in pairs], [y for _, y in pairs], marked) if pairs else None
+
+
+def chart(title: str, lines: Sequence[Line | None]) -> Markup:
+    """One chart of all lines that there are; nothing where there is none."""
+    drawn = [line for line in lines if line is not None]
+    if not drawn:
+        return Markup("")
+    left, right = min(min(line.steps) for line in drawn), max(max(line.steps) for line in drawn)
+    low, high = min(min(line.values) for line in drawn), max(max(line.values) for line in drawn)
+    ticks = _ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+
+    def x(step: float) -> float:
+        return _LEFT + (step - left) / max(right - left, 1e-9) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(value: float) -> float:
+        return _HEIGHT - _BOTTOM - (value - low) / max(high - low, 1e-12) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>')
+    for step, anchor in ((left, "start"), (right, "end")) if right > left else ((left, "start"),):
+        parts.append(f'<text x="{x(step):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{_short(step)}</text>')
+    parts.append(f'<text class="dim" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">step</text>')
+    for number, line in enumerate(drawn):
+        points = _thinned(line)
+        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
+        if len(points) > 1:
+            parts.append(f'<polyline class="c{number % 4}" points="{path}"/>')
+        if line.marked or len(points) == 1:
+            parts += [f'<circle class="c{number % 4}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"/>' for s, v in points]
+    parts.append("</svg>")
+    last = [
+        f'<span class="key c{i % 4}">{escape(line.name)} <b>{_short(line.values[-1])}</b></span>' for i, line in enumerate(drawn)
+    ]
+    return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{''.join(parts)}<div>{''.join(last)}</div></figure>")
+
+
+def _thinned(line: Line) -> list[tuple[float, float]]:
+    """Points of a line, neighbours averaged where there are too many."""
+    size = math.ceil(len(line.steps) / _POINTS)
+    groups = [(line.steps[i : i + size], line.values[i : i + size]) for i in range(0, len(line.steps), size)]
+    return [(sum(steps) / len(steps), sum(values) / len(values)) for steps, values in groups]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to six round values that reach from at or below ``low`` to at or above ``high``."""
+    span = max(high - low, 0.01 * abs(high)) or 1.0
+    step = 10 ** math.floor(math.log10(span / 3))
+    step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 4)
+    first = math.floor(low / step)
+    return [i * step for i in range(first, math.ceil(high / step - 1e-9) + 1)]
+
+
+def _short(value: float) -> str:
+    """A number in a few characters."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000 or abs(value) < 0.001:
+        mantissa, exponent = f"{value:.2g}".split("e") if "e" in f"{value:.2g}" else (f"{value:.1e}".split("e"))
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.4g}"

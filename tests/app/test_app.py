@@ -1,0 +1,249 @@
+"""The app as a user meets it: a server on this machine, and Chromium (Debian's, headless) that uploads, asks and looks."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.conftest import ROOT
+from tests.launching import environment
+from tests.phantom_model import lesion_questions, phantoms
+from tests.unit.test_dicom import dicom
+
+SECONDS = 90
+SCREENSHOT = os.environ.get("M2I2_SCREENSHOT", "")
+"""Where a picture of the app is written (docs/images/app.png is one); empty: nowhere."""
+
+
+@pytest.fixture(scope="module")
+def server(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the running app."""
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "answers.txt").write_text("nodule\ncyst\nmass\nleft\nright\nupper\nlower\n")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = ["--checkpoint", str(phantom_run), "--candidates", "answers.txt", "--port", str(port)]
+    words += ["--max-megabytes", "1", "--max-megapixels", "1"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tools" / "app.py"), *words], cwd=folder, env=environment(), stdout=log, stderr=log
+        )
+        end = time.monotonic() + 180
+        while "The app is open" not in (folder / "log").read_text():
+            assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, (folder / "log").read_text()
+    assert "The app has ended" in (folder / "log").read_text()
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+class Page:
+    """One user's browser."""
+
+    def __init__(self, address: str) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium") or ""
+        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1150", "--disable-gpu"):
+            options.add_argument(word)
+        driver = shutil.which("chromedriver")
+        if not options.binary_location or not driver:
+            pytest.skip("Chromium is not there: apt-get install chromium chromium-driver")
+        self.browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        self.browser.get(address)
+        self.wait(lambda: self.find("#ask"))
+
+    def find(self, selector: str) -> Any:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def wait(self, condition: Callable[[], Any]) -> Any:
+        """The condition's first value that is not empty."""
+        end = time.monotonic() + SECONDS
+        while True:
+            try:
+                if value := condition():
+                    return value
+            except Exception as e:  # the element is not there yet, or is being replaced
+                last: Exception | None = e
+            else:
+                last = None
+            assert time.monotonic() < end, f"{last}\n{self.browser.find_element(By.TAG_NAME, 'body').text}"
+            time.sleep(0.1)
+
+    def upload(self, path: Path) -> None:
+        self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, "#upload input[type=file]"))
+        self.find("#upload input[type=file]").send_keys(str(path))
+
+    def picture(self, name: str) -> np.ndarray:
+        """The pixels of an image on the page, once it is there."""
+        source = self.wait(lambda: self.find(f"#{name} img").get_attribute("src"))
+        with urllib.request.urlopen(source) as answer:
+            return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"), dtype=int)
+
+    def ask(self, question: str) -> None:
+        box = self.find("#question textarea, #question input")
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(question)
+        self.find("#ask").click()
+
+    def answers(self) -> dict[str, int]:
+        """Answers with their per cents, once they are there."""
+        text = self.wait(lambda: "%" in self.find("#answers").text and self.find("#answers").text)
+        found = re.findall(r"([a-z]+)\s+(\d+)%", text)
+        return {answer: int(percent) for answer, percent in found}
+
+    def toast(self) -> str:
+        """What an error on the page says."""
+        return self.wait(lambda: self.find(".toast-body").text)
+
+
+@pytest.fixture
+def page(server: str) -> Iterator[Page]:
+    user = Page(server)
+    yield user
+    user.browser.quit()
+
+
+@pytest.fixture(scope="module")
+def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str, str]]:
+    """Phantoms as PNG files with a question about their lesion that the model answers rightly, and the answer."""
+    from m2i2.commands.answering import load_answerer
+
+    answerer = load_answerer(phantom_run, ("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
+    folder, found = tmp_path_factory.mktemp("cases"), []
+    for number, phantom in enumerate(phantoms("test", 60)):
+        image = Image.fromarray(phantom.image).convert("RGB")
+        right = [(q, a) for q, a in lesion_questions(phantom) if answerer.answer(image, q)[0][0] == a]
+        if len(right) == 3:
+            path = folder / f"phantom-{number}.png"
+            image.resize((384, 384), Image.Resampling.BICUBIC).save(path)
+            question, answer = right[0]
+            found.append((path, question, answer))
+    assert len(found) > 4
+    return found
+
+
+def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, str, str]]) -> None:
+    assert "no medical device" in page.find("#notice").text
+    path, question, answer = cases[0]
+    page.upload(path)
+    shown = page.picture("picture")
+    assert abs(shown - np.asarray(Image.open(path).convert("RGB"), dtype=int)).max() <= 1
+    page.ask(question)
+    answers = page.answers()
+    assert next(iter(answers)) == answer and 95 <= sum(answers.values()) <= 102
+    heat = page.picture("overlay")
+    assert heat.shape == shown.shape and (heat - shown)[..., 0].max() > 60, "something is hot"
+    assert np.median(abs(heat - shown)) < 30, "and most of it is not"
+    if SCREENSHOT:
+        time.sleep(2)
+        page.browser.save_screenshot(SCREENSHOT)
+
+
+def test_a_dicom_file_is_shown_with_what_its_user_must_know(page: Page, tmp_path: Path) -> None:
+    phantom = phantoms("test", 20)[0]
+    encoded = dicom(phantom.image.astype(np.uint16) * 16, PhotometricInterpretation="MONOCHROME1")
+    (tmp_path / "study").write_bytes(encoded)
+    page.upload(tmp_path / "study")
+    shown = page.picture("picture")
+    assert np.corrcoef(shown[..., 0].ravel(), 255 - phantom.image.ravel())[0, 1] > 0.999
+    remarks = page.wait(lambda: page.find("#remarks").text)
+    assert "burned into its pixels" in remarks and "identifiers" in remarks
+    page.ask("what kind of lesion is shown?")
+    assert page.answers()
+    assert not any(word in page.browser.page_source for word in ("DOE", "JANE", "SECRET"))
+
+
+def test_a_wrong_file_an_oversized_file_and_too_many_pixels_are_said(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "letter.png").write_bytes(b"Dear colleague, ...")
+    page.upload(tmp_path / "letter.png")
+    assert "letter.png cannot be decoded" in page.toast()
+    page.browser.refresh()
+    Image.new("L", (1200, 1000)).save(tmp_path / "wide.png")
+    page.wait(lambda: page.find("#ask"))
+    page.upload(tmp_path / "wide.png")
+    assert "1200 x 1000 pixels, more than the bound of 1000000" in page.toast()
+    page.browser.refresh()
+    (tmp_path / "large.png").write_bytes(bytes(1_100_000))
+    page.wait(lambda: page.find("#ask"))
+    page.upload(tmp_path / "large.png")
+    assert re.search(r"exceeds|too large|maximum", page.toast())
+    page.ask("what is it?")
+    page.wait(lambda: "Upload a radiograph first" in page.browser.page_source)
+
+
+def test_two_users_at_once_get_their_own_answers(server: str, cases: list[tuple[Path, str, str]]) -> None:
+    first, second = Page(server), Page(server)
+    try:
+        answers = sorted({answer for _, _, answer in cases})
+        mine = [next(case for case in cases if case[2] == answer) for answer in answers[:2]]
+        assert mine[0][2] != mine[1][2]
+        for user, (path, _, _) in zip((first, second), mine, strict=True):
+            user.upload(path)
+            user.picture("picture")
+        for _ in range(3):
+            for user, (_, question, _) in zip((first, second), mine, strict=True):
+                user.ask(question)
+            for user, (_, _, answer) in zip((first, second), mine, strict=True):
+                assert next(iter(user.answers())) == answer
+    finally:
+        first.browser.quit()
+        second.browser.quit()
+
+
+def test_a_drawn_example_is_one_click(page: Page) -> None:
+    page.wait(lambda: page.browser.find_elements(By.CSS_SELECTOR, "table tr.tr-body, .gallery-item"))[0].click()
+    assert page.picture("picture").shape == (384, 384, 3)
+    page.wait(lambda: page.find("#question textarea, #question input").get_attribute("value"))
+    page.find("#ask").click()
+    assert page.answers()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file={root}/setup.py",
+        "/gradio_api/file=../../../../etc/passwd",
+        "/gradio_api/file=setup.py",
+        "/gradio_api/file=answers.txt",
+        "/gradio_api/file=http://127.0.0.1:1/",
+        "/file=/etc/passwd",
+        "/static/../../../../../etc/passwd",
+        "/assets/..%2f..%2f..%2f..%2fetc%2fpasswd",
+    ],
+)
+def test_no_file_of_the_machine_can_be_fetched(server: str, path: str) -> None:
+    try:
+        with urllib.request.urlopen(server + path.format(root=ROOT), timeout=30) as answer:
+            content, code = answer.read().decode(errors="replace"), answer.status
+    except urllib.error.HTTPError as e:
+        content, code = e.read().decode(errors="replace"), e.code
+    assert code >= 400, content[:200]
+    assert "root:" not in content and "find_packages" not in content and "nodule" not in content
+
+
+def test_the_server_listens_on_loopback_alone(server: str) -> None:
+    port = int(server.rsplit(":", 1)[1])
+    listening = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    addresses = [row[1].split(":")[0] for row in listening if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+    assert addresses == ["0100007F"]

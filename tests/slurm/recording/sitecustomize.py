@@ -1,0 +1,51 @@
+"""On PYTHONPATH of a job: every rank notes which samples it trains on, and one fails or hangs where the test says so.
+
+$RECORD_SAMPLES: the folder of the notes, a file a rank. $FAIL_AT, $HANG_AT: RANK:STEP that raises, or never ends.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def _record(task: type) -> None:
+    losses = task.losses  # type: ignore[attr-defined]
+
+    def recorded(self: Any, engine: Any, batch: Any, step: int, micro: int) -> Any:
+        rank = os.environ["RANK"]
+        with (Path(os.environ["RECORD_SAMPLES"]) / f"rank-{rank}.jsonl").open("a") as f:
+            f.write(json.dumps({"step": step, "items": batch.item.tolist()}) + "\n")
+        if os.environ.get("FAIL_AT") == f"{rank}:{step}":
+            raise ZeroDivisionError("as the test wishes")
+        while os.environ.get("HANG_AT") == f"{rank}:{step}":
+            time.sleep(1)
+        return losses(self, engine, batch, step, micro)
+
+    task.losses = recorded  # type: ignore[attr-defined]
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "m2i2.training.pretraining":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec and spec.loader
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            _record(module.PretrainingTask)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if os.environ.get("RECORD_SAMPLES"):
+    sys.meta_path.insert(0, _Finder())

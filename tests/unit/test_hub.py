@@ -1,0 +1,153 @@
+"""Hugging Face's conventions: what is saved comes back to the bit, under Auto classes too, and answers in three lines."""
+
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering, AutoProcessor, BertTokenizer
+
+from m2i2 import M2I2Config, M2I2ForPretraining, M2I2ForVisualQuestionAnswering, M2I2Processor
+from m2i2.config import finetuning_preset, pretraining_preset
+from m2i2.data.tokenizer import train_tokenizer
+from m2i2.data.transforms import EvaluationTransform, normalise
+from m2i2.errors import M2I2Error
+from tests.launching import environment
+
+WORDS = ["is there a lesion on the left side or on the right", "yes no nodule cyst mass"]
+KINDS = [M2I2ForPretraining, M2I2ForVisualQuestionAnswering]
+
+
+def make(kind: Any, folder: Path) -> Any:
+    tokenizer = train_tokenizer(WORDS, 200)
+    tokenizer.save(folder / "tokenizer")
+    settings: Any = (pretraining_preset if kind is M2I2ForPretraining else finetuning_preset)("tiny")
+    text = replace(settings.text, vocabulary_size=tokenizer.size)
+    torch.manual_seed(0)
+    model = kind(M2I2Config.of(settings.vision, text, getattr(settings, "objectives", None)))
+    model.processor = M2I2Processor(BertTokenizer.from_pretrained(folder / "tokenizer"), 64, max_tokens=64)
+    return model.eval()
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert list(one) == list(other)
+    for name in one:
+        assert one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_saved_comes_back_to_the_bit(kind: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make(kind, tmp_path).to(dtype)
+    model.save_pretrained(tmp_path / "saved")
+    back = kind.from_pretrained(tmp_path / "saved")
+    assert_same(model.state_dict(), back.state_dict())
+    frozen = [name for name, p in back.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, p in model.named_parameters() if not p.requires_grad] != []
+    assert not back.training and not back.network.training
+    assert back.config.to_dict() | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
+    back.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "saved" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_reads_the_same_parameters_whatever_happens_to_them(kind: Any, tmp_path: Path) -> None:
+    model = make(kind, tmp_path)
+    assert list(model.network.state_dict()) == list(model.state_dict())
+    for changed in (copy.deepcopy(model), model.double(), model.train()):
+        assert all(a is b for a, b in zip(changed.parameters(), changed.network.parameters(), strict=True))
+        assert changed.training == changed.network.training
+
+
+def test_auto_classes(tmp_path: Path) -> None:
+    autos = (AutoModelForPreTraining, AutoModelForVisualQuestionAnswering)
+    for kind, auto in zip(KINDS, autos, strict=True):
+        make(kind, tmp_path).save_pretrained(tmp_path / kind.__name__)
+        assert isinstance(auto.from_pretrained(tmp_path / kind.__name__), kind)
+        assert isinstance(AutoProcessor.from_pretrained(tmp_path / kind.__name__), M2I2Processor)
+        assert isinstance(AutoConfig.from_pretrained(tmp_path / kind.__name__), M2I2Config)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    make(M2I2ForVisualQuestionAnswering, tmp_path).save_pretrained(tmp_path / "saved")
+    with pytest.raises(M2I2Error, match="does not hold the weights of M2I2ForPretraining: missing or unknown are itm_head"):
+        M2I2ForPretraining.from_pretrained(tmp_path / "saved")
+
+
+def test_the_processor_prepares_as_the_evaluation_does(tmp_path: Path) -> None:
+    make(M2I2ForVisualQuestionAnswering, tmp_path).save_pretrained(tmp_path / "saved")
+    processor = M2I2Processor.from_pretrained(tmp_path / "saved")
+    image = Image.effect_noise((90, 70), 60).convert("RGB")
+    image.save(tmp_path / "image.png")
+    found = processor(images=[tmp_path / "image.png", image], text=["Is there a lesion?", "mass?, no"])
+    expected = normalise(EvaluationTransform(size=64)((tmp_path / "image.png").read_bytes(), "image")[None])
+    assert torch.equal(found["pixel_values"], expected.expand(2, -1, -1, -1))
+    tokenizer = train_tokenizer(WORDS, 200)
+    assert found["input_ids"][0].tolist() == tokenizer.encode("is there a lesion", 64)
+    assert found["input_ids"][1].tolist()[:4] == tokenizer.encode("mass no", 64)
+    assert found["attention_mask"].sum(1).tolist() == [6, 4]
+    with pytest.raises(TypeError, match="no argument 'padding'"):
+        processor(text="mass", padding=True)
+
+
+def test_the_loss_is_that_of_the_answers(tmp_path: Path) -> None:
+    model = make(M2I2ForVisualQuestionAnswering, tmp_path)
+    inputs = model.processor(images=[Image.new("RGB", (64, 64))] * 2, text=["is there a lesion"] * 2)
+    labels = torch.tensor([[2, 9, 3, -100], [2, 9, 8, 3]])
+    both = float(model(**inputs, labels=labels).loss.detach())
+    first = {name: tensor[:1] for name, tensor in inputs.items()}
+    one = [float(model(**first, labels=row[row >= 0][None]).loss.detach()) for row in labels]
+    assert both == pytest.approx(sum(one) / 2, rel=1e-5)
+    with torch.no_grad():
+        out = make(M2I2ForPretraining, tmp_path)(**inputs)
+    assert out.image_features.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert out.similarity.shape == out.matching_logits.shape == (2, 2)
+
+
+def test_three_lines_answer_a_question(tmp_path: Path) -> None:
+    make(M2I2ForVisualQuestionAnswering, tmp_path).save_pretrained(tmp_path / "saved")
+    Image.effect_noise((90, 70), 60).save(tmp_path / "image.png")
+    lines = (
+        "from m2i2 import M2I2ForVisualQuestionAnswering\n"
+        "model = M2I2ForVisualQuestionAnswering.from_pretrained('saved')\n"
+        "print(model.answer('image.png', 'Is there a lesion?', candidates=['yes', 'no']))\n"
+    )
+    code = f"{lines}print(model.answer('image.png', 'Is there a lesion?'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ranked, written = map(json.loads, done.stdout.replace("(", "[").replace(")", "]").replace("'", '"').splitlines())
+    assert {answer for answer, _ in ranked} == {"yes", "no"}
+    assert ranked[0][1] >= ranked[1][1] and sum(p for _, p in ranked) == pytest.approx(1, abs=1e-5)
+    assert 1 <= len(written) <= 5
+
+
+def test_importing_the_package_alone_is_cheap() -> None:
+    code = "import m2i2, sys; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_card_says_what_it_scored_and_what_it_is_not(tmp_path: Path) -> None:
+    counts = {"accuracy": 50.0, "correct": 1, "total": 2}
+    rows = dict.fromkeys(("closed", "open", "overall"), counts)
+    results = {
+        "views": {"freeform": dict.fromkeys(("model", "question_only", "most_frequent"), rows)},
+        "protocol": {"name": "paper", "habits": ["The split leaks."]},
+        "shards": {"source": "vqa-rad"},
+    }
+    model = make(M2I2ForVisualQuestionAnswering, tmp_path)
+    model.save_pretrained(tmp_path / "saved", results=results)
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: visual-question-answering" in card
+    for words in ("no medical device", "| this model | 50.0 | 50.0 | 50.0 |", "- The split leaks.", "64 x 64 pixels"):
+        assert words in card
+    (tmp_path / "saved" / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").read_text() == "mine"
