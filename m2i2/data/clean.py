@@ -45,7 +45,6 @@ def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: boo
     the leak can be measured. M2I2Error where the origin of framed questions is not known, and where nothing is left.
     """
     shards = storage_of(place)
-    splits = read_index(shards)["splits"]
     train = ShardSplit.open(shards, "train", "vqa")
     asked, tested = list(train.questions()), _tested(shards)
     leaking = rewrites(asked, shards.place)
@@ -61,24 +60,12 @@ def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: boo
         "same_words_as_a_test_question": sum(_words(q) in test_words for q in remaining),
         "training_images_in_test": len({q.image_sha256 for q in asked} & test_images),
     }
-    selected: SelectedSplit
-    if share and "val" in splits:
-        own = ShardSplit.open(shards, "val", "vqa")
-        shared = test_images | {q.image_sha256 for q in asked}
-        held = [q for q in own.questions() if q.image_sha256 not in shared]
-        selected = SelectedSplit(own, [q.item for q in held], "clean selection")
-        counts["selection"] = f"the data set's own val split, less {len(own) - len(held)} questions on images of train or test"
-        trained = remaining
-    else:
-        images = _held_images(remaining, test_images, share)
-        held = [q for q in remaining if q.image_sha256 in images]
-        selected = SelectedSplit(train, [q.item for q in held], "clean selection")
-        trained = [q for q in remaining if q.image_sha256 not in images]
-        counts["selection"] = "the questions of training images that the test set does not ask about" if share else "none"
+    selected, held, counts["selection"] = _select(shards, train, asked, remaining, test_images, share)
+    held_images = {q.image_sha256 for q in held}
+    trained = [q for q in remaining if q.image_sha256 not in held_images]
     if with_rewrites:
-        kept = {q.image_sha256 for q in held}
-        trained = [*trained, *(q for q in asked if q.item in leaking | repeated and q.image_sha256 not in kept)]
-    counts["selection_questions"], counts["selection_images"] = len(held), len({q.image_sha256 for q in held})
+        trained += [q for q in asked if q.item in leaking | repeated and q.image_sha256 not in held_images]
+    counts["selection_questions"], counts["selection_images"] = len(held), len(held_images)
     counts["trained_questions"], counts["trained_images"] = len(trained), len({q.image_sha256 for q in trained})
     if not trained:
         raise M2I2Error(f"The protocol clean leaves nothing of {shards.place} to train on; lower answering.selection={share}.")
@@ -89,6 +76,27 @@ def clean_parts(place: str | Path | Storage, share: float, *, with_rewrites: boo
         known=SelectedSplit(train, [q.item for q in remaining], "clean known"),
         counts=counts,
     )
+
+
+def _select(
+    shards: Storage,
+    train: ShardSplit,
+    asked: Sequence[ImageQuestion],
+    remaining: Sequence[ImageQuestion],
+    test_images: set[str],
+    share: float,
+) -> tuple[SelectedSplit, list[ImageQuestion], str]:
+    """The questions that choose the checkpoint, as a split and one by one, and where they come from."""
+    if share and "val" in read_index(shards)["splits"]:
+        own = ShardSplit.open(shards, "val", "vqa")
+        shared = test_images | {q.image_sha256 for q in asked}
+        held = [q for q in own.questions() if q.image_sha256 not in shared]
+        origin = f"the data set's own val split, less {len(own) - len(held)} questions on images of train or test"
+        return SelectedSplit(own, [q.item for q in held], "clean selection"), held, origin
+    images = _held_images(remaining, test_images, share)
+    held = [q for q in remaining if q.image_sha256 in images]
+    origin = "the questions of training images that the test set does not ask about" if share else "none"
+    return SelectedSplit(train, [q.item for q in held], "clean selection"), held, origin
 
 
 def rewrites(train: Sequence[ImageQuestion], place: str) -> set[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from m2i2.commands.ablate import main as ablate
 from m2i2.data.phantoms import PhantomQuestions
 from m2i2.data.tokenizer import train_tokenizer
 from tests.launching import launch, succeed
@@ -91,7 +92,9 @@ def test_a_cell_that_fails_is_named_with_its_log(folder: Path) -> None:
         ({"datasets": {"a": {"shard": "s"}}}, "Unknown setting 'datasets.a.shard'"),
     ],
 )
-def test_a_bad_recipe_is_one_paragraph(folder: Path, change: dict[str, object], message: str) -> None:
-    (folder / "bad.json").write_text(json.dumps({**RECIPE, **change}))
-    done = launch("ablate", ["bad.json", "--results", "r", "--list"], folder)
-    assert done.returncode == 2 and message in done.stderr
+def test_a_bad_recipe_is_one_paragraph(
+    tmp_path: Path, change: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.json").write_text(json.dumps({**RECIPE, **change}))
+    assert ablate([str(tmp_path / "bad.json"), "--results", str(tmp_path), "--list"]) == 2
+    assert message in capsys.readouterr().err

@@ -65,7 +65,7 @@ class VqaRad:
             phrase_type = text(record, "phrase_type", path, number)
             framed_from, origin = "", text(record, "qid", path, number)
             if phrase_type == "frame":
-                before = str(int(origin) - 1) if origin.isdecimal() else ""
+                before = str(int(origin) - 1) if origin.isdecimal() and len(origin) < 20 else ""
                 kind, *about = written.get(before, ("", "", ""))
                 if about == _about(record):
                     framed_from, origin = kind, before
