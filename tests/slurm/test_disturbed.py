@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.launching import command
 from tests.launching import environment as plain_environment
 from tests.slurm.cluster import HERE, Cluster, Following, until
 
-STEPS = 60
+STEPS = 40
 SETTINGS = ["--preset", "tiny", "training.precision=float32", "training.batch=16", "training.log_every=1", "training.epochs=12"]
 SETTINGS += ["training.save_every=4", f"training.max_steps={STEPS}", "objectives.queue=40"]
 LOSSES = ("loss", "mim", "mlm", "itm", "itc")
@@ -50,10 +51,10 @@ def disturbed(cluster: Cluster, shards: Path, folder: Path) -> str:
     """What the submitter saw of the run."""
     asked = ["--nodes", "2", "--gpus", "0", "--tasks", "2", "--cpus", "1", "--time", "2:00:00"]
     words = ["pretrain", *asked, "--follow", "--", "--shards", shards / "captions", "--output", "there", *SETTINGS]
-    with cluster.following(words, folder, RECORD_SAMPLES=str(folder / "samples-there")) as following:
+    with cluster.following(words, folder, RECORD_SAMPLES=str(folder / "samples-there"), STEP_SECONDS="0.5") as following:
         following.says("is submitted")
         job = following.text().split()[1]
-        for number, disturb in enumerate((user_signal, preempted, requeued, node_lost, time_limit), 1):
+        for number, disturb in enumerate((user_signal, preempted, requeued, node_lost), 1):
             rows = len(log(folder / "there"))
             until(lambda rows=rows: len(log(folder / "there")) >= rows + 3, f"steps before {disturb.__name__}")  # type: ignore[misc]
             disturb(cluster, job)
@@ -87,17 +88,9 @@ def node_lost(cluster: Cluster, job: str) -> None:
     cluster.start_node("node2")
 
 
-def time_limit(cluster: Cluster, job: str) -> None:
-    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=5")
-    until(lambda: int(cluster.job(job, "Restarts")) == 5, "the save before the time limit")
-    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=120")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, folder: Path) -> Path:
     """The same run on four ranks of this machine, under DeepSpeed's own launcher."""
-    import subprocess
-
     words = [*command("pretrain", 4), "--shards", str(shards / "captions"), "--output", "here", *SETTINGS]
     path = f"{HERE / 'recording'}:{os.environ.get('PYTHONPATH', '')}"
     env = {**plain_environment(), "PYTHONPATH": path, "RECORD_SAMPLES": str(folder / "samples-here")}
@@ -108,9 +101,9 @@ def undisturbed(shards: Path, folder: Path) -> Path:
 
 def test_every_disturbance_is_told_and_survived(disturbed: str) -> None:
     assert "is submitted" in disturbed and "squeue -j" in disturbed and "scancel" in disturbed
-    assert disturbed.count("Signal 12: saved after step") >= 3, "the signal, the preemption and the time limit"
-    assert disturbed.count("Resuming after step") == 5
-    for number in range(2, 7):
+    assert disturbed.count("Signal 12: saved after step") >= 2, "the signal and the preemption"
+    assert disturbed.count("Resuming after step") == 4
+    for number in range(2, 6):
         assert f"RUNNING, start {number}" in disturbed
     assert disturbed.rstrip().endswith("is done.")
 
@@ -143,8 +136,6 @@ def test_its_job_folder_says_everything(disturbed: str, folder: Path, cluster: C
         assert f"global_rank={rank}(4)" in (job_folder / f"{job}_{rank}_log.out").read_text()
     again = (job_folder / "resume.sh").read_text()
     assert "--output there" in again and "pretrain --cluster" in again
-    import subprocess
-
     done = subprocess.run(["sh", job_folder / "resume.sh"], env=cluster.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     cluster.ask("scancel", done.stdout.split()[1])

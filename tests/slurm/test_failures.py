@@ -1,4 +1,4 @@
-"""How jobs that do not end well are told apart, and refused before they wait in vain."""
+"""How jobs that do not end well, or not within their limits, are told apart; and what is refused at once."""
 
 import os
 import shutil
@@ -60,6 +60,16 @@ def hung(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("hung")
     words = ["pretrain", *ONE[:-2], "--time", "1", "--signal-delay", "5", "--follow", *pretraining(shards, "run")]
     with cluster.following(words, folder, RECORD_SAMPLES=str(folder), HANG_AT="0:0") as following:
+        yield following
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Following]:
+    """A job that needs longer than its limit, beside the other tests."""
+    folder = tmp_path_factory.mktemp("limited")
+    words = ["pretrain", *ONE[:-2], "--time", "1", "--signal-delay", "45", "--follow"]
+    words += pretraining(shards, "run", "training.max_steps=40")
+    with cluster.following(words, folder, RECORD_SAMPLES=str(folder), STEP_SECONDS="1") as following:
         yield following
 
 
@@ -133,3 +143,13 @@ def test_a_job_that_hangs_until_its_limit_is_called_timed_out(hung: Following) -
     assert hung.code() == 124, hung.text()
     assert "(pretrain) was ended at its time limit (00:01:00) before it could save" in hung.text()
     assert "--signal-delay" in hung.text()
+
+
+def test_a_job_goes_on_after_its_limit(limited: Following, cluster: Cluster) -> None:
+    limited.says("is submitted")
+    job = limited.text().split()[1]
+    until(lambda: int(cluster.job(job, "Restarts")) >= 1, "the save before the time limit")
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    assert limited.code() == 0, limited.text()
+    assert "this job is timed-out" in limited.text()
+    assert "Signal 12: saved after step" in limited.text() and "Resuming after step" in limited.text()

@@ -1,6 +1,7 @@
 """On PYTHONPATH of a job: every rank notes which samples it trains on, and one fails or hangs where the test says so.
 
 $RECORD_SAMPLES: the folder of the notes, a file a rank. $FAIL_AT, $HANG_AT: RANK:STEP that raises, or never ends.
+$STEP_SECONDS: how much longer every step takes, so that there is time to disturb a run on a fast machine.
 """
 
 import importlib.abc
@@ -21,6 +22,7 @@ def _record(task: type) -> None:
         rank = os.environ["RANK"]
         with (Path(os.environ["RECORD_SAMPLES"]) / f"rank-{rank}.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, "items": batch.item.tolist()}) + "\n")
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
         if os.environ.get("FAIL_AT") == f"{rank}:{step}":
             raise ZeroDivisionError("as the test wishes")
         while os.environ.get("HANG_AT") == f"{rank}:{step}":
