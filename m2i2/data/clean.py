@@ -140,11 +140,13 @@ def _repeats(train: Sequence[ImageQuestion], leaking: Sequence[ImageQuestion]) -
 
 def _held_images(remaining: Sequence[ImageQuestion], test_images: set[str], share: float) -> set[str]:
     """Images whose questions make up at least ``share`` of the remaining ones (as far as there are images that no test
-    question is about), in an order that depends on the images alone."""
+    question is about), in an order that depends on the images' keys alone, however they are encoded."""
     questions: dict[str, int] = {}
+    keys: dict[str, str] = {}
     for q in remaining:
         if q.image_sha256 not in test_images:
             questions[q.image_sha256] = questions.get(q.image_sha256, 0) + 1
-    order = sorted(questions, key=lambda image: hashlib.sha256(f"selection {image}".encode()).hexdigest())
+            keys[q.image_sha256] = min(q.key, keys.get(q.image_sha256, q.key))
+    order = sorted(questions, key=lambda image: hashlib.sha256(f"selection {keys[image]}".encode()).hexdigest())
     before = np.cumsum([0, *(questions[image] for image in order)])
     return {image for image, so_far in zip(order, before, strict=False) if so_far < share * len(remaining)}
