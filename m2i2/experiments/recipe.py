@@ -35,7 +35,13 @@ class DatasetPlan:
     variants: tuple[str, ...] = ("full", "no pretraining", "no MIM", "no ITC")
     seeds: int = 1
     """Finetunings of each variant, with the seeds 0, 1, ..."""
+    once: tuple[str, ...] = ()
+    """Further variants, finetuned with seed 0 alone."""
     settings: tuple[str, ...] = ()
+
+    def of_seed(self, seed: int) -> tuple[str, ...]:
+        """The variants that are finetuned with a seed."""
+        return (*(self.variants if seed < self.seeds else ()), *(self.once if seed == 0 else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ def read_recipe(path: Path) -> Recipe:
         raise M2I2Error(f"The recipe {path} names no datasets.")
     recipe = replace(from_dict(Recipe, values), datasets=plans)
     for dataset, plan in recipe.plans.items():
-        if unknown := [variant for variant in plan.variants if variant not in VARIANTS]:
+        if unknown := [variant for variant in plan.of_seed(0) if variant not in VARIANTS]:
             raise M2I2Error(f"{path}, {dataset}: there is no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}.")
     return recipe
 
@@ -100,7 +106,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     plans = recipe.plans.items()
     for seed in range(max(plan.seeds for _, plan in plans)):
         for dataset, plan in plans:
-            for variant in plan.variants if seed < plan.seeds else ():
+            for variant in plan.of_seed(seed):
                 needs = ""
                 if VARIANTS[variant] is not None:
                     pretraining = _pretraining(variant, seed % recipe.pretraining_seeds)

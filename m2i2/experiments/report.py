@@ -94,7 +94,7 @@ def _scored(recipe: Recipe, dataset: str, found: dict[str, dict[str, Any]]) -> l
     for cell in cells(recipe):
         if cell.dataset == dataset and cell.name in found:
             variants.setdefault(cell.variant, []).append((cell.seed, found[cell.name]))
-    ordered = [v for v in recipe.plans[dataset].variants if v in variants]
+    ordered = [v for v in recipe.plans[dataset].of_seed(0) if v in variants]
     return [Scored(v, tuple(record for _, record in sorted(variants[v], key=lambda row: row[0]))) for v in ordered]
 
 

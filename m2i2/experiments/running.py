@@ -21,6 +21,8 @@ from m2i2.training.provenance import git_state, versions
 from m2i2.training.stopping import EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
+_MOST_RESTARTS = 5
+"""Of a cell whose launcher was ended by a signal."""
 
 
 def unfinished(recipe: Recipe, results: Path, only: Sequence[str] = ()) -> list[Cell]:
@@ -66,20 +68,28 @@ class CellRun:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         self._process: subprocess.Popen[bytes] | None = None
+        self._restarts = 0
         self.code = 0
 
     def goes_on(self) -> bool:
-        """Start the next launcher where the last one has ended well; False once all have, or one has failed (`code`)."""
+        """Start the next launcher where the last one has ended well, and one that a signal has ended again, which resumes it.
+
+        False once all are done, or one has failed (`code`).
+        """
         if self._process is not None:
             code = self._process.poll()
             if code is None:
                 return True
-            if code:
+            if (code == EXIT_STOPPED or code < 0) and self._restarts < _MOST_RESTARTS:
+                self._restarts += 1
+            elif code:
                 self.code = code
                 return False
+            else:
+                self._commands.pop(0)
         if not self._commands:
             return False
-        launcher, *words = self._commands.pop(0)
+        launcher, *words = self._commands[0]
         with self.log.open("a") as log:
             print("$", launcher, *words, file=log, flush=True)
             script = [sys.executable, str(ROOT / "launchers" / f"{launcher}.py"), *words]
