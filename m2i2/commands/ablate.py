@@ -12,11 +12,11 @@ one fixed budget. A finished cell is one small JSON file in --results, which may
 missing cells run. Afterwards, or with --report alone, the table, the plot and the text are written from those files only."""
 
 EXAMPLES = """examples:
-  python launchers/ablate.py experiments/small.json --data ../shared/data --work runs/small --results docs/results/small --jobs 2
+  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small --jobs 2
       the whole recipe, two cells at a time on one thread each; killed or stopped, the same command goes on
-  python launchers/ablate.py experiments/small.json --results docs/results/small --list
-  python launchers/ablate.py experiments/small.json --results docs/results/small --report
-  python launchers/ablate.py experiments/small.json --data ../shared/data --work runs/small --results docs/results/small \\
+  python launchers/ablate.py docs/recipes/small.json --results docs/results/small --list
+  python launchers/ablate.py docs/recipes/small.json --results docs/results/small --report
+  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small \\
       --only vqa-rad-full-seed-0
       one cell (and the pretraining that it needs), for instance as a job of a cluster
 """
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("recipe", type=Path, metavar="RECIPE", help="a JSON file such as experiments/small.json")
+    add("recipe", type=Path, metavar="RECIPE", help="a JSON file such as docs/recipes/small.json")
     add("--results", type=Path, required=True, metavar="DIR", help="where records are")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the recipe's data sets lie (%(default)s)")
     add("--work", type=Path, metavar="DIR", help="where shards, runs and logs go (default: runs/ablation-NAME)")
