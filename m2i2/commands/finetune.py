@@ -1,5 +1,6 @@
 """``launchers/finetune.py``: finetune a pretrained model to answer questions."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,15 +36,22 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return guarded(lambda: _finetune(argv))
+    return guarded(lambda: run(argv))
 
 
-def _finetune(argv: Sequence[str] | None) -> int:
+def parse(argv: Sequence[str] | None) -> tuple[FinetuningConfig, argparse.Namespace]:
+    """Settings and options of a command line."""
     settings = SettingsParser(FinetuningConfig, "finetune", DESCRIPTION, EXAMPLES)
     settings.parser.add_argument("--checkpoint", metavar="RUN", help="a pretraining run, a checkpoint of it, or an official .pth")
     config, arguments = settings.parse(argv, "tiny")
     if arguments.checkpoint:
         config = replace(config, start=replace(config.start, checkpoint=arguments.checkpoint))
+    return config, arguments
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The command without its guard: errors go to the caller."""
+    config, arguments = parse(argv)
 
     import torch
 
