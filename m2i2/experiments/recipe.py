@@ -89,7 +89,7 @@ def read_recipe(path: Path) -> Recipe:
     """A recipe file; M2I2Error for what is unknown or missing."""
     values = read_object(path, "recipe")
     if missing := [name for name in ("name", "pretraining_shards", "datasets") if name not in values]:
-        raise M2I2Error(f"The recipe {path} has no {missing[0]!r}; see experiments/ for one that is whole.")
+        raise M2I2Error(f"The recipe {path} has no {missing[0]!r}; see docs/recipes/ for one that is whole.")
     plans = values.pop("datasets")
     if not isinstance(plans, dict) or not plans:
         raise M2I2Error(f"The recipe {path} names no datasets.")
