@@ -21,6 +21,7 @@ from m2i2.data.records import Kind
 from m2i2.data.sampling import Share
 from m2i2.data.shards import read_index
 from m2i2.data.sources import open_source
+from m2i2.data.storage import storage_of
 from m2i2.data.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.data.transforms import Augmentation
 from m2i2.errors import M2I2Error
@@ -143,7 +144,8 @@ def pretraining_validation(
     if not config.validation.every:
         return None
     split = config.validation.split
-    with_it = [shards for shards in config.data.shards if split in read_index(Path(shards))["splits"]]
+    storages = [storage_of(shards, config.data) for shards in config.data.shards]
+    with_it = [storage for storage in storages if split in read_index(storage)["splits"]]
     if not with_it:
         process.say(f"No validation: the shards have no split {split!r} (validation.split).")
         return None
@@ -152,7 +154,9 @@ def pretraining_validation(
         process.say(f"No validation: the split {split!r} holds {len(corpus)} pair(s), fewer than there are ranks.")
         return None
     validation = PretrainingValidation(task, corpus, tokenizer, config, process, run)
-    process.say(f"Validation every {validation.every} steps: {validation.pairs} of {len(corpus)} pairs of {', '.join(with_it)}.")
+    process.say(
+        f"Validation every {validation.every} steps: {validation.pairs} of {len(corpus)} pairs of {', '.join(storage.place for storage in with_it)}."
+    )
     return validation
 
 

@@ -9,6 +9,7 @@ from m2i2.config import CacheConfig
 from m2i2.data.records import Kind
 from m2i2.data.selection import SelectedSplit
 from m2i2.data.shards import Sample, ShardSplit
+from m2i2.data.storage import Storage
 from m2i2.errors import M2I2Error
 
 
@@ -27,7 +28,7 @@ class Corpus:
             raise M2I2Error(f"The split {parts[0].name!r} of {', '.join(p.storage.place for p in parts)} holds no items.")
 
     @classmethod
-    def open(cls, places: Sequence[str | Path], split: str, kind: Kind, cache: CacheConfig | None = None) -> "Corpus":
+    def open(cls, places: Sequence[str | Path | Storage], split: str, kind: Kind, cache: CacheConfig | None = None) -> "Corpus":
         """Open ``split`` of every folder or URL; M2I2Error for a missing split or for shards of another kind."""
         return cls([ShardSplit.open(place, split, kind, cache) for place in places])
 
