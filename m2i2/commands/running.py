@@ -154,9 +154,8 @@ def pretraining_validation(
         process.say(f"No validation: the split {split!r} holds {len(corpus)} pair(s), fewer than there are ranks.")
         return None
     validation = PretrainingValidation(task, corpus, tokenizer, config, process, run)
-    process.say(
-        f"Validation every {validation.every} steps: {validation.pairs} of {len(corpus)} pairs of {', '.join(storage.place for storage in with_it)}."
-    )
+    places = ", ".join(storage.place for storage in with_it)
+    process.say(f"Validation every {validation.every} steps: {validation.pairs} of {len(corpus)} pairs of {places}.")
     return validation
 
 

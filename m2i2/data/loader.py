@@ -1,9 +1,11 @@
 """From samples to batches: rows made by worker processes, each from its sample's own random stream."""
 
+import atexit
 import hashlib
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -191,11 +193,31 @@ def _start_worker(_: int) -> None:
 
 
 def _raising(batches: Iterator[B | M2I2Error]) -> Iterator[B]:
-    """The batches, up to an error, which is raised."""
-    for batch in batches:
-        if isinstance(batch, M2I2Error):
-            raise batch
-        yield batch
+    """The batches, up to an error, which is raised; the workers end with it, or with whoever stops asking."""
+    _WORKING.add(batches)
+    try:
+        for batch in batches:
+            if isinstance(batch, M2I2Error):
+                raise batch
+            yield batch
+    finally:
+        _end_workers(batches)
+
+
+_WORKING: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Iterators that may have workers."""
+
+
+def _end_workers(batches: Any) -> None:
+    """End the workers of a DataLoader's iterator. They ignore SIGTERM, with which multiprocessing would end them at exit."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    for batches in list(_WORKING):
+        _end_workers(batches)
 
 
 class Loader(Generic[B]):

@@ -1,6 +1,8 @@
 """The loader: every item once an epoch at any number of ranks, the same rows, from any starting point."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from m2i2.data.sampling import Position, Share
 from m2i2.data.tokenizer import Tokenizer, train_tokenizer
 from m2i2.data.transforms import Augmentation
 from m2i2.errors import M2I2Error
+from tests.conftest import ROOT
 
 AUGMENTATION = Augmentation(size=32, crop_scale=(0.2, 1.0), flip=False, randaugment=(2, 7))
 
@@ -135,3 +138,12 @@ def test_nothing_but_unreadable_samples_is_an_error(folder: Path, tmp_path: Path
     damage(tmp_path / "captions", list(range(37)))
     with pytest.raises(M2I2Error, match=r"17 samples in a row could not be read; the first: .*damaged bytes"):
         list(captions(tmp_path, Share(37, 1, 0, 1)))
+
+
+def test_a_process_that_ends_in_the_middle_ends_its_workers(folder: Path) -> None:
+    script = (
+        "from pathlib import Path\nfrom m2i2.data.sampling import Share\nfrom tests.unit.test_loader import captions\n"
+        f"batches = iter(captions(Path({str(folder)!r}), Share(8, 1, 0, 1), workers=2))\nprint(len(next(batches)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
