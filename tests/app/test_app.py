@@ -124,9 +124,13 @@ def page(server: str) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str, str]]:
-    """Phantoms as PNG files with a question about their lesion that the model answers rightly, and the answer."""
+def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Phantoms as PNG files with a question about their lesion that the model answers rightly, and the answer.
+
+    Those come first whose map lies best on the lesion.
+    """
     from m2i2.commands.answering import load_answerer
+    from m2i2.explain.localisation import localise
 
     answerer = load_answerer(phantom_run, ("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
     folder, found = tmp_path_factory.mktemp("cases"), []
@@ -137,9 +141,10 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
             path = folder / f"phantom-{number}.png"
             image.resize((384, 384), Image.Resampling.BICUBIC).save(path)
             question, answer = right[0]
-            found.append((path, question, answer))
+            gain = localise(answerer.explain(image, question, answer).map, phantom.lesion_mask).gain
+            found.append((gain, path, question, answer))
     assert len(found) > 4
-    return found
+    return [case for _, *case in sorted(found, key=lambda row: -row[0])]
 
 
 def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, str, str]]) -> None:
