@@ -51,7 +51,7 @@ setup(
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "dev": [
             *(*SLURM, *REMOTE, *PARQUET, *DICOM, *APP, "matplotlib", "tensorboard", "wandb"),
-            *("pytest", "hypothesis", "psutil", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
+            *("pytest", "pytest-xdist", "hypothesis", "psutil", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
         ],
     },
     entry_points={
