@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         else:
             add("--question", type=int, default=16, help="length of the questions, tokens (%(default)s)")
             add("--answer", type=int, default=8, help="length of the answers, tokens (%(default)s)")
-    add = stage("ranking", "exact ranking of 517 candidates, as many as VQA-RAD has, images included")
+    add = stage("ranking", "the likeliest of 517 candidates, as many as VQA-RAD has, exactly, images included")
     add("settings", nargs="*", metavar="section.key=value", help="settings to change")
     add("--preset", choices=list(PRESETS), default="paper", help="model (%(default)s)")
     add("--questions", type=int, default=16, help="asked together (%(default)s)")

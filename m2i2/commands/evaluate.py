@@ -116,6 +116,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     results = {
         **summarise(given, train, rules, candidates, source, normalisation),
         "method": vars(method),
+        **({"candidate_tree": evaluator.reading()} if evaluator.nodes_read else {}),
         "split": arguments.split,
         "splits": counts,
         "trained": trained,

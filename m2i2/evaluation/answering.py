@@ -16,7 +16,7 @@ from m2i2.data.transforms import EvaluationTransform, normalise
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.evaluator import TEST_WORDS
 from m2i2.evaluation.generation import all_beams
-from m2i2.evaluation.ranking import CandidateTree, log_likelihoods
+from m2i2.evaluation.ranking import CandidateTree, likeliest
 from m2i2.explain.gradcam import Cam, gradcam
 from m2i2.models.vqa import VQAModel
 
@@ -75,9 +75,9 @@ class Answerer:
         states = self.model.encode_question(ids, mask, self.model.encode_image(self.pixels(image)))
         decoder = self.model.text_decoder
         if self.tree is not None:
-            chances = log_likelihoods(decoder, states, mask, self.tree)[0].softmax(-1)
-            best = chances.topk(min(top, len(chances)))
-            return [(self.candidates[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+            scores, numbers, _ = likeliest(decoder, states, mask, self.tree, len(self.candidates))
+            chances = zip(scores[0].softmax(-1).tolist(), numbers[0].tolist(), strict=True)
+            return [(self.candidates[number], chance) for chance, number in chances][:top]
         found, scores = all_beams(decoder, states, mask, cls_id=self.tokenizer.cls_id, sep_id=self.tokenizer.sep_id, beams=top)
         written: dict[str, float] = {}
         for tokens, score in zip(found[0], scores[0].exp().tolist(), strict=True):

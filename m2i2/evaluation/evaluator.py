@@ -18,16 +18,18 @@ from m2i2.data.tokenizer import Tokenizer
 from m2i2.data.transforms import EvaluationTransform, normalise
 from m2i2.evaluation.generation import beam_search
 from m2i2.evaluation.protocols import Candidates
-from m2i2.evaluation.ranking import CandidateTree, log_likelihoods, rank_official
+from m2i2.evaluation.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
 
 TEST_WORDS = 50
 """Longest question at test time, words (official)."""
+TOP = 5
+"""Answers that are kept of each question."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the model answered: the best first, with probabilities among what was considered."""
+    """What the model answered: the best first, with the probability that it writes them (rank-official: among its k)."""
 
     key: str
     question: Question
@@ -66,6 +68,8 @@ class Evaluator:
         self.tokenizer, self.candidates, self.method = tokenizer, candidates, method
         self.device, self.dtype, self.batch = device, dtype, batch
         self.transform = EvaluationTransform(size=model.vision.image_size)
+        self.nodes_read: list[int] = []
+        """Of each question that was ranked: nodes of the tree of candidates that were read."""
         if candidates.answers:
             limit = model.text.positions
             tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
@@ -81,6 +85,10 @@ class Evaluator:
             if progress and not console.is_terminal and start and start % (20 * self.batch) == 0:
                 print(f"{start} of {len(split)} questions", file=sys.stderr, flush=True)
             yield from self._ask([split.read(i) for i in range(start, min(start + self.batch, len(split)))])
+
+    def reading(self) -> dict[str, float]:
+        """How much of the tree of candidates was read: its nodes, and the mean over the questions."""
+        return {"nodes": len(self.tree.ids), "read_per_question": round(sum(self.nodes_read) / len(self.nodes_read), 1)}
 
     @torch.inference_mode()
     def _ask(self, samples: list[Sample]) -> Iterator[Given]:
@@ -117,8 +125,10 @@ class Evaluator:
         if self.method.mode == "rank-official":
             best, chances = rank_official(decoder, states, mask, self.ids, self.ids_mask, self.method.k)
         else:
-            chances, best = log_likelihoods(decoder, states, mask, self.tree).softmax(-1).sort(1, descending=True)
-        rows = zip(best[:, :5].tolist(), chances[:, :5].tolist(), strict=True)
+            scores, best, read = likeliest(decoder, states, mask, self.tree, TOP)
+            self.nodes_read += read.tolist()
+            chances = scores.exp()
+        rows = zip(best[:, :TOP].tolist(), chances[:, :TOP].tolist(), strict=True)
         return [tuple((names[i], p) for i, p in zip(numbers, values, strict=True)) for numbers, values in rows]
 
 

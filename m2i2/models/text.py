@@ -300,8 +300,8 @@ class AnswerDecoder(nn.Module):
     def read(self, ids: Tensor, cache: DecoderCache, visible: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Read tokens [R, t] after what the cache holds -> their states [R, t, D]; the cache then holds them too.
 
-        ``visible``: boolean [t, past + t], which earlier tokens each one sees (default: all before it and itself).
-        ``positions``: [t] places of the tokens in their answers (default: counted on).
+        ``visible``: boolean [t, past + t] or [R, 1, t, past + t], which earlier tokens each one sees (default: all before it
+        and itself). ``positions``: [t] or [R, t], places of the tokens in their answers (default: counted on).
         """
         past, new = cache.length, ids.shape[1]
         if positions is None:

@@ -135,6 +135,6 @@ def finetuning_flops(config: FinetuningConfig, question: float, answer: float) -
     return {**step, "teacher": sum(forward.values())} if config.answering.distillation else step
 
 
-def ranking_flops(vision: VisionConfig, text: TextConfig, question: float, nodes: int) -> float:
-    """Operations of ranking one question about one image over a tree of ``nodes`` prefixes."""
+def ranking_flops(vision: VisionConfig, text: TextConfig, question: float, nodes: float) -> float:
+    """Operations of ranking one question about one image, reading ``nodes`` prefixes."""
     return image_flops(vision, text) + question_flops(vision, text, question) + answer_flops(text, question, nodes, nodes)

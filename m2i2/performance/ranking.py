@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from m2i2.config import FinetuningConfig
 from m2i2.data.loader import pad_rows
 from m2i2.data.transforms import normalise
-from m2i2.evaluation.ranking import CandidateTree, log_likelihoods
+from m2i2.evaluation.evaluator import TOP
+from m2i2.evaluation.ranking import Best, CandidateTree, likeliest
 from m2i2.memory import keep_freed_memory
 from m2i2.models.vqa import VQAModel
 from m2i2.performance.flops import image_flops, ranking_flops
@@ -28,6 +30,18 @@ def drawn_candidates(words: int) -> list[list[int]]:
     return rows
 
 
+def prior(candidates: list[list[int]], words: int) -> Tensor:
+    """log of how often each token stands in answers whose frequency falls as 1 / rank, [words].
+
+    As the vocabulary head's bias it makes of random weights a model that is as unsure as one that has learnt nothing but which
+    answers are frequent: what every trained model knows, and most are surer.
+    """
+    counts = torch.full((words,), 1e-6)
+    for rank, tokens in enumerate(candidates, 1):
+        counts.index_add_(0, torch.tensor(tokens[1:]), torch.full((len(tokens) - 1,), 1 / rank))
+    return (counts / counts.sum()).log()
+
+
 @torch.inference_mode()
 def time_ranking(
     config: FinetuningConfig,
@@ -40,29 +54,44 @@ def time_ranking(
     rounds: int,
     candidates: list[list[int]] | None = None,
 ) -> dict[str, Any]:
-    """Median time of ranking every candidate for ``questions`` questions of ``tokens`` tokens about ``images`` images."""
+    """Median time of finding the likeliest of all candidates for ``questions`` questions of ``tokens`` tokens about ``images``
+    images, by a model that knows `prior` and by one that knows nothing, for which nearly the whole tree has to be read.
+    """
     torch.manual_seed(0)
     model = VQAModel(config.vision, config.text).to(device).eval()
     keep_freed_memory()
     rows = drawn_candidates(config.text.vocabulary_size) if candidates is None else candidates
     tree = CandidateTree.build(rows).to(device)
+    biases = {"": prior(rows, config.text.vocabulary_size), "_untrained": torch.zeros(config.text.vocabulary_size)}
     side = config.vision.image_size
     pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8, device=device)
     ids, mask = (t.to(device) for t in pad_rows(torch.randint(config.text.vocabulary_size, (questions, tokens)).tolist(), 0))
     image_of = torch.arange(questions, device=device) % images
 
-    def rank() -> None:
+    def rank() -> Best:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             states = model.encode_question(ids, mask, model.encode_image(normalise(pixels)), image_of)
-            log_likelihoods(model.text_decoder, states, mask, tree).argmax(1)
+            return likeliest(model.text_decoder, states, mask, tree, TOP)
 
-    ceiling, timings = Ceiling(dtype, device), Rounds(1)
+    ceiling, timings = Ceiling(dtype, device), {kind: Rounds(1) for kind in biases}
     for _ in range(rounds + 1):
         ceiling.sample()
-        timings.add(timed(rank, device))
-    whole = ranking_flops(config.vision, config.text, tokens, len(tree.ids))
+        for kind, bias in biases.items():
+            model.text_decoder.cls.predictions.bias.copy_(bias)
+            timings[kind].add(timed(rank, device))
+    found: dict[str, Any] = {}
     shared = image_flops(config.vision, config.text)
-    flops = questions * (whole - shared) + images * shared
+    for kind, bias in biases.items():
+        model.text_decoder.cls.predictions.bias.copy_(bias)
+        read = float(rank().read.float().mean())
+        flops = questions * (ranking_flops(config.vision, config.text, tokens, read) - shared) + images * shared
+        seconds = timings[kind].median
+        found |= {
+            f"seconds_per_question{kind}": seconds / questions,
+            f"nodes_read{kind}": read,
+            f"gflop_per_question{kind}": flops / questions / 1e9,
+            f"mfu{kind}": flops / seconds / ceiling.flops,
+        }
     return {
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -70,9 +99,7 @@ def time_ranking(
         "images": images,
         "candidates": len(rows),
         "tree_nodes": len(tree.ids),
-        "seconds_per_question": timings.median / questions,
-        "gflop_per_question": flops / questions / 1e9,
+        **found,
         "ceiling_gflop_per_s": ceiling.flops / 1e9,
-        "mfu": flops / timings.median / ceiling.flops,
         "peak_rss_gb": peak_rss_gb(),
     }

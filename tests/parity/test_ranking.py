@@ -1,14 +1,17 @@
 """The official ranking of candidates to 1e-9, and the exact one against plain likelihoods."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from m2i2.evaluation.generation import beam_search
-from m2i2.evaluation.ranking import CandidateTree, log_likelihoods, rank_official
+from m2i2.evaluation.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
 from tests.parity.fixture import TEXT, VISION, fitting, largest_difference, tensors
 
@@ -40,9 +43,20 @@ def candidates(inputs: dict[str, Tensor]) -> list[list[int]]:
     return [ids[:length] for ids, length in rows]
 
 
-@pytest.mark.parametrize("chunk", [1, 1500, 1 << 24])
-def test_the_tree_of_prefixes_gives_the_likelihoods_of_the_candidates_one_by_one(
-    asked: tuple[VQAModel, Tensor, dict[str, Tensor]], chunk: int
+def log_likelihoods(model: VQAModel, states: Tensor, mask: Tensor, rows: list[list[int]]) -> Tensor:
+    """[Q, C], one candidate after the other, each read as a whole."""
+    found = []
+    for row in rows:
+        ids = torch.tensor([row] * len(states))
+        decoded = model.text_decoder.logits(model.text_decoder(ids[:, :-1], states, mask)).log_softmax(-1)
+        found.append(decoded.gather(2, ids[:, 1:, None]).sum((1, 2)))
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("first", [1, 4, 1000])
+@pytest.mark.parametrize("k", [1, 3, 1000])
+def test_the_likeliest_are_those_of_the_candidates_read_one_by_one(
+    asked: tuple[VQAModel, Tensor, dict[str, Tensor]], first: int, k: int
 ) -> None:
     model, states, inputs = asked
     rows = candidates(inputs)
@@ -51,12 +65,50 @@ def test_the_tree_of_prefixes_gives_the_likelihoods_of_the_candidates_one_by_one
     tree = CandidateTree.build(rows)
     assert len(tree.ids) < sum(len(row) - 1 for row in rows)
     with torch.inference_mode():
-        found = log_likelihoods(model.text_decoder, states, mask, tree, chunk)
-        for number, row in enumerate(rows):
-            ids = torch.tensor([row] * len(states))
-            decoded = model.text_decoder.logits(model.text_decoder(ids[:, :-1], states, mask)).log_softmax(-1)
-            plain = decoded.gather(2, ids[:, 1:, None]).sum((1, 2))
-            assert largest_difference(found[:, number], plain) < 1e-9
+        plain = log_likelihoods(model, states, mask, rows)
+        found = likeliest(model.text_decoder, states, mask, tree, k, first)
+    assert found.numbers.shape == found.scores.shape == (len(states), min(k, len(rows)))
+    assert largest_difference(found.scores, plain.topk(min(k, len(rows))).values) < 1e-9
+    assert largest_difference(plain.gather(1, found.numbers), found.scores) < 1e-9
+    assert bool((found.read <= len(tree.ids)).all()) and (k < len(rows) or bool((found.read == len(tree.ids)).all()))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=25),
+    k=st.integers(1, 6),
+    first=st.integers(1, 9),
+    sharpness=st.floats(0.5, 40),
+)
+def test_pruning_loses_no_candidate(
+    asked: tuple[VQAModel, Tensor, dict[str, Tensor]], rows: list[list[int]], k: int, first: int, sharpness: float
+) -> None:
+    """Whatever the tree, and however sure the model: with scores far apart most of the tree stays unread."""
+    model, states, inputs = asked
+    rows, mask = [[101, *row] for row in rows], inputs["question_mask"]
+    weight = model.text_decoder.cls.predictions.transform.LayerNorm.weight
+    before = weight.detach().clone()
+    try:
+        weight.data.mul_(sharpness)
+        with torch.inference_mode():
+            plain = log_likelihoods(model, states, mask, rows)
+            found = likeliest(model.text_decoder, states, mask, CandidateTree.build(rows), k, first)
+    finally:
+        weight.data.copy_(before)
+    torch.testing.assert_close(found.scores, plain.topk(min(k, len(rows))).values, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(plain.gather(1, found.numbers), found.scores, rtol=1e-9, atol=1e-9)
+
+
+def test_a_sure_model_reads_a_fraction_of_the_tree(asked: tuple[VQAModel, Tensor, dict[str, Tensor]]) -> None:
+    model, states, inputs = asked
+    rows = [[101, a, b, c, 102] for a in range(1, 13) for b in range(1, 10) for c in range(1, 10)]
+    mask, tree = inputs["question_mask"], CandidateTree.build(rows)
+    sure = copy.deepcopy(model.text_decoder)
+    sure.cls.predictions.transform.LayerNorm.weight.data.mul_(40)
+    with torch.inference_mode():
+        read = likeliest(sure, states, mask, tree, 1).read
+    assert len(tree.ids) == 1 + 12 + 12 * 9 + 12 * 9 * 9
+    assert int(read.max()) < len(tree.ids) // 5
 
 
 def test_beams_as_wide_as_the_tree_find_the_likeliest_answer(asked: tuple[VQAModel, Tensor, dict[str, Tensor]]) -> None:
@@ -66,10 +118,10 @@ def test_beams_as_wide_as_the_tree_find_the_likeliest_answer(asked: tuple[VQAMod
     with torch.inference_mode():
         answers, scores = beam_search(model.text_decoder, states, mask, cls_id=101, sep_id=sep, beams=500, max_tokens=1)
         single = CandidateTree.build([[101, t, sep] for t in range(500) if t != sep])
-        exact = log_likelihoods(model.text_decoder, states, mask, single)
+        exact = likeliest(model.text_decoder, states, mask, single, 1)
     tokens = [t for t in range(500) if t != sep]
-    assert [a[0] for a in answers] == [tokens[i] for i in exact.argmax(1).tolist()]
-    assert largest_difference(scores, exact.amax(1)) < 1e-9
+    assert [a[0] for a in answers] == [tokens[i] for i in exact.numbers[:, 0].tolist()]
+    assert largest_difference(scores, exact.scores[:, 0]) < 1e-9
 
 
 def test_cached_beams_score_their_answers_as_a_whole_pass_does(
@@ -82,6 +134,5 @@ def test_cached_beams_score_their_answers_as_a_whole_pass_does(
             answers, scores = beam_search(model.text_decoder, states, mask, cls_id=101, sep_id=sep, beams=beams, max_tokens=6)
             assert all(1 <= len(a) <= 6 and sep not in a for a in answers)
             for number, answer in enumerate(answers):
-                tree = CandidateTree.build([[101, *answer, sep]])
-                exact = log_likelihoods(model.text_decoder, states, mask, tree)[number]
+                exact = log_likelihoods(model, states, mask, [[101, *answer, sep]])[number, 0]
                 assert largest_difference(scores[number], exact) < 1e-9
