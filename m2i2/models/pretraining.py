@@ -107,8 +107,8 @@ class PretrainingModel(Encoders):
             contrast = itc_loss(
                 image_features,
                 text_features,
-                torch.cat([gather(targets.image_features), queue.image]),
-                torch.cat([gather(targets.text_features), queue.text]),
+                (gather(targets.image_features), queue.image),
+                (gather(targets.text_features), queue.text),
                 own,
                 self.temp,
                 distillation,

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m2i2.config import TextConfig
 from m2i2.models.attention import attention
+from m2i2.models.linear import Linear, linear
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, [B, H, N, d] each."""
@@ -28,9 +29,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.attention_dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(config.width, config.width)
+        self.value = Linear(config.width, config.width)
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """[B, N, D] -> keys and values [B, H, N, d]."""
@@ -52,17 +53,18 @@ class SelfAttention(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """Projection, dropout, and a norm over the sum with what came in (post-norm)."""
+    """Projection (of GELU where asked), dropout, and a norm over the sum with what came in (post-norm)."""
 
-    def __init__(self, width_in: int, config: TextConfig) -> None:
+    def __init__(self, width_in: int, config: TextConfig, *, gelu: bool = False) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, config.width)
+        self.gelu = gelu
+        self.dense = Linear(width_in, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """[B, L, width_in], [B, L, D] -> [B, L, D]."""
-        x = self.dense(x)
+        x = self.dense(x, self.gelu)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         return self.LayerNorm(x + residual)
@@ -82,15 +84,15 @@ class AttentionLayer(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """First half of the feed-forward network."""
+    """First half of the feed-forward network, before its GELU."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.intermediate)
+        self.dense = Linear(config.width, config.intermediate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, intermediate]."""
-        return F.gelu(self.dense(x))
+        return self.dense(x)
 
 
 class Layer(nn.Module):
@@ -102,7 +104,7 @@ class Layer(nn.Module):
         if cross:
             self.crossattention = AttentionLayer(config)
         self.intermediate = Intermediate(config)
-        self.output = ResidualOutput(config.intermediate, config)
+        self.output = ResidualOutput(config.intermediate, config, gelu=True)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
@@ -210,7 +212,7 @@ class Transform(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = Linear(config.width, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,7 +238,7 @@ class VocabularyHead(nn.Module):
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         """States [..., D] of the positions that are asked for -> logits [..., V]."""
-        return F.linear(self.predictions.transform(states), word_embeddings, self.predictions.bias)
+        return linear(self.predictions.transform(states), word_embeddings, self.predictions.bias)
 
 
 class MaskedLanguageModel(nn.Module):

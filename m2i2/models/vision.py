@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m2i2.config import VisionConfig
 from m2i2.models.attention import attention
+from m2i2.models.linear import Linear
 
 
 class MaskedImage(NamedTuple):
@@ -30,8 +31,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
@@ -44,12 +45,12 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x), gelu=True)
 
 
 class Block(nn.Module):
@@ -95,13 +96,13 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         if with_decoder:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
-            self.decoder_embed = nn.Linear(config.width, config.decoder_width)
+            self.decoder_embed = Linear(config.width, config.decoder_width)
             self.decoder_pos_embed = nn.Parameter(sin_cos_positions(config.decoder_width, config.patches), requires_grad=False)
             self.decoder_blocks = nn.ModuleList(
                 Block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
             )
             self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
-            self.decoder_pred = nn.Linear(config.decoder_width, config.patch_size**2 * 3)
+            self.decoder_pred = Linear(config.decoder_width, config.patch_size**2 * 3)
         self.apply(_initialise)
         nn.init.normal_(self.cls_token, std=0.02)
         if with_decoder:

@@ -1,5 +1,6 @@
 """Image-text contrast: each image finds its caption, and the reverse, among the teacher's features."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ class Contrast(NamedTuple):
 def itc_loss(
     image: Tensor,
     text: Tensor,
-    teacher_image: Tensor,
-    teacher_text: Tensor,
+    teacher_image: Sequence[Tensor],
+    teacher_text: Sequence[Tensor],
     own: Tensor,
     temperature: Tensor,
     distillation: float,
@@ -31,27 +32,29 @@ def itc_loss(
 ) -> Contrast:
     """InfoNCE both ways against the teacher's features of the batch and the queue (paper; ALBEF).
 
-    ``image``, ``text``: [b, D] the student's. ``teacher_image``, ``teacher_text``: [B + Q, D]; ``own``: [b], the row of
-    each sample's own pair among them. Targets are (1 - a) * one-hot + a * the teacher's softmax, a = ``distillation``.
+    ``image``, ``text``: [b, D] the student's. ``teacher_image``, ``teacher_text``: the batch's [B, D], then further ones, such
+    as the queue's [Q, D], which are never copied; ``own``: [b], the row of each sample's own pair in the batch. Targets are (1 - a) * one-hot + a * the teacher's softmax, a = ``distillation``.
     ``excluded``: [b, B + Q] boolean, pairs that are neither positive nor negative (they share an image or a caption).
     """
     image, text, temperature = full(image), full(text), full(temperature)
-    teacher_image, teacher_text = teacher_image.to(image.dtype), teacher_text.to(image.dtype)
+
+    def similarities(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
+        return torch.cat([query @ part.to(query.dtype).T for part in keys], dim=1) / temperature
 
     def masked(similarity: Tensor) -> Tensor:
         return similarity if excluded is None else similarity.masked_fill(excluded, -torch.inf)
 
     hard = float(np.float32(1 - distillation))  # the official one-hot targets are float32, in double runs too
 
-    def one_way(query: Tensor, keys: Tensor, teacher_query: Tensor) -> tuple[Tensor, Tensor]:
-        similarity = query @ keys.T / temperature
+    def one_way(query: Tensor, keys: Sequence[Tensor], teacher_query: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = similarities(query, keys)
         with torch.no_grad():
-            soft = F.softmax(masked(teacher_query @ keys.T / temperature), dim=1)
+            soft = F.softmax(masked(similarities(teacher_query.to(query.dtype), keys)), dim=1)
         log_probabilities = F.log_softmax(masked(similarity), dim=1)
         positive = log_probabilities.gather(1, own.unsqueeze(1)).mean()
         distilled = (log_probabilities.masked_fill(soft == 0, 0) * soft).sum(1).mean()
         return -hard * positive - distillation * distilled, similarity
 
-    image_loss, image_to_text = one_way(image, teacher_text, teacher_image[own])
-    text_loss, text_to_image = one_way(text, teacher_image, teacher_text[own])
+    image_loss, image_to_text = one_way(image, teacher_text, teacher_image[0][own])
+    text_loss, text_to_image = one_way(text, teacher_image, teacher_text[0][own])
     return Contrast((image_loss + text_loss) / 2, image_to_text, text_to_image)

@@ -73,7 +73,7 @@ def plan(
     flops_per_s: float,
     bytes_per_s: float,
     latency_s: float = 20e-6,
-    bucket: int = 50_000_000,
+    bucket: int = 8_000_000,
     half: bool = True,
     accumulation: int = 1,
 ) -> Plan:

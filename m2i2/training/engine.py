@@ -22,7 +22,7 @@ DEFAULT_CONFIG: dict[str, Any] = {
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "overlap_comm": False,
-        "reduce_bucket_size": 50_000_000,
+        "reduce_bucket_size": 8_000_000,
         "allgather_bucket_size": 50_000_000,
     },
     "steps_per_print": 1_000_000_000,
@@ -91,6 +91,7 @@ def _save_memory(zero: Any) -> None:
 
     The master weights become the rank's own part of the weights themselves (4 bytes a parameter over the number of ranks),
     and gradients are added to the flat partition at once instead of being kept and concatenated (the same again in ZeRO-2).
+    That partition stays from step to step: made anew in the middle of each, it tears holes into the heap of a CPU process.
     """
     for group, partition in enumerate(zero.single_partition_of_fp32_groups):
         own = zero.parallel_partitioned_bit16_groups[group][dist.get_rank()]
@@ -99,6 +100,15 @@ def _save_memory(zero: Any) -> None:
     zero._link_all_hp_params()
     if zero.partition_gradients and not zero.cpu_offload:
         zero._use_compact_grad_partition_buffer = lambda group: True
+        build, built = zero._build_compact_grad_partition_buffer, {}
+
+        def rebuild(group: int) -> Any:
+            if group not in built:
+                built[group] = build(group)
+            built[group].flat_partition.zero_()
+            return type(built[group])(list(built[group]), built[group].flat_partition)
+
+        zero._build_compact_grad_partition_buffer = rebuild
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:

@@ -110,7 +110,7 @@ def test_excluded_pairs_do_not_count_in_the_contrast() -> None:
     own, temperature = torch.arange(3), torch.tensor([0.1])
     excluded = torch.zeros(3, 5, dtype=torch.bool)
     excluded[:, 4] = True
-    fewer = itc_loss(*features[:2], features[2][:4], features[3][:4], own, temperature, 0.4, None)
-    same = itc_loss(*features, own, temperature, 0.4, excluded)
+    fewer = itc_loss(*features[:2], [features[2][:4]], [features[3][:4]], own, temperature, 0.4, None)
+    same = itc_loss(*features[:2], [features[2]], [features[3]], own, temperature, 0.4, excluded)
     assert float(same.loss) == pytest.approx(float(fewer.loss), abs=1e-6)
     assert torch.isfinite(same.loss)
