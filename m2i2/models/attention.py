@@ -43,44 +43,47 @@ class InPieces(torch.autograd.Function):
     """The same products, some heads of one sequence at a time, so that scores are read from cache.
 
     As a whole the scores of a batch (64 MB in ViT-B at 384 pixels, batch 8) go to memory and back between any two operations,
-    which takes two to three times as long.
+    which takes two to three times as long. None are kept: the backward pass makes them again.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `attention`."""
-        (batch, heads, length, width), keys = query.shape, key.shape[2]
-        kept = any(ctx.needs_input_grad)
-        probabilities = query.new_empty(batch if kept else 1, heads, length, keys)
-        scores = query.new_empty(_together(query, key), length, keys)
-        attended = _like_projection(query)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(query, key, value)
+        attended, scores = _like_projection(query), _scores(query, key, 2)
         for b, h in _pieces(query, key):
-            q, k, v = query[b, h], key[b, h], value[b, h]
-            mine, p = scores[: len(q)], probabilities[b if kept else 0, h]
-            torch.baddbmm(mine, q, k.transpose(1, 2), beta=0, alpha=width**-0.5, out=mine)
-            torch.softmax(mine, -1, out=p)
-            attended[b, h] = torch.bmm(p, v)
-        if kept:
-            ctx.save_for_backward(query, key, value, probabilities)
+            attended[b, h] = torch.bmm(_probabilities(query[b, h], key[b, h], scores), value[b, h])
         return attended
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value."""
-        query, key, value, probabilities = ctx.saved_tensors
-        (gradient,) = gradients
+        query, key, value = ctx.saved_tensors
         of_query, of_key, of_value = map(_like_projection, (query, key, value))
-        scores = query.new_empty(2, _together(query, key), query.shape[2], key.shape[2])
-        scale = query.shape[-1] ** -0.5
+        scores, scale = _scores(query, key, 3), query.shape[-1] ** -0.5
         for b, h in _pieces(query, key):
-            q, k, v, p, g = query[b, h], key[b, h], value[b, h], probabilities[b, h], gradient[b, h]
-            of_p, of_scores = scores[0, : len(q)], scores[1, : len(q)]
+            q, k, v, g = query[b, h], key[b, h], value[b, h], gradients[0][b, h]
+            p = _probabilities(q, k, scores)
             of_value[b, h] = torch.bmm(p.transpose(1, 2), g)
+            of_p, of_scores = scores[0, : len(q)], scores[2, : len(q)]
             torch.bmm(g, v.transpose(1, 2), out=of_p)
             torch.ops.aten._softmax_backward_data.out(of_p, p, -1, q.dtype, grad_input=of_scores)
             of_query[b, h] = torch.bmm(of_scores, k).mul_(scale)
             of_key[b, h] = torch.bmm(of_scores.transpose(1, 2), q).mul_(scale)
         return of_query, of_key, of_value
+
+
+def _probabilities(query: Tensor, key: Tensor, scores: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(d)) of a piece, in ``scores[1]``; ``scores[0]`` is overwritten too."""
+    found, probabilities = scores[0, : len(query)], scores[1, : len(query)]
+    torch.baddbmm(found, query, key.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5, out=found)
+    return torch.softmax(found, -1, out=probabilities)
+
+
+def _scores(query: Tensor, key: Tensor, copies: int) -> Tensor:
+    """Room for the scores of a piece, so many times."""
+    return query.new_empty(copies, _together(query, key), query.shape[2], key.shape[2])
 
 
 def _together(query: Tensor, key: Tensor) -> int:

@@ -104,7 +104,8 @@ def test_a_sure_model_reads_a_fraction_of_the_tree(asked: tuple[VQAModel, Tensor
     rows = [[101, a, b, c, 102] for a in range(1, 13) for b in range(1, 10) for c in range(1, 10)]
     mask, tree = inputs["question_mask"], CandidateTree.build(rows)
     sure = copy.deepcopy(model.text_decoder)
-    sure.cls.predictions.transform.LayerNorm.weight.data.mul_(400)
+    sure.cls.predictions.bias.data[:20] = torch.linspace(30, -30, 20)
+    sure.cls.predictions.bias.data[102] = 30
     with torch.inference_mode():
         read = likeliest(sure, states, mask, tree, 1).read
     assert len(tree.ids) == 1 + 12 + 12 * 9 + 12 * 9 * 9
