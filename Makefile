@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# programs that tests start: a SLURM cluster with its database, and a browser
-PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver
+# programs that tests start: a SLURM cluster with its database, a browser, and a compiler for torch.compile
+PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver g++
 
 .PHONY: setup demo test lint clean help packages
 

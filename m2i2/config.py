@@ -250,6 +250,10 @@ class TrainingConfig:
     log_every: int = 10
     log_items: bool = False
     """Write the numbers of each step's samples to items.jsonl: what was consumed, for audits."""
+    kernels: Literal["auto", "apex", "fused", "plain"] = "auto"
+    """Of AdamW (and, with apex, of LayerNorm); auto takes apex where it is whole, else PyTorch's fused ones, else plain ones."""
+    compile: bool = False
+    """Let torch.compile fuse the layers' elementwise work; needs a C++ compiler, and the first steps take minutes."""
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
 

@@ -33,7 +33,8 @@ def itc_loss(
     """InfoNCE both ways against the teacher's features of the batch and the queue (paper; ALBEF).
 
     ``image``, ``text``: [b, D] the student's. ``teacher_image``, ``teacher_text``: the batch's [B, D], then further ones, such
-    as the queue's [Q, D], which are never copied; ``own``: [b], the row of each sample's own pair in the batch. Targets are (1 - a) * one-hot + a * the teacher's softmax, a = ``distillation``.
+    as the queue's [Q, D], which are never copied; ``own``: [b], the row of each sample's own pair in the batch.
+    Targets are (1 - a) * one-hot + a * the teacher's softmax, a = ``distillation``.
     ``excluded``: [b, B + Q] boolean, pairs that are neither positive nor negative (they share an image or a caption).
     """
     image, text, temperature = full(image), full(text), full(temperature)

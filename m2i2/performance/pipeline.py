@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from m2i2.data.corpus import Corpus
 from m2i2.data.order import Order
 from m2i2.data.randomness import sample_generator
 from m2i2.data.records import Source
+from m2i2.data.shards import FORMAT, ITEM
+from m2i2.data.storage import INDEX, Shard
 from m2i2.data.transforms import Augmentation
 from m2i2.errors import M2I2Error
 from m2i2.objectives.itc import itc_loss
@@ -87,35 +90,58 @@ def growth_of_queue(sizes: tuple[int, ...], width: int = 256, rows: int = 8) -> 
         image, text = (torch.randn(rows, width, requires_grad=True) for _ in range(2))
         keys = [torch.nn.functional.normalize(torch.randn(rows + size, width), dim=1) for _ in range(2)]
         own, temperature, timings = torch.arange(rows), torch.full((1,), 0.07, requires_grad=True), []
+        images, texts = ((part[:rows], part[rows:]) for part in keys)
         for _ in range(4):
             start = time.perf_counter()
-            itc_loss(image, text, (keys[0][:rows], keys[0][rows:]), (keys[1][:rows], keys[1][rows:]), own, temperature, 0.4, None).loss.backward()
+            itc_loss(image, text, images, texts, own, temperature, 0.4, None).loss.backward()
             timings.append(1000 * (time.perf_counter() - start))
         found[str(size)] = statistics.median(timings[1:])
     return found
 
 
 def growth_of_index(samples: int, shards: int) -> dict[str, float]:
-    """An order over a synthetic index in a process of its own: start-up, a step anywhere, resident memory."""
-    command = [sys.executable, "-m", "m2i2.performance.pipeline", str(samples), str(shards)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    """Opening a folder and its order in a process of its own: start-up, a step anywhere, resident memory.
+
+    The folder is as large as the numbers say, but its files are holes: what start-up reads is there, what it must not read
+    would be zeros.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write_holes(Path(folder), samples, shards)
+        command = [sys.executable, "-m", "m2i2.performance.pipeline", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise M2I2Error(f"Measuring an index of {samples} samples failed: {done.stderr.strip()[-500:]}")
     row: dict[str, float] = json.loads(done.stdout)
     return row
 
 
-def _measure_index(samples: int, shards: int) -> dict[str, float]:
+def _write_holes(folder: Path, samples: int, shards: int) -> None:
+    """A folder of caption shards with an index and a table of that many samples, all files of which are holes."""
+    rows = []
+    for number in range(shards):
+        mine = samples // shards + (number < samples % shards)
+        shard = Shard(f"train-{number:06d}.tar", mine, mine, 100_000 * mine, f"{number:064x}")
+        with (folder / shard.file).open("wb") as f:
+            f.truncate(shard.bytes)
+        rows.append(asdict(shard))
+    np.lib.format.open_memmap(folder / "train.items.npy", mode="w+", dtype=ITEM, shape=(samples,))
+    split = {"items_sha256": "0" * 64, "shards": rows}
+    index = {"format": FORMAT, "kind": "captions", "source": "holes", "fingerprint": "0" * 64, "splits": {"train": split}}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def _measure_index(folder: str) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    counts = np.full(shards, samples // shards, dtype=np.int64)
-    counts[: samples % shards] += 1
-    order = Order(counts, "synthetic", seed=0, window=16)
+    corpus = Corpus.open([folder], "train", "captions")
+    opened = time.perf_counter() - start
+    samples = len(corpus)
+    order = Order(corpus.shard_items, corpus.fingerprint, seed=0, window=16)
     order.items(0, 0, 32)
     started = time.perf_counter() - start
     sent = len(pickle.dumps(order))
     start = time.perf_counter()
-    resumed = Order(counts, "synthetic", seed=0, window=16)
+    resumed = Order(corpus.shard_items, corpus.fingerprint, seed=0, window=16)
     resumed.items(3, samples // 2, samples // 2 + 32)
     resume = time.perf_counter() - start
     steps = []
@@ -125,14 +151,15 @@ def _measure_index(samples: int, shards: int) -> dict[str, float]:
         steps.append(1e6 * (time.perf_counter() - start))
     return {
         "samples": samples,
-        "shards": shards,
+        "shards": len(corpus.shards),
+        "open_s": opened,
         "start_s": started,
         "resume_s": resume,
         "step_us": statistics.median(steps),
         "sent_to_workers_mb": sent / 1e6,
-        "order_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
+        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_index(int(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(_measure_index(sys.argv[1])))

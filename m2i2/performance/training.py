@@ -16,6 +16,7 @@ from m2i2.performance.flops import finetuning_flops, pretraining_flops
 from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
 from m2i2.training.engine import complete_config, start_engine
 from m2i2.training.finetuning import FinetuningTask
+from m2i2.training.kernels import install
 from m2i2.training.loop import Task
 from m2i2.training.optimizer import adamw
 from m2i2.training.pretraining import PretrainingTask
@@ -107,9 +108,10 @@ def _time_steps(
 ) -> dict[str, Any]:
     batch = config.training.batch
     share = Share(batch, 1, process.rank, process.ranks)
+    kernels = install((task.student, *task.beside.values()), config.training, process.device)
     engine = start_engine(
         task.student.to(process.device),
-        adamw(task.student, config.optimizer, process.device),
+        adamw(task.student, config.optimizer, kernels),
         complete_config(deepspeed_config, share, config.optimizer.clip, dtype, "the DeepSpeed configuration"),
     )
     for module in task.beside.values():
@@ -131,6 +133,7 @@ def _time_steps(
     rate = flops / process.ranks / rounds.median
     return {
         "preset": config.preset,
+        "kernels": kernels.kernel,
         "precision": str(dtype).removeprefix("torch."),
         "batch": batch,
         "ranks": process.ranks,

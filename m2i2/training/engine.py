@@ -83,7 +83,21 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     _save_memory(engine.optimizer)
+    if dist.get_backend() == "gloo":
+        from deepspeed.runtime.zero import stage_1_and_2
+
+        stage_1_and_2.all_gather_dp_groups = _broadcast_partitions
     return engine
+
+
+def _broadcast_partitions(*, partitioned_param_groups: list[list[Tensor]], dp_process_group: list[Any], **_: Any) -> None:
+    """Give every rank every other's updated weights: DeepSpeed's ``all_gather_dp_groups`` for gloo.
+
+    Gloo's gathering into one tensor copies it all once more: 3 s instead of 0.3 a step for 0.9 GB on two ranks of one machine.
+    """
+    for parts, group in zip(partitioned_param_groups, dp_process_group, strict=True):
+        for rank, part in enumerate(parts):
+            dist.broadcast(part.detach(), dist.get_global_rank(group, rank), group=group)
 
 
 def _save_memory(zero: Any) -> None:

@@ -22,7 +22,7 @@ from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
 from m2i2.training.guards import NonFiniteGuard, UnreadableSamples, poisoned_if_not_finite
-from m2i2.training.kernels import choose
+from m2i2.training.kernels import install
 from m2i2.training.lines import StepLines
 from m2i2.training.monitor import Averages, RunLog, peak_memory, utilisation
 from m2i2.training.optimizer import adamw, learning_rate
@@ -32,10 +32,8 @@ from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 from m2i2.training.validation import Validation
 
 _FREE_ON_RESUME = (
-    *(
-        f"training.{name}"
-        for name in ("max_steps", "save_every", "keep", "log_every", "log_items", "max_nonfinite", "accumulation")
-    ),
+    *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
+    *("training.max_nonfinite", "training.accumulation", "training.kernels", "training.compile"),
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
@@ -91,9 +89,10 @@ def train(
     task.student.to(process.device)
     for module in task.beside.values():
         module.to(process.device)
+    kernels = install((task.student, *task.beside.values()), training, process.device)
     engine = start_engine(
         task.student,
-        adamw(task.student, optimization, process.device),
+        adamw(task.student, optimization, kernels),
         complete_config(dict(deepspeed_config), loader.share, optimization.clip, dtype, deepspeed_source),
     )
 
@@ -112,7 +111,7 @@ def train(
     process.say(
         f"{last - step} steps to go: {len(loader.corpus)} items, {steps_per_epoch} steps an epoch, {training.epochs} epochs; "
         f"batch {loader.share.batch} = {loader.share.ranks} rank(s) x {loader.share.micro_batch} x {loader.share.accumulation}, "
-        f"{str(dtype).removeprefix('torch.')} on {process.device.type}. {choose(process.device)}."
+        f"{str(dtype).removeprefix('torch.')} on {process.device.type}. {kernels}."
     )
     if loader.share.accumulation > 1:
         process.say(

@@ -6,18 +6,18 @@ import torch
 from torch import nn
 
 from m2i2.config import OptimizerConfig
-from m2i2.training.kernels import build, choose
+from m2i2.training.kernels import Choice, build
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW as `kernels.choose` says; biases, norms and other one-dimensional parameters do not decay (official; timm's rule)."""
+def adamw(model: nn.Module, config: OptimizerConfig, kernels: Choice) -> torch.optim.Optimizer:
+    """AdamW of the given ``kernels``; biases, norms and other one-dimensional parameters do not decay (official; timm's rule)."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else free).append(parameter)
     groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": config.weight_decay}]
-    return build(groups, choose(device), lr=config.lr, betas=config.betas, eps=config.eps)
+    return build(groups, kernels, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:

@@ -143,6 +143,8 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
             question, answer = right[0]
             gain = localise(answerer.explain(image, question, answer).map, phantom.lesion_mask).gain
             found.append((gain, path, question, answer))
+        if len(found) == 8:
+            break
     assert len(found) > 4
     return [case for _, *case in sorted(found, key=lambda row: -row[0])]
 

@@ -12,6 +12,7 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.performance.plan import plan
 from m2i2.performance.training import drawn_captions
 from m2i2.training.engine import DEFAULT_CONFIG, complete_config, start_engine
+from m2i2.training.kernels import choose
 from m2i2.training.optimizer import adamw
 from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import join
@@ -32,7 +33,7 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
     task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
     share = Share(8, 1, rank, ranks)
     ours = complete_config(DEFAULT_CONFIG, share, 0.0, torch.float32, "built-in")
-    engine = start_engine(task.student, adamw(task.student, config.optimizer, process.device), ours)
+    engine = start_engine(task.student, adamw(task.student, config.optimizer, choose(process.device)), ours)
     reduced, all_reduce = [], dist.all_reduce
 
     def counting(tensor: torch.Tensor, *arguments: object, **options: object) -> object:

@@ -13,6 +13,7 @@ from m2i2.config import PretrainingConfig, preset
 from m2i2.data.corpus import Corpus
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.training.engine import DEFAULT_CONFIG, complete_config, set_learning_rate, start_engine
+from m2i2.training.kernels import choose
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import Process, join
@@ -20,6 +21,7 @@ from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import loader_of, tokenizer_of
 
 STEPS = 20
+ACCUMULATIONS = (1, 2)
 Outcome = tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -48,7 +50,7 @@ def take_steps(config: PretrainingConfig, process: Process, *, zero: bool) -> Ou
     loader = loader_of(config, corpus, tokenizer_of(corpus), process)
     torch.manual_seed(0)
     task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
-    optimizer = adamw(task.student, config.optimizer, process.device)
+    optimizer = adamw(task.student, config.optimizer, choose(process.device))
     engine: nn.Module = task.student
     if zero:
         engine = start_engine(
@@ -81,25 +83,28 @@ def take_steps(config: PretrainingConfig, process: Process, *, zero: bool) -> Ou
     return history, student, {name: t.numpy() for name, t in task.teacher.state_dict().items()}
 
 
-def _zero(rank: int, ranks: int, config: PretrainingConfig) -> Outcome:
-    return take_steps(config, join(), zero=True)
+def _zero(rank: int, ranks: int, shards: Path) -> dict[int, Outcome]:
+    process = join()
+    return {n: take_steps(settings(shards, n), process, zero=True) for n in ACCUMULATIONS}
 
 
 @pytest.fixture(scope="module")
 def plain(shards: Path) -> dict[int, Outcome]:
     alone = Process(0, 1, torch.device("cpu"))
-    return {n: take_steps(settings(shards, n), alone, zero=False) for n in (1, 2)}
+    return {n: take_steps(settings(shards, n), alone, zero=False) for n in ACCUMULATIONS}
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_zero_2_takes_the_steps_of_plain_adamw(ranks: int, accumulation: int, shards: Path, plain: dict[int, Outcome]) -> None:
-    outcomes = on_ranks(ranks, _zero, settings(shards, accumulation))
-    history, student, teacher = plain[accumulation]
-    for step, row in enumerate(history):
-        for name, value in row.items():
-            assert np.mean([outcome[0][step][name] for outcome in outcomes]) == pytest.approx(value, abs=1e-5), (step, name)
-    for _, theirs, followed in outcomes:
-        for mine, found in ((student, theirs), (teacher, followed)):
-            for name, tensor in mine.items():
-                np.testing.assert_allclose(found[name], tensor, atol=1e-5, rtol=0, err_msg=name)
+def test_zero_2_takes_the_steps_of_plain_adamw(ranks: int, shards: Path, plain: dict[int, Outcome]) -> None:
+    found = on_ranks(ranks, _zero, shards)
+    for accumulation in ACCUMULATIONS:
+        outcomes = [each[accumulation] for each in found]
+        history, student, teacher = plain[accumulation]
+        for step, row in enumerate(history):
+            for name, value in row.items():
+                mean = np.mean([outcome[0][step][name] for outcome in outcomes])
+                assert mean == pytest.approx(value, abs=1e-5), (accumulation, step, name)
+        for _, theirs, followed in outcomes:
+            for mine, others in ((student, theirs), (teacher, followed)):
+                for name, tensor in mine.items():
+                    np.testing.assert_allclose(others[name], tensor, atol=1e-5, rtol=0, err_msg=name)

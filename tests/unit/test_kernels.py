@@ -1,5 +1,6 @@
 """The choice of AdamW: exact about apex, and free to change between checkpoints."""
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2i2.training.kernels import Choice, apex_problem, build, choose
+from m2i2.config import TrainingConfig, preset
+from m2i2.errors import M2I2Error
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.training.kernels import Choice, apex_problem, build, choose, fuse_norms, install
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def test_without_cuda_pytorchs_fused_kernel_serves_and_says_why() -> None:
-    assert str(choose(CPU)) == "AdamW: fused (PyTorch's; apex needs CUDA)"
+    assert str(choose(CPU)) == "Kernels: fused (PyTorch's; apex needs CUDA)"
     assert choose(torch.device("meta")).kernel == "plain"
 
 
@@ -53,3 +57,50 @@ def test_states_move_between_fused_and_plain() -> None:
         return weight.detach()
 
     torch.testing.assert_close(steps(["fused", "plain", "fused"]), steps(["plain"] * 3), atol=1e-7, rtol=0)
+
+
+def test_what_is_asked_for_is_used_or_refused_with_the_reason() -> None:
+    assert choose(CPU, "plain").kernel == "plain"
+    assert str(choose(CPU, "fused")) == "Kernels: fused (training.kernels asks for PyTorch's)"
+    with pytest.raises(M2I2Error, match=r"training\.kernels=apex cannot be had: apex needs CUDA"):
+        choose(CPU, "apex")
+    with pytest.raises(M2I2Error, match="there is no fused kernel for meta"):
+        choose(torch.device("meta"), "fused")
+
+
+def small() -> PretrainingModel:
+    torch.manual_seed(0)
+    config = preset("tiny")[0]
+    return PretrainingModel(config.vision, config.text, config.objectives)
+
+
+def test_fused_norms_take_over_parameters_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in of apex's class: what apex computes only a GPU can tell."""
+    apex, normalization = types.ModuleType("apex"), types.ModuleType("apex.normalization")
+    normalization.FusedLayerNorm = type("FusedLayerNorm", (torch.nn.LayerNorm,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.normalization", normalization)
+    model = small()
+    before = dict(model.named_parameters())
+    norms = sum(type(m) is torch.nn.LayerNorm for m in model.modules())
+    fuse_norms(model)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+    fused = [m for m in model.modules() if type(m).__name__ == "FusedLayerNorm"]
+    assert len(fused) == norms > 20 and {m.eps for m in fused} == {1e-6, 1e-12}  # type: ignore[union-attr]
+    assert not any(type(m) is torch.nn.LayerNorm for m in model.modules())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_compute_the_same_under_the_same_names() -> None:
+    plain, compiled = small(), small()
+    assert install([compiled], TrainingConfig(compile=True), CPU).kernel == "fused"
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    side = plain.vision.image_size
+    image, noise = torch.randn(2, 3, side, side), torch.rand(2, plain.vision.patches)
+    gradients = []
+    for model in (plain, compiled):
+        seen = model.visual_encoder(image, noise, 0.5)
+        seen.states.square().mean().backward()
+        gradients.append(model.visual_encoder.blocks[0].mlp.fc1.weight.grad)
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-6
