@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.batch import Batch, CaptionBatch, QuestionBatch
@@ -129,6 +130,7 @@ def _time_steps(
         drawn = draw().to(process.device)
         if number >= WARM_UP:
             ceiling.sample()
+        dist.barrier()  # no rank's step begins while another one still measures its ceiling
         rounds.add(timed(lambda: step(number, drawn), process.device))  # noqa: B023
     rate = flops / process.ranks / rounds.median
     return {
