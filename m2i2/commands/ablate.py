@@ -4,8 +4,12 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2i2.commands.guard import EXIT_FAULT, guarded
+
+if TYPE_CHECKING:
+    from m2i2.experiments.recipe import Recipe
 
 DESCRIPTION = """Train and evaluate every cell of a recipe: variants (full, no pretraining, no MIM, ...) x seeds x data sets under
 one fixed budget. A finished cell is one small JSON file in --results, which may be committed: on another machine only the
@@ -18,7 +22,9 @@ EXAMPLES = """examples:
   python launchers/ablate.py docs/recipes/small.json --results docs/results/small --report
   python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small \\
       --only vqa-rad-full-seed-0
-      one cell (and the pretraining that it needs), for instance as a job of a cluster
+      one cell, and the pretraining that it needs
+  python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results results/small --cluster lab.yaml
+      every cell as a job of SLURM arrays (docs/clusters.md); later, with --collect instead of --cluster, records and report
 """
 
 
@@ -39,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", type=int, default=1, metavar="N", help="cells at a time (%(default)s)")
     add("--threads", type=int, default=1, metavar="N", help="threads of each (%(default)s)")
     add("--only", nargs="+", default=[], metavar="CELL", help="these cells alone")
+    add("--cluster", type=Path, metavar="FILE", help="submit the cells to SLURM, as this file of cluster options says, and end")
+    add("--collect", action="store_true", help="record the cells that a cluster has finished, write the report, and end")
     add("--list", action="store_true", help="say which cells there are and which are done, and end")
     add("--report", action="store_true", help="write the report from the records there are, and end")
     add("--output", type=Path, default=Path("docs/RESULTS.md"), metavar="FILE", help="the report (%(default)s)")
@@ -58,10 +66,17 @@ def _ablate(arguments: argparse.Namespace) -> int:
             print(f"{state:<8} {cell.name}" + (f"  (after {cell.needs})" if cell.needs else ""))
         return 0
     failed: list[str] = []
-    if not arguments.report:
-        work: Path = (arguments.work or Path("runs") / f"ablation-{recipe.name}").resolve()
+    work: Path = (arguments.work or Path("runs") / f"ablation-{recipe.name}").resolve()
+    if arguments.collect:
+        from m2i2.experiments.sweeping import collect
+
+        for name in collect(recipe, work, arguments.results):
+            print(f"{name}: recorded")
+    elif not arguments.report:
         work.mkdir(parents=True, exist_ok=True)
         prepare(recipe, arguments.data, work)
+        if arguments.cluster:
+            return _submit(recipe, work, arguments)
         jobs = {"jobs": arguments.jobs, "threads": arguments.threads}
         failed = run(recipe, work, arguments.results, **jobs, only=arguments.only, tell=_tell)
     write_report(recipe, arguments.recipe, arguments.results, arguments.output)
@@ -69,6 +84,23 @@ def _ablate(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} cells failed or wait for one that failed: {', '.join(failed)}")
     return EXIT_FAULT if failed else 0
+
+
+def _submit(recipe: "Recipe", work: Path, arguments: argparse.Namespace) -> int:
+    from m2i2.cluster.options import ClusterOptions, read_cluster_file
+    from m2i2.experiments.sweeping import submit
+    from m2i2.options import from_dict
+
+    options = from_dict(ClusterOptions, read_cluster_file(arguments.cluster))
+    chain = submit(recipe, work, arguments.results, options, arguments.only)
+    for submitted in chain:
+        print(f"Job {submitted.job_id} ({submitted.name}: {len(submitted.tasks)} cells) is submitted; folder {submitted.folder}")
+    if not chain:
+        print("Nothing is left to do.")
+        return 0
+    print(f"  watch   squeue -j {','.join(submitted.job_id for submitted in chain)}")
+    print("  then    the same command with --collect in the place of --cluster FILE", flush=True)
+    return 0
 
 
 def _tell(text: str) -> None:

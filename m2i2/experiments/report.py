@@ -177,7 +177,8 @@ def _cells(recipe: Recipe, found: dict[str, dict[str, Any]]) -> list[str]:
         record = found[cell.name]
         best = (record.get("selection") or {}).get("best")
         chosen = f"{best['correct']} of {best['total']} at step {best['step']}" if best else ""
-        minutes = f"{record['seconds_of_this_start'] / 60:.1f}"
+        seconds = record["seconds_of_this_start"]
+        minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
         lines.append(_row([cell.name, f"{record['log']['last']['loss']:.3f}", chosen, minutes, record["git"][:10]]))
     lines += ["", "Same for all cells of a kind:", "", f"- pretraining: `{' '.join(recipe.pretraining)}`"]
     lines += [f"- finetuning: `{' '.join(recipe.finetuning)}`", f"- evaluation: `{' '.join(recipe.evaluation)}`"]

@@ -160,7 +160,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def record(recipe: Recipe, cell: Cell, work: Path, results: Path, seconds: float) -> None:
+def record(recipe: Recipe, cell: Cell, work: Path, results: Path, seconds: float | None = None) -> None:
     """Write a finished cell's record and, for a finetuning, remove its checkpoints, which are large and can be made again."""
     run_folder = work / "runs" / cell.name
     log = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
@@ -169,7 +169,7 @@ def record(recipe: Recipe, cell: Cell, work: Path, results: Path, seconds: float
         "cell": asdict(cell),
         "commands": list(commands(recipe, cell)),
         "settings": read_object(run_folder / "settings.json", "settings"),
-        "seconds_of_this_start": round(seconds),
+        "seconds_of_this_start": None if seconds is None else round(seconds),
         "log": {"first": log[0], "last": log[-1]},
         "git": git_state(),
         "versions": versions(),

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import resource
 import shutil
 import statistics
 import subprocess
@@ -130,8 +129,14 @@ def _write_holes(folder: Path, samples: int, shards: int) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def _peak_mb() -> float:
+    """Largest resident memory so far. Unlike getrusage's, it does not begin with that of the process that started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
 def _measure_index(folder: str) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mb()
     start = time.perf_counter()
     corpus = Corpus.open([folder], "train", "captions")
     opened = time.perf_counter() - start
@@ -157,7 +162,8 @@ def _measure_index(folder: str) -> dict[str, float]:
         "resume_s": resume,
         "step_us": statistics.median(steps),
         "sent_to_workers_mb": sent / 1e6,
-        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
+        "memory_mb": _peak_mb() - before,
+        "process_mb": _peak_mb(),
     }
 
 

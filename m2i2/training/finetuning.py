@@ -8,6 +8,7 @@ from m2i2.data.batch import QuestionBatch
 from m2i2.data.transforms import normalise
 from m2i2.models.vqa import VQAModel
 from m2i2.momentum.teacher import VQATeacher
+from m2i2.performance.flops import finetuning_flops
 from m2i2.training.loop import Task
 from m2i2.training.optimizer import distillation_ramp
 from m2i2.training.processes import Process
@@ -33,6 +34,11 @@ class FinetuningTask(Task):
         """The teacher follows the student."""
         if self.teacher is not None:
             self.teacher.update(self.student, self.config.answering.momentum)
+
+    def flops(self, batch: QuestionBatch) -> float:
+        """As `finetuning_flops` counts them at the lengths of the padded questions and answers."""
+        of_question = finetuning_flops(self.config, batch.question_ids.shape[1], batch.answer_ids.shape[1])
+        return len(batch.item) * sum(of_question.values())
 
     def losses(self, engine: nn.Module, batch: QuestionBatch, step: int, micro: int) -> dict[str, Tensor]:
         """The mean answer loss of a micro-batch."""

@@ -45,8 +45,6 @@ class Task(ABC):
     student: nn.Module
     beside: Mapping[str, nn.Module]
     """Modules outside the engine, equal on every rank, saved and loaded with the student."""
-    flops_per_sample: float = 0.0
-    """Floating-point operations that a training step does for one sample, for MFU; 0 where nobody has counted them."""
 
     @abstractmethod
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
@@ -63,6 +61,10 @@ class Task(ABC):
     def skip_step(self) -> None:
         """In place of `end_step` after a step that was skipped because it was not finite."""
         return
+
+    def flops(self, batch: Any) -> float:
+        """Floating-point operations of a micro-batch's forward and backward pass, for MFU; 0 where nobody has counted them."""
+        return 0.0
 
     def readings(self) -> dict[str, float]:
         """Further figures for the log, such as the temperature."""
@@ -134,7 +136,7 @@ def train(
     with stop, run_log as log:
         if validation is not None and validation.due(step, last):  # the run was stopped between saving and measuring
             log.validated(step, validation.measure(step))
-        since, waited, since_step = time.monotonic(), 0.0, step
+        since, waited, since_step, work = time.monotonic(), 0.0, step, 0.0
         while step < last:
             lr = learning_rate(optimization, step, steps_per_epoch, training.epochs)
             set_learning_rate(engine, lr)
@@ -150,6 +152,7 @@ def train(
                 not_read += batch.unreadable
                 batch = batch.to(process.device)
                 items.append(batch.item)
+                work += task.flops(batch)
                 losses.append(task.losses(engine, batch, step, micro))
                 engine.backward(poisoned_if_not_finite(losses[-1]["loss"]))
                 engine.step()
@@ -177,12 +180,12 @@ def train(
                     "samples_per_s": rate,
                     "data_wait": waited / seconds,
                     "memory_gib": peak_memory(process.device),
-                    **utilisation(rate, task.flops_per_sample, config.monitor.peak_tflops, process.ranks),
+                    **utilisation(work / seconds, config.monitor.peak_tflops),
                     "skipped_steps": finite.skipped,
                     "unreadable": len(unreadable.items),
                 }
                 log.write(row)
-                since, waited, since_step = time.monotonic(), 0.0, step
+                since, waited, since_step, work = time.monotonic(), 0.0, step, 0.0
             signal, news = stop.agreed(bool(not_read))
             if news:
                 unreadable.add(step, not_read)

@@ -102,8 +102,6 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 30)
 
 
-def utilisation(samples_per_s: float, flops_per_sample: float, peak_tflops: float, ranks: int) -> dict[str, float]:
-    """``mfu``: the share of the devices' peak that the model's own arithmetic takes; nothing where either is unknown."""
-    if not flops_per_sample or not peak_tflops:
-        return {}
-    return {"mfu": samples_per_s * flops_per_sample / (peak_tflops * 1e12 * ranks)}
+def utilisation(flops_per_s: float, peak_tflops: float) -> dict[str, float]:
+    """``mfu``: the share of a device's peak that the model's own arithmetic takes; nothing where either is unknown."""
+    return {"mfu": flops_per_s / (peak_tflops * 1e12)} if flops_per_s and peak_tflops else {}

@@ -10,6 +10,7 @@ from m2i2.distributed import all_gather, max_over_ranks
 from m2i2.models.pretraining import PretrainingModel, TeacherTargets
 from m2i2.momentum.queue import FeatureQueue
 from m2i2.momentum.teacher import Teacher
+from m2i2.performance.flops import pretraining_flops
 from m2i2.training.loop import Task
 from m2i2.training.optimizer import distillation_ramp
 from m2i2.training.processes import Process
@@ -34,6 +35,14 @@ class PretrainingTask(Task):
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
         """The share of soft targets at this step."""
         self.distillation = distillation_ramp(self.config.objectives.distillation, step, steps_per_epoch)
+
+    def flops(self, batch: CaptionBatch) -> float:
+        """As `pretraining_flops` counts them at the length of the padded captions; 0 where an objective is left out."""
+        weights = self.config.objectives
+        if not (weights.mim and weights.mlm and weights.itm and weights.itc):
+            return 0.0
+        of_pair = pretraining_flops(self.config, batch.input_ids.shape[1], self.config.training.batch)
+        return len(batch) * sum(of_pair.values())
 
     def losses(self, engine: nn.Module, batch: CaptionBatch, step: int, micro: int) -> dict[str, Tensor]:
         """The four losses of a micro-batch, and their weighted sum as ``loss``."""

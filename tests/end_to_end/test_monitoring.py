@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from m2i2.commands.make_shards import main as make_shards
+from m2i2.config import PretrainingConfig
+from m2i2.options import from_dict
+from m2i2.performance.flops import pretraining_flops
 from tests.launching import command, environment, launch, succeed
 
 STEPS = 6
@@ -79,6 +82,7 @@ def watched(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A run with everything on, before a terminal."""
     folder = place(tmp_path_factory.mktemp("watched"), shards)
     words = [*SETTINGS, f"training.max_steps={STEPS}", "validation.every=2", "monitor.wandb=offline", "monitor.tensorboard=on"]
+    words.append("monitor.peak_tflops=0.4")
     return folder, on_a_terminal(words, folder)
 
 
@@ -92,6 +96,7 @@ def test_a_terminal_shows_the_run_live(watched: tuple[Path, str]) -> None:
         "temperature",
         "samples/s",
         "data wait",
+        "MFU",
         "memory",
         "GiB",
         "0 steps, 0 samples",
@@ -100,6 +105,15 @@ def test_a_terminal_shows_the_run_live(watched: tuple[Path, str]) -> None:
         assert word in shown, word
     assert "validation at step 6" in shown and "recall@1/5/10" in shown
     assert "6/6" in shown and any(bar in shown for bar in "▁▂▃▄▅▆▇█")
+
+
+def test_the_share_of_the_peak_is_that_of_the_counted_work(watched: tuple[Path, str]) -> None:
+    folder, _ = watched
+    config = from_dict(PretrainingConfig, json.loads((folder / "run" / "settings.json").read_text()))
+    for row in rows(folder, "log.jsonl"):
+        per_second = row["mfu"] * 0.4e12 / row["samples_per_s"]
+        least, most = (sum(pretraining_flops(config, tokens, 16).values()) for tokens in (4, config.data.max_tokens))
+        assert least < per_second < most
 
 
 def test_validation_measures_losses_retrieval_and_pictures(watched: tuple[Path, str]) -> None:

@@ -2,14 +2,16 @@
 
 import csv
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, until
 
 ONE = ["--gpus", "0", "--cpus", "1", "--time", "1:00:00"]
 TINY = "--preset tiny training.precision=float32 training.batch=8 training.log_every=1"
@@ -88,3 +90,39 @@ def test_a_table_is_collected_again_from_the_files(swept: Path, cluster: Cluster
     assert done.returncode == 0, done.stderr
     assert before in done.stdout
     assert before.startswith("| run | training.seed | objectives.itc | state | step | loss |\n")
+
+
+def test_a_recipe_runs_as_arrays_and_is_recorded(cluster: Cluster, tmp_path: Path) -> None:
+    """launchers/ablate.py --cluster, then --collect: as the same recipe run on one machine (tests/end_to_end/test_ablation.py)."""
+    recipe = {
+        "name": "drawn",
+        "prepare": [
+            "make_shards.py captions phantoms --count 40 --side 64 --output shards/captions",
+            "make_shards.py vqa phantoms --count 40 --side 64 --output shards/vqa",
+        ],
+        "preset": "tiny",
+        "pretraining_shards": ["shards/captions"],
+        "pretraining": ["training.batch=16", "training.max_steps=2", "data.workers=0"],
+        "finetuning": ["training.batch=16", "training.epochs=1", "data.workers=0", "answering.protocol=clean"],
+        "datasets": {"drawn": {"shards": "shards/vqa", "variants": ["full", "no MIM"], "seeds": 1}},
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "lab.yaml").write_text("gpus: 0\ncpus: 1\ntime: 1:00:00\n")
+    words = [sys.executable, str(ROOT / "launchers" / "ablate.py"), "recipe.json", "--work", "work", "--results", "results"]
+
+    def ablate(*more: str) -> str:
+        command = [*words, "--output", "RESULTS.md", *more]
+        done = subprocess.run(command, cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    out = ablate("--cluster", "lab.yaml")
+    jobs = re.findall(r"Job (\d+) \((\w+): 2 cells\) is submitted", out)
+    assert [stage for _, stage in jobs] == ["pretrain", "finetune", "evaluate"]
+    until(lambda: not cluster.ask("squeue", "-h", "-j", ",".join(number for number, _ in jobs)).strip(), "the arrays to end", 300)
+    out = ablate("--collect")
+    cells = ["pretraining-full-seed-0", "drawn-full-seed-0", "pretraining-no-mim-seed-0", "drawn-no-mim-seed-0"]
+    assert sorted(re.findall(r"(\S+): recorded", out)) == sorted(cells)
+    report = (tmp_path / "RESULTS.md").read_text()
+    assert "Not run yet" not in report and "| no MIM |" in report
+    assert "Nothing is left to do." in ablate("--cluster", "lab.yaml")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from m2i2.performance.pipeline import growth_of_index
 from tests.conftest import ROOT
 from tests.launching import environment
 
@@ -16,6 +17,8 @@ from tests.launching import environment
         (["pretrain", "--preset", "tiny", "--batch", "4", "--steps", "1"], {"mfu", "pairs_per_s", "peak_rss_gb"}),
         (["finetune", "--preset", "tiny", "--batch", "4", "--steps", "1"], {"mfu", "pairs_per_s", "peak_rss_gb"}),
         (["ranking", "--preset", "tiny", "--questions", "2", "--images", "1", "--rounds", "1"], {"mfu", "seconds_per_question"}),
+        (["scaling", "--preset", "tiny", "--batch", "4", "--steps", "1"], {"ratio", "pairs_per_s_2_ranks_1_thread"}),
+        (["shards", "--rounds", "1", "--side", "64"], {"speedup", "images_per_s_2_workers"}),
         (["data", "--rounds", "1", "--side", "64", "--size", "48"], {"images_per_s_per_core"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -27,3 +30,10 @@ def test_a_stage_reports(words: list[str], keys: set[str]) -> None:
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["stage"] == words[0] and keys <= set(row)
     assert all(row[key] > 0 for key in keys) and row.get("mfu", 0.5) < 1.5
+
+
+def test_start_up_reads_neither_shards_nor_items() -> None:
+    """A million samples in a thousand shards whose files are holes: opened, ordered, resumed; an item read would be damaged."""
+    row = growth_of_index(1_000_000, 1_000)
+    assert (row["samples"], row["shards"]) == (1_000_000, 1_000)
+    assert row["start_s"] < 5 and row["memory_mb"] < 200
