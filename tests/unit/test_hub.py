@@ -2,8 +2,10 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from m2i2.config import finetuning_preset, pretraining_preset
 from m2i2.data.tokenizer import train_tokenizer
 from m2i2.data.transforms import EvaluationTransform, normalise
 from m2i2.errors import M2I2Error
+from tests.conftest import ROOT
 from tests.launching import environment
 
 WORDS = ["is there a lesion on the left side or on the right", "yes no nodule cyst mass"]
@@ -111,7 +114,20 @@ def test_the_loss_is_that_of_the_answers(tmp_path: Path) -> None:
     assert out.similarity.shape == out.matching_logits.shape == (2, 2)
 
 
-def test_three_lines_answer_a_question(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the wheel puts into an environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("m2i2", "setup.py", "pyproject.toml", "README.md"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist", folder]
+    subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True, capture_output=True)
+    (wheel,) = (folder / "dist").glob("m2i2-*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_three_lines_answer_a_question_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     make(M2I2ForVisualQuestionAnswering, tmp_path).save_pretrained(tmp_path / "saved")
     Image.effect_noise((90, 70), 60).save(tmp_path / "image.png")
     lines = (
@@ -119,13 +135,17 @@ def test_three_lines_answer_a_question(tmp_path: Path) -> None:
         "model = M2I2ForVisualQuestionAnswering.from_pretrained('saved')\n"
         "print(model.answer('image.png', 'Is there a lesion?', candidates=['yes', 'no']))\n"
     )
-    code = f"{lines}print(model.answer('image.png', 'Is there a lesion?'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    code = f"{lines}print(model.answer('image.png', 'Is there a lesion?'))\nimport m2i2; print([m2i2.__file__])"
+    place = {**environment(), "PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ranked, written = map(json.loads, done.stdout.replace("(", "[").replace(")", "]").replace("'", '"').splitlines())
+    ranked, written, (file,) = map(json.loads, done.stdout.replace("(", "[").replace(")", "]").replace("'", '"').splitlines())
     assert {answer for answer, _ in ranked} == {"yes", "no"}
     assert ranked[0][1] >= ranked[1][1] and sum(p for _, p in ranked) == pytest.approx(1, abs=1e-5)
     assert 1 <= len(written) <= 5
+    assert Path(file) == installed / "m2i2" / "__init__.py"
+    for data in ("evaluation/literature.json", "reporting/report.html.j2"):
+        assert (installed / "m2i2" / data).is_file(), f"the wheel lacks {data}"
 
 
 def test_importing_the_package_alone_is_cheap() -> None:

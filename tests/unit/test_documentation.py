@@ -1,0 +1,70 @@
+"""Every command that the documentation prints is one that the commands take, and its Python runs."""
+
+import importlib
+import re
+import shlex
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_SCRIPT = re.compile(r"(?:launchers|tools)/(\w+)\.py")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words behind python or deepspeed of every command that stands on lines of its own, continued lines joined."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    printed = [line.strip() for line in lines if re.match(r"\s*(python|deepspeed|torchrun) ", line)]
+    found = [shlex.split(re.split(r" {3,}", line)[0], comments=True) for line in printed]  # what it does may stand behind it
+    return [words for words in found if any(_SCRIPT.fullmatch(word) for word in words)]
+
+
+def examples_of_help() -> list[tuple[str, list[str]]]:
+    """Those at the end of every command's --help."""
+    found = []
+    for path in sorted((ROOT / "m2i2" / "commands").glob("*.py")):
+        examples = getattr(importlib.import_module(f"m2i2.commands.{path.stem}"), "EXAMPLES", "")
+        found += [(path.name, words) for words in commands(examples)]
+    return found
+
+
+DOCUMENTED = [(page.name, words) for page in PAGES for words in commands(page.read_text())] + examples_of_help()
+
+
+@pytest.mark.parametrize(("page", "words"), DOCUMENTED, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_a_printed_command_is_understood(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script exists, and its options and settings are known: the command itself reads them, and stops there."""
+    place = next(i for i, word in enumerate(words) if _SCRIPT.fullmatch(word))
+    script = _SCRIPT.fullmatch(words[place])
+    assert script and (ROOT / words[place]).is_file(), words[place]
+    module = importlib.import_module(f"m2i2.commands.{script[1]}")
+    arguments = list(takewhile(lambda word: word not in ("|", ">"), words[place + 1 :]))
+    if script[1] in ("pretrain", "finetune"):
+        module.parse(arguments)
+        return
+    monkeypatch.setattr(module, "guarded", lambda work: 0)
+    try:
+        assert module.main(arguments) == 0
+    except SystemExit as e:
+        assert e.code in (0, None), f"{page}: {' '.join(words)}"
+
+
+def test_there_are_many() -> None:
+    assert len(DOCUMENTED) > 80
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_on_extending_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python blocks, one after another, as one program."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 3
+    exec(compile("\n".join(blocks), "docs/extending.md", "exec"), {"__name__": "extending"})
