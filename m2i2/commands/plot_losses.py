@@ -1,4 +1,4 @@
-"""``tools/plot_losses.py``: the curves of a run's log as a picture, and their first and last values as a table."""
+"""``tools/plot_losses.py``: loss curves as a picture, of one run or of several over one another, and a table of them."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ NAMES = ("mim", "mlm", "itm", "itc", "loss")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="plot_losses.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="a run's folder")
-    parser.add_argument("--output", type=Path, metavar="PNG", help="where the picture goes (default: RUN/losses.png)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs; several are drawn over one another")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="where the picture goes (default: losses.png in the first run)")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _plot(arguments.run, arguments.output or arguments.run / "losses.png"))
+    return guarded(lambda: _plot(arguments.runs, arguments.output or arguments.runs[0] / "losses.png"))
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
@@ -31,7 +31,7 @@ def read_log(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _plot(run: Path, output: Path) -> int:
+def _plot(runs: Sequence[Path], output: Path) -> int:
     try:
         import matplotlib
     except ImportError as e:
@@ -39,18 +39,30 @@ def _plot(run: Path, output: Path) -> int:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = read_log(run)
-    names = [name for name in NAMES if name in rows[0]]
+    logs = {run.name: read_log(run) for run in runs}
+    first = next(iter(logs.values()))
+    names = [name for name in NAMES if name in first[0]]
     names = names[:-1] if len(names) > 1 else names
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
-    print(f"| loss | step {rows[0]['step']} | highest | step {rows[-1]['step']} |\n|---|---|---|---|")
+    several = len(logs) > 1
+    heads = ["loss", *(["run"] if several else []), f"step {first[0]['step']}", "highest", f"step {first[-1]['step']}"]
+    heads += ["farthest from the first run"] if several else []
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for axis, name in zip(axes[0], names, strict=True):
-        values = [row[name] for row in rows]
-        axis.plot([row["step"] for row in rows], values)
+        expected = {row["step"]: row[name] for row in first}
+        for run, rows in logs.items():
+            values = [row[name] for row in rows]
+            axis.plot([row["step"] for row in rows], values, label=run, alpha=0.8)
+            cells = [name, *([run] if several else []), *(f"{value:.3f}" for value in (values[0], max(values), values[-1]))]
+            if several:
+                both = [abs(row[name] - expected[row["step"]]) for row in rows if row["step"] in expected]
+                cells.append(f"{max(both):.2g}" if both else "-")
+            print(f"| {' | '.join(cells)} |")
         axis.set_title(name.upper())
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        print(f"| {name} | {values[0]:.3f} | {max(values):.3f} | {values[-1]:.3f} |")
+    if several:
+        axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(output, dpi=110)
     print(f"written to {output}")
