@@ -1,11 +1,6 @@
 """What pretraining and finetuning runs share before their first step."""
 
-import errno
-import fcntl
 import json
-import os
-import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +23,7 @@ from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, write_json
 from m2i2.training.engine import DEFAULT_CONFIG, read_deepspeed_config
+from m2i2.training.locking import lock
 from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.pretraining_validation import PretrainingValidation
 from m2i2.training.processes import Process
@@ -69,29 +65,6 @@ def demo_shards(kind: Kind, process: Process) -> str:
 
     on_first_rank(process, draw)
     return str(folder)
-
-
-def lock(folder: Path, seconds: float = 10) -> None:
-    """Keep other processes from training in ``folder`` until this one ends, however it ends.
-
-    M2I2Error where another one still does after ``seconds``: a killed run's processes may take a moment to go. File systems
-    without locks go unguarded.
-    """
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # closed by the process's end
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as e:
-            if e.errno not in (errno.EACCES, errno.EAGAIN):
-                return
-        if time.monotonic() > until:
-            owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
-            raise M2I2Error(f"{folder} is in use by another run ({owner}); end that one first, or choose another --output.")
-        time.sleep(0.2)
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def claim_run(folder: Path, config: PretrainingConfig | FinetuningConfig, process: Process) -> None:

@@ -121,18 +121,22 @@ class Checkpoints:
         """Checkpoint folders by name, newest first, complete or not."""
         return sorted((p for p in self.folder.glob("step-" + "[0-9]" * 8) if p.is_dir()), reverse=True)
 
-    def best(self) -> Path | None:
-        """The complete checkpoint that the run's selection chose; None where nothing was chosen."""
+    def _chosen(self) -> Path | None:
+        """The checkpoint that the run's selection chose, complete or not; None where nothing was chosen."""
         try:
-            path = self.folder / self.name(int(json.loads((self.folder / SELECTION).read_text())["best"]["step"]))
+            return self.folder / self.name(int(json.loads((self.folder / SELECTION).read_text())["best"]["step"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return None if flaw(path) else path
+
+    def best(self) -> Path | None:
+        """The complete checkpoint that the run's selection chose; None where nothing was chosen."""
+        path = self._chosen()
+        return None if path is None or flaw(path) else path
 
     def _outdated(self) -> list[Path]:
         """Checkpoints that neither belong to the last ``keep`` nor are kept for good nor are the best."""
-        best = self.best()
-        old = [path for path in self.all()[self.keep :] if path != best]
+        chosen = self._chosen()
+        old = [path for path in self.all()[self.keep :] if path != chosen]
         return [p for p in old if not self.keep_every or int(p.name.removeprefix("step-")) % self.keep_every]
 
     def _clear_unfinished(self) -> None:
