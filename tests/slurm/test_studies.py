@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.end_to_end.test_ablation import RECIPE
 from tests.slurm.cluster import Cluster, until
 
 ONE = ["--gpus", "0", "--cpus", "1", "--time", "1:00:00"]
@@ -94,18 +95,8 @@ def test_a_table_is_collected_again_from_the_files(swept: Path, cluster: Cluster
 
 def test_a_recipe_runs_as_arrays_and_is_recorded(cluster: Cluster, tmp_path: Path) -> None:
     """launchers/ablate.py --cluster, then --collect: as the same recipe run on one machine (tests/end_to_end/test_ablation.py)."""
-    recipe = {
-        "name": "drawn",
-        "prepare": [
-            "make_shards.py captions phantoms --count 40 --side 64 --output shards/captions",
-            "make_shards.py vqa phantoms --count 40 --side 64 --output shards/vqa",
-        ],
-        "preset": "tiny",
-        "pretraining_shards": ["shards/captions"],
-        "pretraining": ["training.batch=16", "training.max_steps=2", "data.workers=0"],
-        "finetuning": ["training.batch=16", "training.epochs=1", "data.workers=0", "answering.protocol=clean"],
-        "datasets": {"drawn": {"shards": "shards/vqa", "variants": ["full", "no MIM"], "seeds": 1}},
-    }
+    variants = {"drawn": {"shards": "shards/vqa", "variants": ["full", "no MIM"], "seeds": 1}}
+    recipe = {**RECIPE, "start": [], "datasets": variants}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     (tmp_path / "lab.yaml").write_text("gpus: 0\ncpus: 1\ntime: 1:00:00\n")
     words = [sys.executable, str(ROOT / "launchers" / "ablate.py"), "recipe.json", "--work", "work", "--results", "results"]
