@@ -14,10 +14,24 @@ def keep_freed_memory() -> bool:
     Called after what lives as long as the process was allocated: that then lies outside the heap and leaves no holes in it.
     Ranking a candidate list became 2.5 times as fast by it on two cores (700 to 283 microseconds a node).
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    libc = _glibc()
+    return libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_holes() -> None:
+    """Return the pages of free blocks inside the heap to the system; the next blocks there cost fresh pages once.
+
+    Batches of changing lengths leave ever other holes, so that a heap that keeps everything grows for hundreds of steps: a
+    finetuning of 65 million parameters from 2 to 6 GB.
+    """
+    if keep_freed_memory.cache_info().currsize and (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+        libc = ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
+        return libc if libc is not None and libc.mallopt and libc.malloc_trim else None
     except (OSError, AttributeError):
-        return False
+        return None

@@ -17,7 +17,7 @@ from m2i2.data.loader import Loader
 from m2i2.data.sampling import Position
 from m2i2.distributed import all_gather, digest, same_on_all_ranks
 from m2i2.errors import M2I2Error
-from m2i2.memory import keep_freed_memory
+from m2i2.memory import give_back_holes, keep_freed_memory
 from m2i2.options import differences, to_dict
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
 from m2i2.training.engine import complete_config, load_optimizer_state, optimizer_state, set_learning_rate, start_engine
@@ -37,6 +37,9 @@ _FREE_ON_RESUME = (
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
+
+HOLES_EVERY = 50
+"""Steps after which the heap's holes go back to the system."""
 
 
 class Task(ABC):
@@ -158,6 +161,8 @@ def train(
                 engine.step()
             keep_freed_memory()  # now that weights, moments and teacher have their places
             step += 1
+            if step % HOLES_EVERY == 0:
+                give_back_holes()
             if finite.passed(engine.was_step_applied(), losses, step):
                 task.end_step()
                 for values in losses:
