@@ -40,7 +40,7 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 test: lint packages
-	@$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 packages:
 	@dpkg-query -W $(PACKAGES) >/dev/null 2>&1 || { \

@@ -2,30 +2,44 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two of these share two cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-TOGETHER = ("cluster", "undisturbed", "phantom_run")
-"""Dear fixtures, the dearest first: tests that use one run one after the other in one process, which makes it once."""
+TOGETHER = (
+    ("tests/slurm/",),
+    ("tests/faults/test_kills.py", "tests/faults/test_world_sizes.py"),
+    ("tests/app/", "tests/end_to_end/test_explaining.py"),
+)
+"""Tests that share a dear fixture, or take long, the longest first: with two processes (``make test``) one takes such a group as a
+whole, and makes the fixture once; otherwise files are shared out."""
 
 
-def _group(item: pytest.Item) -> str:
-    """What a process takes as a whole: the tests of a dear fixture, or a file."""
-    used = getattr(item, "fixturenames", ())
-    return next((name for name in TOGETHER if name in used), item.nodeid.partition("::")[0])
+def _group(path: str) -> int:
+    return next((number for number, places in enumerate(TOGETHER) if path.startswith(places)), len(TOGETHER))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long groups first, so that both processes of ``make test`` end at about the same time."""
-    groups = {item: _group(item) for item in items}
-    sizes = list(TOGETHER)
-    items.sort(key=lambda item: sizes.index(groups[item]) if groups[item] in sizes else len(sizes))
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Long groups first, so that both processes end at about the same time."""
+    items.sort(key=lambda item: _group(item.nodeid))
+
+
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """xdist's scheduling of scopes, with the scopes above."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return str(TOGETHER[_group(path)]) if _group(path) < len(TOGETHER) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """How the tests are shared out."""
+    return GroupScheduling(config, log)
 
 
 def _folder(variable: str, name: str) -> Path:
