@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two of these share two cores
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = (
     ("tests/slurm/",),
-    ("tests/faults/test_kills.py", "tests/faults/test_world_sizes.py"),
+    tuple(f"tests/faults/test_{name}.py" for name in ("kills", "world_sizes", "checkpoints", "data", "disks")),
     ("tests/app/", "tests/end_to_end/test_explaining.py"),
 )
 """Tests that share a dear fixture, or take long, the longest first: with two processes (``make test``) one takes such a group as a
