@@ -446,7 +446,7 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
         text=text,
         answering=AnsweringConfig(momentum=0.98, decoder_start="multimodal"),
         data=DataConfig(crop_scale=(0.8, 1.0), randaugment=(0, 0), workers=1),
-        optimizer=OptimizerConfig(lr=1e-3, final_lr=1e-5, warmup_epochs=0.5),
+        optimizer=OptimizerConfig(lr=3e-4, final_lr=1e-5, warmup_epochs=0.5, clip=1.0),
         training=TrainingConfig(epochs=8, batch=32, save_every=500),
     )
     return pretraining, finetuning

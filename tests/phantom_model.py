@@ -22,6 +22,7 @@ SETTINGS = [
     "text.intermediate=128",
     "text.initializer_range=0.08",
     "optimizer.lr=2e-3",
+    "optimizer.clip=0",
     "optimizer.warmup_epochs=1.0",
     "answering.distillation=0",
     "data.crop_scale=0.98,1",

@@ -12,6 +12,6 @@ python tools/make_shards.py vqa phantoms --output "$out/shards/vqa" --count 1000
 deepspeed --master_port "$port" --num_gpus 2 launchers/pretrain.py --deepspeed_config ds_configs/zero2.json --preset tiny \
   --shards "$out/shards/captions" --output "$out/pretrain" training.epochs=8
 deepspeed --master_port "$port" --num_gpus 2 launchers/finetune.py --deepspeed_config ds_configs/zero2.json --preset tiny \
-  --checkpoint "$out/pretrain" --shards "$out/shards/vqa" --output "$out/finetune" training.epochs=3
-python launchers/evaluate.py --checkpoint "$out/finetune" --shards "$out/shards/vqa" --output "$out/evaluation"
-python tools/report.py "$out/pretrain" "$out/finetune" "$out/evaluation" --output "$out/report.html"
+  --checkpoint "$out/pretrain" --shards "$out/shards/vqa" --output "$out/finetune" training.epochs=4 answering.distillation=0
+python launchers/evaluate.py --checkpoint "$out/finetune" --shards "$out/shards/vqa"
+python tools/report.py "$out/pretrain" "$out/finetune" --output "$out/report.html"

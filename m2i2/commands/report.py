@@ -13,7 +13,7 @@ The file holds its images and opens without a network."""
 EXAMPLES = """examples:
   python tools/report.py runs/rad
   python tools/report.py runs/small runs/rad --output report.html
-  python tools/report.py runs/demo/pretrain runs/demo/finetune runs/demo/evaluation --output runs/demo/report.html
+  python tools/report.py runs/demo/pretrain runs/demo/finetune --output runs/demo/report.html
 """
 
 
