@@ -14,6 +14,11 @@ APP = [*DICOM, "gradio>=6"]
 SLURM = ["submitit>=1.5", "pyyaml"]
 REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
 PARQUET = ["pyarrow>=15"]
+COMMANDS = [
+    *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "doctor", "report", "plot_losses"),
+    *("gradcam", "convert", "app", "compare", "audit_leakage", "plan"),
+]
+"""Modules of m2i2.commands that need no checkout."""
 
 setup(
     name="m2i2",
@@ -55,13 +60,6 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": [
-            "m2i2-pretrain = m2i2.commands.pretrain:main",
-            "m2i2-finetune = m2i2.commands.finetune:main",
-            "m2i2-evaluate = m2i2.commands.evaluate:main",
-            "m2i2-make-shards = m2i2.commands.make_shards:main",
-            "m2i2-doctor = m2i2.commands.doctor:main",
-            "m2i2-report = m2i2.commands.report:main",
-        ]
+        "console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.commands.{name}:main" for name in COMMANDS]
     },
 )

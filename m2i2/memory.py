@@ -22,7 +22,7 @@ def give_back_holes() -> None:
     """Return the pages of free blocks inside the heap to the system; the next blocks there cost fresh pages once.
 
     Batches of changing lengths leave ever other holes, so that a heap that keeps everything grows for hundreds of steps: a
-    finetuning of 65 million parameters from 2 to 6 GB.
+    finetuning of 65 million parameters from 2 to 6 GB, and no further than 4.5 when this is called every 50 steps.
     """
     if keep_freed_memory.cache_info().currsize and (libc := _glibc()) is not None:
         libc.malloc_trim(0)

@@ -171,3 +171,16 @@ def test_the_card_says_what_it_scored_and_what_it_is_not(tmp_path: Path) -> None
     (tmp_path / "saved" / "README.md").write_text("mine")
     model.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "README.md").read_text() == "mine"
+
+
+def test_every_command_of_the_wheel_explains_itself(installed: Path) -> None:
+    (listed,) = installed.glob("m2i2-*.dist-info/entry_points.txt")
+    commands = [line.split(" = ")[1] for line in listed.read_text().splitlines() if " = " in line]
+    names = {script.stem for folder in ("tools", "launchers") for script in (ROOT / folder).glob("*.py")}
+    assert {command.split(".")[-1].removesuffix(":main") for command in commands} == names - {"ablate", "benchmark"}
+    place = {**environment(), "PYTHONPATH": str(installed)}
+    for command in commands:
+        module = command.removesuffix(":main")
+        code = f"import sys, {module} as m; sys.argv = ['x', '--help']; m.main()"
+        done = subprocess.run([sys.executable, "-c", code], cwd=installed, env=place, capture_output=True, text=True)
+        assert done.returncode == 0 and "usage" in done.stdout, f"{command}: {done.stderr}"
