@@ -59,7 +59,5 @@ setup(
             *("pytest", "pytest-xdist", "hypothesis", "psutil", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
         ],
     },
-    entry_points={
-        "console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.commands.{name}:main" for name in COMMANDS]
-    },
+    entry_points={"console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.commands.{name}:main" for name in COMMANDS]},
 )
