@@ -38,6 +38,8 @@ class DatasetPlan:
     once: tuple[str, ...] = ()
     """Further variants, finetuned with seed 0 alone."""
     settings: tuple[str, ...] = ()
+    note: str = ""
+    """What a reader of its table must know."""
 
     def of_seed(self, seed: int) -> tuple[str, ...]:
         """The variants that are finetuned with a seed."""

@@ -74,12 +74,12 @@ def write_report(recipe: Recipe, recipe_file: Path, results: Path, output: Path)
     found = {c.name: read_object(record_path(results, c), "record") for c in cells(recipe) if record_path(results, c).exists()}
     by_dataset = {name: _scored(recipe, name, found) for name in recipe.plans}
     by_dataset = {name: scored for name, scored in by_dataset.items() if scored}
-    lines = [f"# Results of the recipe `{recipe.name}`", "", recipe.about, "", *_how_to_read(recipe_file, results)]
+    lines = [f"# Results of the recipe `{recipe.name}`", "", recipe.about, "", *_how_to_read(recipe, recipe_file, results)]
     if by_dataset:
         _plot(by_dataset, results / "plot.png")
         lines += [f"![Accuracy by variant]({_relative(results / 'plot.png', output)})", ""]
     for dataset, scored in by_dataset.items():
-        lines += _dataset(dataset, scored)
+        lines += _dataset(dataset, recipe.plans[dataset].note, scored)
     lines += _cells(recipe, found)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, "\n".join(lines).rstrip() + "\n")
@@ -98,24 +98,32 @@ def _scored(recipe: Recipe, dataset: str, found: dict[str, dict[str, Any]]) -> l
     return [Scored(v, tuple(record for _, record in sorted(variants[v], key=lambda row: row[0]))) for v in ordered]
 
 
-def _how_to_read(recipe_file: Path, results: Path) -> list[str]:
+def _repeated(recipe: Recipe) -> str:
+    seeds = max(plan.seeds for plan in recipe.plans.values())
+    if recipe.pretraining_seeds == 1 < seeds:
+        return "the finetuning (from one and the same pretraining) is repeated"
+    return "training is repeated"
+
+
+def _how_to_read(recipe: Recipe, recipe_file: Path, results: Path) -> list[str]:
     return [
         "Written by `launchers/ablate.py` from the records in "
-        f"`{results}`; every cell can be made again with `python launchers/ablate.py {recipe_file} --results {results} "
+        f"`{results}`; every cell can be made again with `python launchers/ablate.py {recipe_file} --data DIR --results {results} "
         "--only CELL` after its record is removed.",
         "",
         "Accuracy in percent: exact match after the official clean-up, mean over the seeds. Brackets hold the 95 % interval of a "
         "bootstrap over test images (2,000 resamples): how far the number might move on other images, for these trained models. "
-        "The column `seeds` shows how far it moves when training is repeated. A difference is significant at the usual level "
+        f"The column `seeds` shows how far it moves when {_repeated(recipe)} with another seed. "
+        "A difference is significant at the usual level "
         "where its interval leaves out 0; none is corrected for the number of comparisons.",
         "",
     ]
 
 
-def _dataset(dataset: str, scored: list[Scored]) -> list[str]:
+def _dataset(dataset: str, note: str, scored: list[Scored]) -> list[str]:
     lines = [f"## {dataset}", ""]
     first = scored[0].records[0]["results"]
-    lines += [f"Protocol `{first['protocol']['name']}`: {_counts(first)}", ""]
+    lines += [f"Protocol `{first['protocol']['name']}`: {_counts(first)}", "", *([note, ""] if note else [])]
     reference = next((s for s in scored if s.variant == REFERENCE), None)
     for view in first["views"]:
         totals = {kind: int(scored[0].mask(view, kind).sum()) for kind in KINDS}
@@ -129,12 +137,23 @@ def _dataset(dataset: str, scored: list[Scored]) -> list[str]:
         for who, label in (("question_only", "question only, no image"), ("most_frequent", "most frequent answer")):
             lines.append(_row([label, *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
         lines.append("")
-    lines += _leak(scored) + _beside(dataset, list(first["views"]))
+    lines += _gain(scored) + _leak(scored) + _beside(dataset, list(first["views"]))
     return lines
 
 
 def _counts(results: dict[str, Any]) -> str:
     return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in results["splits"].items()) + "."
+
+
+def _gain(scored: list[Scored]) -> list[str]:
+    """What pretraining as a whole is worth."""
+    named = {one.variant: one for one in scored}
+    if "full" not in named or REFERENCE not in named:
+        return []
+    full, none = named["full"], named[REFERENCE]
+    seeds = min(len(full.records), len(none.records))
+    gain = full.difference(none, full.mask("", "overall"))
+    return [f"All of the pretraining is worth {gain} points over all questions, by {seeds} seed{'s' * (seeds > 1)}.", ""]
 
 
 def _leak(scored: list[Scored]) -> list[str]:
