@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m2i2.data.sampling import Share
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object
+from m2i2.training import shared_memory
 from m2i2.training.kernels import steps_done
 
 DEFAULT_CONFIG: dict[str, Any] = {
@@ -82,16 +83,17 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     import deepspeed  # late: joining the process group chooses its accelerator first
 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-    _save_memory(engine.optimizer)
     if dist.get_backend() == "gloo":
         from deepspeed.runtime.zero import stage_1_and_2
 
-        stage_1_and_2.all_gather_dp_groups = _broadcast_partitions
+        shared = shared_memory.share(engine.optimizer)
+        stage_1_and_2.all_gather_dp_groups = shared_memory.finish_step if shared else _broadcast_partitions
+    _save_memory(engine.optimizer)
     return engine
 
 
 def _broadcast_partitions(*, partitioned_param_groups: list[list[Tensor]], dp_process_group: list[Any], **_: Any) -> None:
-    """Give every rank every other's updated weights: DeepSpeed's ``all_gather_dp_groups`` for gloo.
+    """Give every rank every other's updated weights: DeepSpeed's ``all_gather_dp_groups`` for gloo between machines.
 
     Gloo's gathering into one tensor copies it all once more: 3 s instead of 0.3 a step for 0.9 GB on two ranks of one machine.
     """
