@@ -1,0 +1,90 @@
+"""Ranks of one machine sum gradients and share weights through memory; where they cannot, through gloo, to the same end."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from m2i2.config import OptimizerConfig
+from m2i2.data.sampling import Share
+from m2i2.training import shared_memory
+from m2i2.training.engine import DEFAULT_CONFIG, complete_config, start_engine
+from m2i2.training.kernels import choose
+from m2i2.training.optimizer import adamw
+from tests.distributed.processes import on_ranks
+
+
+def _sums(rank: int, ranks: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Gradients of every length against a small slab, whole numbers so that sums are exact; (owner, own, total) of each."""
+    memory = shared_memory._common_memory(2 * ranks * 10)
+    assert memory is not None
+    exchange = shared_memory._Exchange(memory)
+    generator = torch.Generator().manual_seed(rank)
+    pieces = []
+    for turn in range(6):
+        made = [
+            (owner % ranks, torch.randint(-9, 9, (size,), generator=generator).float(), torch.full((size,), 100.0))
+            for owner, size in enumerate((3, 1, 10, 7, 25, 4), start=turn)
+        ]
+        before = [(owner, gradient.clone(), total) for owner, gradient, total in made]
+        exchange(made)
+        pieces += before
+    return [(owner, gradient.numpy(), total.numpy()) for owner, gradient, total in pieces]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_owner_has_the_sum_of_all_ranks(ranks: int) -> None:
+    found = on_ranks(ranks, _sums)
+    for number, (owner, _, _) in enumerate(found[0]):
+        sums = sum(pieces[number][1] for pieces in found)
+        for rank, pieces in enumerate(found):
+            np.testing.assert_array_equal(pieces[number][2], 100 + sums * (rank == owner), err_msg=f"{number}, {rank}")
+
+
+def _train(rank: int, ranks: int, stage: int, folder: str) -> tuple[bool, dict[str, np.ndarray], list[str]]:
+    """Three steps of a small model on ranks that see ``folder``: whether weights were shared, weights, what is left there."""
+    shared_memory._FOLDER = Path(folder)
+    torch.manual_seed(rank)  # rank 0's weights count
+    model = nn.Sequential(nn.Linear(33, 70), nn.GELU(), nn.Linear(70, 9))
+    share = Share(rank=rank, ranks=ranks, batch=4 * ranks, accumulation=1)
+    config = {**DEFAULT_CONFIG, "zero_optimization": {**DEFAULT_CONFIG["zero_optimization"], "stage": stage}}
+    optimizer = adamw(model, replace(OptimizerConfig(), lr=1e-2, eps=1e-6), choose(torch.device("cpu")))
+    engine = start_engine(model, optimizer, complete_config(config, share, 0.5, torch.float32, "built-in"))
+    data = torch.Generator().manual_seed(7)
+    for _ in range(3):
+        batch = torch.randn(4 * ranks, 33, generator=data)[rank::ranks]
+        engine.backward(engine(batch).square().mean())
+        engine.step()
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    shared = stage_1_and_2.all_gather_dp_groups is shared_memory.finish_step
+    dist.barrier()
+    left = [name for name in os.listdir(folder) if name.startswith("m2i2-")] if Path(folder).is_dir() else []
+    return shared, {name: t.numpy().copy() for name, t in model.state_dict().items()}, left
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_shared_weights_take_the_steps_of_sent_ones(stage: int, tmp_path: Path) -> None:
+    here: list[Any] = on_ranks(2, _train, stage, "/dev/shm")
+    sent: list[Any] = on_ranks(2, _train, stage, str(tmp_path / "missing"))
+    for (shared, weights, left), (not_shared, others, _) in zip(here, sent, strict=True):
+        assert shared and not not_shared
+        assert not left, "nothing must stay in /dev/shm"
+        for name, tensor in weights.items():
+            np.testing.assert_allclose(tensor, others[name], rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(tensor, here[0][1][name], err_msg="the ranks' weights differ")
+
+
+def _full(rank: int, ranks: int) -> bool:
+    return shared_memory._common_memory(1 << 50) is None
+
+
+def test_memory_that_does_not_fit_is_refused_before_it_is_used() -> None:
+    assert all(on_ranks(2, _full))
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith("m2i2-")]
