@@ -79,15 +79,20 @@ def complete_config(config: dict[str, Any], share: Share, clip: float, dtype: to
 
 
 def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Initialise DeepSpeed around ``model`` (float32, on its device). Weights become rank 0's on every rank."""
+    """Initialise DeepSpeed around ``model`` (float32, on its device). Weights become rank 0's on every rank.
+
+    The engine's ``shares_memory`` says whether they are one and the same memory (`shared_memory`).
+    """
     import deepspeed  # late: joining the process group chooses its accelerator first
 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    engine.shares_memory = False
     if dist.get_backend() == "gloo":
         from deepspeed.runtime.zero import stage_1_and_2
 
-        shared = shared_memory.share(engine.optimizer)
-        stage_1_and_2.all_gather_dp_groups = shared_memory.finish_step if shared else _broadcast_partitions
+        engine.shares_memory = shared_memory.share(engine.optimizer)
+        finish = shared_memory.finish_step if engine.shares_memory else _broadcast_partitions
+        stage_1_and_2.all_gather_dp_groups = finish
     _save_memory(engine.optimizer)
     return engine
 

@@ -117,6 +117,7 @@ def train(
         f"{last - step} steps to go: {len(loader.corpus)} items, {steps_per_epoch} steps an epoch, {training.epochs} epochs; "
         f"batch {loader.share.batch} = {loader.share.ranks} rank(s) x {loader.share.micro_batch} x {loader.share.accumulation}, "
         f"{str(dtype).removeprefix('torch.')} on {process.device.type}. {kernels}."
+        + (" Ranks share weights and gradients in /dev/shm." if engine.shares_memory else "")
     )
     if loader.share.accumulation > 1:
         process.say(
