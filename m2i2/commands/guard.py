@@ -11,6 +11,8 @@ from m2i2.errors import M2I2Error
 EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""As of a process that SIGPIPE ends: the reader of its output (`head`, a pager) has seen enough."""
 
 _LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|nccl|socketstarterror", re.IGNORECASE)
 _WORKER = re.compile(r"^DataLoader worker .*(killed by signal|exited unexpectedly)")
@@ -25,6 +27,9 @@ def guarded(command: Callable[[], int]) -> int:
     """
     try:
         return command()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        code = EXIT_UNREAD
     except (Exception, KeyboardInterrupt) as error:
         code = report(error)
     if "RANK" in os.environ:  # in a process that is alone too, once it has joined itself
