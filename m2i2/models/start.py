@@ -63,7 +63,7 @@ def start_text(model: PretrainingModel, source: str) -> str:
 def vit_names(state: State) -> State:
     """A ViT or MAE under our names: timm's and MAE's own as they are, Hugging Face's renamed, LayerScale folded in."""
     if any(re.search(r"\.attention\.(attention\.query|q_proj)\.", key) for key in state):
-        state = _from_hugging_face(state)
+        state = from_hugging_face(state)
     folded = dict(state)
     for key, scale in state.items():
         match = re.fullmatch(r"(blocks\.\d+\.)ls([12])\.gamma", key)
@@ -77,7 +77,8 @@ def vit_names(state: State) -> State:
     return folded
 
 
-def _from_hugging_face(state: State) -> State:
+def from_hugging_face(state: State) -> State:
+    """Hugging Face's names of a ViT, MAE or DINOv2 as timm's; queries, keys and values in one."""
     renamed: State = {}
     names = (
         (r"^vit\.", ""),
@@ -94,6 +95,7 @@ def _from_hugging_face(state: State) -> State:
         (r"\.output\.dense\.", ".mlp.fc2."),
         (r"\.layernorm_before\.", ".norm1."),
         (r"\.layernorm_after\.", ".norm2."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
         (r"^layernorm\.", "norm."),
         (r"^embeddings\.cls_token$", "cls_token"),
         (r"^embeddings\.position_embeddings$", "pos_embed"),
