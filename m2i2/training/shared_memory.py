@@ -9,12 +9,15 @@ import mmap
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from m2i2.distributed import max_over_ranks, rank, world_size
 
 _FOLDER = Path("/dev/shm")
 _SLAB = 8_000_000
@@ -30,20 +33,21 @@ def share(zero: Any) -> bool:
     """
     flats: list[Tensor] = zero.bit16_groups_flat
     plain = all(flat.dtype == torch.float32 and flat.device.type == "cpu" for flat in flats) and not zero.cpu_offload
-    if dist.get_world_size() == 1 or not plain:
+    if world_size() == 1 or not plain:
         return False
-    sizes = [flat.numel() for flat in flats]
-    memory = _common_memory(sum(sizes) + 2 * dist.get_world_size() * _SLAB)
+    sizes = [*(flat.numel() for flat in flats), 2 * world_size() * _SLAB]
+    memory = _common_memory(sum(sizes))
     if memory is None:
         return False
-    for group, (part, flat) in enumerate(zip(memory.split([*sizes, memory.numel() - sum(sizes)]), flats, strict=False)):
-        if dist.get_rank() == 0:
+    *parts, slabs = memory.split(sizes)
+    for group, (part, flat) in enumerate(zip(parts, flats, strict=True)):
+        if rank() == 0:
             part.copy_(flat)
         zero.bit16_groups_flat[group] = part
         zero._update_model_bit16_weights(group)
         zero.parallel_partitioned_bit16_groups[group] = zero.get_data_parallel_partitions(part, group)
     dist.barrier()
-    exchange = _Exchange(memory[sum(sizes) :])
+    exchange = _Exchange(slabs)
 
     def reduce(bucket: Sequence[tuple[Any, Tensor, Tensor | None]], *_: Any, **__: Any) -> None:
         exchange([(next(iter(owners)), gradient, total) for owners, gradient, total in bucket])
@@ -61,8 +65,8 @@ class _Exchange:
     """Sums of gradients at their owners, through two slabs a rank: one is written while others still read the other one."""
 
     def __init__(self, memory: Tensor) -> None:
-        self._slabs = memory.view(2, dist.get_world_size(), -1)
-        self._rank, self._turn = dist.get_rank(), 0
+        self._slabs = memory.view(2, world_size(), -1)
+        self._rank, self._turn = rank(), 0
 
     def __call__(self, pieces: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
         """(owner, gradient [n], where the owner accumulates [n] or None); gradients become sums at their owners."""
@@ -87,9 +91,9 @@ class _Exchange:
         dist.barrier()  # now all have written, and all have read what was written the time before
         for owner, gradient, total, offset in load:
             if owner == self._rank:
-                for rank in range(len(slabs)):
-                    if rank != owner:
-                        gradient += slabs[rank, offset : offset + gradient.numel()]
+                for other in range(len(slabs)):
+                    if other != owner:
+                        gradient += slabs[other, offset : offset + gradient.numel()]
                 if total is not None:
                     total += gradient
         self._turn = 1 - self._turn
@@ -97,27 +101,21 @@ class _Exchange:
 
 def _common_memory(numbers: int) -> Tensor | None:
     """float32 [numbers] that every rank sees, or None. Its file is gone before this returns: nothing is left by a kill."""
-    path, file = [str(_FOLDER / f"m2i2-{uuid.uuid4().hex}")], -1
+    path, file, memory = [str(_FOLDER / f"m2i2-{uuid.uuid4().hex}")], -1, None
     dist.broadcast_object_list(path, src=0)
     try:
-        try:
-            if dist.get_rank() == 0:
+        with suppress(OSError, AttributeError):
+            if rank() == 0:
                 file = os.open(path[0], os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
                 os.posix_fallocate(file, 0, 4 * numbers)  # a full /dev/shm is an error now, and no bus error later
-        except (OSError, AttributeError):
-            pass
         dist.barrier()
-        memory = None
-        try:
+        with suppress(OSError, ValueError):
             file = file if file >= 0 else os.open(path[0], os.O_RDWR)
             memory = torch.frombuffer(mmap.mmap(file, 4 * numbers), dtype=torch.float32)
-        except (OSError, ValueError):
-            pass
-        everywhere = torch.tensor(float(memory is not None))
-        dist.all_reduce(everywhere, dist.ReduceOp.MIN)
-        return memory if everywhere else None
+        missing = max_over_ranks(torch.tensor(float(memory is None)))
+        return None if missing else memory
     finally:
         if file >= 0:
             os.close(file)
-        if dist.get_rank() == 0:
+        if rank() == 0:
             Path(path[0]).unlink(missing_ok=True)
