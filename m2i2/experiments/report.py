@@ -55,9 +55,13 @@ class Scored:
             "seeds": [round(float(value), 1) for value in per_seed],
         }
 
+    def common_seeds(self, other: "Scored") -> int:
+        """How many seeds both have."""
+        return min(len(self.records), len(other.records))
+
     def difference(self, other: "Scored", mask: NDArray[np.bool_]) -> str:
         """This variant less another over the seeds that both have, in points, with its interval over images."""
-        seeds = min(len(self.records), len(other.records))
+        seeds = self.common_seeds(other)
         change = (self.right[:seeds] - other.right[:seeds]).mean(0)[mask]
         low, high = _interval(change, self.images, mask)
         return f"{100 * change.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -137,7 +141,7 @@ def _dataset(dataset: str, note: str, scored: list[Scored]) -> list[str]:
         for who, label in (("question_only", "question only, no image"), ("most_frequent", "most frequent answer")):
             lines.append(_row([label, *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
         lines.append("")
-    lines += _gain(scored) + _leak(scored) + _beside(dataset, list(first["views"]))
+    lines += _worth(scored) + _beside(dataset, list(first["views"]))
     return lines
 
 
@@ -145,24 +149,24 @@ def _counts(results: dict[str, Any]) -> str:
     return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in results["splits"].items()) + "."
 
 
-def _gain(scored: list[Scored]) -> list[str]:
-    """What pretraining as a whole is worth."""
-    named = {one.variant: one for one in scored}
-    if "full" not in named or REFERENCE not in named:
-        return []
-    full, none = named["full"], named[REFERENCE]
-    seeds = min(len(full.records), len(none.records))
-    gain = full.difference(none, full.mask("", "overall"))
-    return [f"All of the pretraining is worth {gain} points over all questions, by {seeds} seed{'s' * (seeds > 1)}.", ""]
+_WORTH = {
+    ("full", REFERENCE): "All of the pretraining is worth {gain} points over all questions, by {seeds}.",
+    ("with rewrites", "full"): "Training on the rewrites of test questions as well, nothing else changed: {gain} points over "
+    "`full`, overall.",
+}
 
 
-def _leak(scored: list[Scored]) -> list[str]:
-    """What training on the rewrites of test questions is worth."""
+def _worth(scored: list[Scored]) -> list[str]:
+    """What pretraining as a whole, and training on the rewrites of test questions, are worth."""
     named = {one.variant: one for one in scored}
-    if "with rewrites" not in named or "full" not in named:
-        return []
-    worth = named["with rewrites"].difference(named["full"], named["full"].mask("", "overall"))
-    return [f"Training on the rewrites of test questions as well, nothing else changed: {worth} points over `full`, overall.", ""]
+    lines = []
+    for (more, less), sentence in _WORTH.items():
+        if more in named and less in named:
+            one, other = named[more], named[less]
+            seeds = one.common_seeds(other)
+            gain = one.difference(other, one.mask("", "overall"))
+            lines += [sentence.format(gain=gain, seeds=f"{seeds} seed{'s' * (seeds > 1)}"), ""]
+    return lines
 
 
 def _beside(dataset: str, views: Sequence[str]) -> list[str]:
