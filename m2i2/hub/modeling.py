@@ -48,6 +48,7 @@ class M2I2PreTrainedModel(PreTrainedModel, Generic[N]):
         self.post_init()
 
     def _build(self, config: M2I2Config) -> N:
+        """The network of a configuration: what a model is, and nothing that this base could know."""
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
