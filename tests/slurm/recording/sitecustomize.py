@@ -1,7 +1,8 @@
 """On PYTHONPATH of a job: every rank notes which samples it trains on, and one fails or hangs where the test says so.
 
 $RECORD_SAMPLES: the folder of the notes, a file a rank. $FAIL_AT, $HANG_AT: RANK:STEP that raises, or never ends.
-$STEP_SECONDS: how much longer every step takes, so that there is time to disturb a run on a fast machine.
+$STEP_SECONDS: how much longer every step takes, so that there is time to disturb a run on a fast machine; with commas, at the
+job's first start, its second, and so on (the last is for the rest).
 """
 
 import importlib.abc
@@ -17,12 +18,13 @@ from typing import Any
 
 def _record(task: type) -> None:
     losses = task.losses  # type: ignore[attr-defined]
+    seconds = [float(number) for number in os.environ.get("STEP_SECONDS", "0").split(",")]
 
     def recorded(self: Any, engine: Any, batch: Any, step: int, micro: int) -> Any:
         rank = os.environ["RANK"]
         with (Path(os.environ["RECORD_SAMPLES"]) / f"rank-{rank}.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, "items": batch.item.tolist()}) + "\n")
-        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+        time.sleep(seconds[min(int(os.environ.get("SLURM_RESTART_COUNT", "0")), len(seconds) - 1)])
         if os.environ.get("FAIL_AT") == f"{rank}:{step}":
             raise ZeroDivisionError("as the test wishes")
         while os.environ.get("HANG_AT") == f"{rank}:{step}":
