@@ -314,6 +314,9 @@ class StartConfig:
     """A MAE or ViT (hub/timm name, folder or file). Empty: random weights."""
     checkpoint: str = ""
     """A run folder of ours or an official .pth; it takes precedence over ``text`` and ``image``."""
+    cross_attention: Literal["random", "zero"] = "random"
+    """How text starts to read the image without ``checkpoint``: at random (official), or through an output of zero, so that the
+    image adds nothing at first and joins as training asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from m2i2.config import StartConfig, TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.models.text import TextModel
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import State, load, of_student, read_state, resize_positions, to_answering
 
@@ -58,6 +59,13 @@ def start_text(model: PretrainingModel, source: str) -> str:
     else:
         text += "; vocabulary head fresh (the file has none)"
     return text
+
+
+def silence_images(text: TextModel) -> str:
+    """Give the cross-attention of all multimodal layers a zero output (``start.cross_attention=zero``)."""
+    for layer in text.encoder.layers(text.config.fusion_layer):
+        torch.nn.init.zeros_(layer.crossattention.output.dense.weight)
+    return "cross-attention to the image starts with an output of zero"
 
 
 def vit_names(state: State) -> State:
@@ -167,7 +175,8 @@ def start_pretraining(model: PretrainingModel, start: StartConfig) -> list[str]:
         lines.append(start_text(model, start.text))
     if start.image:
         lines.append(start_image(model, start.image))
-    return lines or ["All weights start at random."]
+    lines = lines or ["All weights start at random."]
+    return [*lines, silence_images(model.text_encoder.bert)] if start.cross_attention == "zero" else lines
 
 
 def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: bool) -> list[str]:
@@ -207,7 +216,9 @@ def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: boo
             theirs[k] = state["encoder." + k.replace(f"layer.{number}.", f"layer.{number + first}.", 1)]
         report = load(decoder, theirs, start.text, fresh={r".*crossattention.*": "kept as started above"})
         lines.append(f"answer decoder's own layers from {start.text}: {report}")
-    return lines or ["All weights start at random."]
+    lines = lines or ["All weights start at random."]
+    # the multimodal encoder's alone: the decoder has to hear the question from the first step
+    return [*lines, silence_images(model.text_encoder)] if start.cross_attention == "zero" and not start.checkpoint else lines
 
 
 def official_answering(path: Path) -> tuple[State, VisionConfig, TextConfig]:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, StartConfig, TextConfig, VisionConfig
+from m2i2.data.batch import QuestionBatch
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.models.start import start_image, start_pretraining, start_text
+from m2i2.models.start import start_answering, start_image, start_pretraining, start_text
+from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, read_state, resize_positions
 from m2i2.training.checkpoint import find_checkpoint
 
@@ -206,6 +209,38 @@ def test_a_bert_of_another_shape_is_refused(model: PretrainingModel, tmp_path: P
     BertModel(bert_config(vocab_size=61)).save_pretrained(tmp_path)
     with pytest.raises(M2I2Error, match=r"word_embeddings.weight is \(61, 16\) there, \(60, 16\) in the model"):
         start_text(model, str(tmp_path))
+
+
+def test_an_image_can_start_with_nothing_to_say(tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    BertModel(bert_config()).save_pretrained(tmp_path)
+    ids, mask, images = torch.tensor([[2, 9, 31, 3]]), torch.ones(1, 4, dtype=torch.long), torch.randn(2, 1, 3, 32, 32)
+
+    text = replace(TEXT, decoder_depth=2)
+
+    def fused(model: VQAModel, image: Tensor) -> Tensor:
+        return model.eval().encode_question(ids, mask, model.encode_image(image))
+
+    for cross, unmoved in (("random", False), ("zero", True)):
+        model = VQAModel(VISION, text)
+        lines = start_answering(model, StartConfig(text=str(tmp_path), cross_attention=cross), multimodal_decoder=False)
+        assert ("output of zero" in lines[-1]) == unmoved
+        assert torch.equal(fused(model, images[0]), fused(model, images[1])) == unmoved
+        model.answer_logits(_question(ids, mask, images[0])).sum().backward()
+        projection = model.text_encoder.encoder.layers(TEXT.fusion_layer)[0].crossattention.output.dense.weight.grad
+        assert projection is not None and projection.abs().max() > 0, "training can let it in"
+        assert model.text_decoder.bert.encoder.layers()[0].crossattention.output.dense.weight.abs().max() > 0
+        pretraining = PretrainingModel(VISION, TEXT, ObjectivesConfig(projection=8, queue=4))
+        start_pretraining(pretraining, StartConfig(text=str(tmp_path), cross_attention=cross))
+        crossing = pretraining.text_encoder.bert.encoder.layers(TEXT.fusion_layer)[0].crossattention
+        assert (crossing.output.dense.weight.abs().max() == 0) == unmoved
+
+
+def _question(ids: Tensor, mask: Tensor, image: Tensor) -> QuestionBatch:
+    return QuestionBatch(
+        image=image, item=torch.zeros(1), question_ids=ids, question_mask=mask, answer_ids=ids[:, :3], answer_mask=mask[:, :3]
+    )
 
 
 def test_names_that_are_nowhere_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
