@@ -61,7 +61,7 @@ class Recipe:
     pretraining_seeds: int = 1
     """Pretrainings of each variant; finetuning seed s starts from pretraining seed s modulo this number."""
     start: tuple[str, ...] = ()
-    """Settings that say where a pretraining, and a finetuning without one, starts: start.text=weights/minilm."""
+    """Settings that say where a pretraining, and a finetuning but for what was pretrained, starts: start.text=weights/minilm."""
     finetuning: tuple[str, ...] = ()
     """Settings of every finetuning."""
     evaluation: tuple[str, ...] = ("--protocol", "clean", "--generate-too")
@@ -137,7 +137,7 @@ def commands(recipe: Recipe, cell: Cell) -> Iterator[list[str]]:
         return
     plan = recipe.plans[cell.dataset]
     words = ["--preset", recipe.preset, "--shards", plan.shards, "--output", f"runs/{cell.name}"]
-    words += ["--checkpoint", f"runs/{cell.needs}"] if cell.needs else list(recipe.start)
+    words += [*(["--checkpoint", f"runs/{cell.needs}"] if cell.needs else []), *recipe.start]
     changes = _FINETUNING.get(cell.variant, ())
     yield ["finetune", *words, *recipe.finetuning, *plan.settings, *changes, f"training.seed={cell.seed}"]
     output = ["--output", f"runs/{cell.name}/evaluation"]

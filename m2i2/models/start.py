@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from m2i2.config import StartConfig, TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.models.text import TextModel
+from m2i2.models.text import TextModel, initialise_bert
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import State, load, of_student, read_state, resize_positions, to_answering
 
@@ -182,14 +181,16 @@ def start_pretraining(model: PretrainingModel, start: StartConfig) -> list[str]:
 def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: bool) -> list[str]:
     """Give an answering model its start weights: a pretraining checkpoint's by the official key surgery, or BERT and ViT.
 
-    With ``multimodal_decoder`` the answer decoder starts as the pretrained multimodal layers (official code); else its
-    own layers come from the text start (paper) where there is one.
+    With ``multimodal_decoder`` the answer decoder starts as the pretrained multimodal layers (official code); else from the
+    text start (paper), whose BERT has no cross-attention: that is fresh. A decoder that has learned to answer is kept.
     """
     fusion = model.text.fusion_layer
-    lines = []
+    lines: list[str] = []
+    answers = False
     if start.checkpoint:
         state, what = checkpoint_state(Path(start.checkpoint))
-        if not any(key.startswith("text_decoder.") for key in state):
+        answers = any(key.startswith("text_decoder.") for key in state)
+        if not answers:
             state = to_answering(state, fusion, model.vision.patches)
         elif state["visual_encoder.pos_embed"].shape != model.visual_encoder.pos_embed.shape:
             state["visual_encoder.pos_embed"] = resize_positions(state["visual_encoder.pos_embed"], model.vision.patches)
@@ -204,21 +205,31 @@ def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: boo
         if start.text:
             lines.append(start_text(pretraining, start.text))
         load(model, to_answering(pretraining.state_dict(), fusion, model.vision.patches), "the start weights")
-    if start.text and not multimodal_decoder:
-        state = bert_names(read_state(start.text))
-        layers = {int(m[1]) for k in state if (m := re.match(r"encoder\.layer\.(\d+)\.", k))}
-        first = max(layers) + 1 - model.text.decoder_depth
-        decoder = model.text_decoder.bert.encoder
-        own = {k: t for k, t in decoder.state_dict().items() if "crossattention" not in k}
-        theirs: dict[str, Tensor] = {}
-        for k in own:
-            number = int(k.split(".")[1])
-            theirs[k] = state["encoder." + k.replace(f"layer.{number}.", f"layer.{number + first}.", 1)]
-        report = load(decoder, theirs, start.text, fresh={r".*crossattention.*": "kept as started above"})
-        lines.append(f"answer decoder's own layers from {start.text}: {report}")
+    if not multimodal_decoder and not answers and start.text:
+        lines.append(f"answer decoder's own layers from {start.text}: {_start_decoder(model, start.text)}")
+    elif not multimodal_decoder and not answers and start.checkpoint:
+        lines.append("The answer decoder starts as the multimodal layers: answering.decoder_start=text needs a start.text.")
     lines = lines or ["All weights start at random."]
     # the multimodal encoder's alone: the decoder has to hear the question from the first step
     return [*lines, silence_images(model.text_encoder)] if start.cross_attention == "zero" and not start.checkpoint else lines
+
+
+def _start_decoder(model: VQAModel, source: str) -> str:
+    """Start the answer decoder's own layers as the last ones of a BERT, and its cross-attention afresh."""
+    state = bert_names(read_state(source))
+    layers = {int(m[1]) for k in state if (m := re.match(r"encoder\.layer\.(\d+)\.", k))}
+    first = max(layers) + 1 - model.text.decoder_depth
+    decoder = model.text_decoder.bert.encoder
+    theirs = {
+        re.sub(r"^encoder\.layer\.\d+", f"layer.{number}", key): tensor
+        for number in range(model.text.decoder_depth)
+        for key, tensor in state.items()
+        if key.startswith(f"encoder.layer.{number + first}.")
+    }
+    for layer in decoder.layers():
+        initialise_bert(layer.crossattention, model.text.initializer_range)
+        layer.crossattention.output.LayerNorm.reset_parameters()
+    return str(load(decoder, theirs, source, fresh=_CROSS))
 
 
 def official_answering(path: Path) -> tuple[State, VisionConfig, TextConfig]:

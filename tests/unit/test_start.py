@@ -16,7 +16,7 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_answering, start_image, start_pretraining, start_text
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, read_state, resize_positions
-from m2i2.training.checkpoint import find_checkpoint
+from m2i2.training.checkpoint import find_checkpoint, write_tensors
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
 TEXT = TextConfig(vocabulary_size=60, width=16, depth=4, fusion_layer=2, heads=2, intermediate=32, positions=20)
@@ -235,6 +235,38 @@ def test_an_image_can_start_with_nothing_to_say(tmp_path: Path) -> None:
         start_pretraining(pretraining, StartConfig(text=str(tmp_path), cross_attention=cross))
         crossing = pretraining.text_encoder.bert.encoder.layers(TEXT.fusion_layer)[0].crossattention
         assert (crossing.output.dense.weight.abs().max() == 0) == unmoved
+
+
+def test_the_decoder_of_the_paper_starts_from_bert_alone(tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    bert = BertModel(bert_config())
+    bert.save_pretrained(tmp_path / "bert")
+    text = replace(TEXT, decoder_depth=2)
+    pretrained = PretrainingModel(VISION, TEXT, ObjectivesConfig(projection=8, queue=4))
+    crossing = pretrained.text_encoder.bert.encoder.layers(TEXT.fusion_layer)[0].crossattention.output.dense.weight
+    (tmp_path / "pretrained").mkdir()
+    write_tensors(tmp_path / "pretrained" / "model.safetensors", pretrained.state_dict())
+    start = StartConfig(checkpoint=str(tmp_path / "pretrained"), text=str(tmp_path / "bert"))
+
+    def decoder(start: StartConfig, multimodal_decoder: bool) -> tuple[VQAModel, list[str]]:
+        model = VQAModel(VISION, text)
+        return model, start_answering(model, start, multimodal_decoder)
+
+    model, _ = decoder(start, False)
+    layer = model.text_decoder.bert.encoder.layers()[0]
+    assert torch.equal(layer.attention.self.query.weight, bert.encoder.layer[2].attention.self.query.weight)
+    assert not torch.equal(layer.crossattention.output.dense.weight, crossing)
+    (tmp_path / "answering").mkdir()
+    write_tensors(tmp_path / "answering" / "model.safetensors", model.state_dict())
+    again, _ = decoder(replace(start, checkpoint=str(tmp_path / "answering")), False)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items()), "it stays as it was"
+    for wanted, multimodal in ((start, True), (replace(start, text=""), False)):
+        model, lines = decoder(wanted, multimodal)
+        assert torch.equal(model.text_decoder.bert.encoder.layers()[0].crossattention.output.dense.weight, crossing)
+        assert ("needs a start.text" in lines[-1]) != multimodal
+    with pytest.raises(M2I2Error, match="missing"):
+        start_answering(VQAModel(VISION, replace(TEXT, decoder_depth=5)), StartConfig(text=str(tmp_path / "bert")), False)
 
 
 def _question(ids: Tensor, mask: Tensor, image: Tensor) -> QuestionBatch:
