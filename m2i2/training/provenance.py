@@ -31,7 +31,10 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> str:
-    """Commit of the checkout that runs, with ``+changes`` where files differ from it; empty outside a checkout."""
+    """Commit of the checkout that runs, with ``+changes`` where files differ from it; empty outside a checkout.
+
+    docs/results does not count: an ablation's records change nothing of what its next cell runs.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return ""
@@ -41,7 +44,7 @@ def git_state() -> str:
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".", ":!docs/results") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
