@@ -205,10 +205,11 @@ def start_answering(model: VQAModel, start: StartConfig, multimodal_decoder: boo
         if start.text:
             lines.append(start_text(pretraining, start.text))
         load(model, to_answering(pretraining.state_dict(), fusion, model.vision.patches), "the start weights")
-    if not multimodal_decoder and not answers and start.text:
-        lines.append(f"answer decoder's own layers from {start.text}: {_start_decoder(model, start.text)}")
-    elif not multimodal_decoder and not answers and start.checkpoint:
-        lines.append("The answer decoder starts as the multimodal layers: answering.decoder_start=text needs a start.text.")
+    if not (multimodal_decoder or answers):
+        if start.text:
+            lines.append(f"answer decoder's own layers from {start.text}: {_start_decoder(model, start.text)}")
+        elif start.checkpoint:
+            lines.append("The answer decoder starts as the multimodal layers: answering.decoder_start=text needs a start.text.")
     lines = lines or ["All weights start at random."]
     # the multimodal encoder's alone: the decoder has to hear the question from the first step
     return [*lines, silence_images(model.text_encoder)] if start.cross_attention == "zero" and not start.checkpoint else lines
