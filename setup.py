@@ -18,7 +18,7 @@ COMMANDS = [
     *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "fetch_vit", "doctor", "report", "plot_losses"),
     *("gradcam", "convert", "app", "compare", "audit_leakage", "plan"),
 ]
-"""Modules of m2i2.commands that need no checkout."""
+"""Modules of m2i2.cli that need no checkout."""
 
 setup(
     name="m2i2",
@@ -59,5 +59,5 @@ setup(
             *("pytest", "pytest-xdist", "hypothesis", "psutil", "onnx", "moto[server]>=5.2", "selenium>=4", "ruff", "mypy"),
         ],
     },
-    entry_points={"console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.commands.{name}:main" for name in COMMANDS]},
+    entry_points={"console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.cli.{name}:main" for name in COMMANDS]},
 )

@@ -1,6 +1,6 @@
-"""See --help, and m2i2/commands/ablate.py."""
+"""See --help, and m2i2/cli/ablate.py."""
 
-from m2i2.commands.ablate import main
+from m2i2.cli.ablate import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""See --help, and m2i2/commands/finetune.py."""
+"""See --help, and m2i2/cli/finetune.py."""
 
-from m2i2.commands.finetune import main
+from m2i2.cli.finetune import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""See --help, and m2i2/commands/pretrain.py."""
+"""See --help, and m2i2/cli/pretrain.py."""
 
-from m2i2.commands.pretrain import main
+from m2i2.cli.pretrain import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

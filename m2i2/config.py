@@ -135,7 +135,7 @@ class AnsweringConfig:
     decoder_start: Literal["text", "multimodal"] = "text"
     """Whose layers start the answer decoder: BERT's own (paper) or the pretrained multimodal ones (official code)."""
     normalisation: Literal["official", "fixed"] = "official"
-    """How answers and questions are cleaned; ``fixed`` trains and scores one form (see m2i2/data/text.py)."""
+    """How answers and questions are cleaned; ``fixed`` trains and scores one form (see m2i2/data/text/cleaning.py)."""
     protocol: Literal["paper", "clean"] = "paper"
     """clean: trains on no rewrite of a test question, and chooses the best checkpoint by images of no test set."""
     selection: float = 0.1

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.phantoms import Phantom, draw_phantom
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.sources.phantoms import Phantom, draw_phantom
 from tests.launching import launch
 
 SEED = 0
@@ -70,7 +70,7 @@ def write_as_slake(folder: Path, train: int) -> None:
 
 def train(folder: Path, images: int = 700) -> Path:
     """Data, shards, tokenizer and a finetuning run in ``folder``; returns the run. About a minute on one core."""
-    from m2i2.data.tokenizer import train_tokenizer
+    from m2i2.data.text.tokenizer import train_tokenizer
 
     write_as_slake(folder / "slake", images)
     assert make_shards(["vqa", "slake", str(folder / "slake"), "--output", str(folder / "shards"), "--side", "64"]) == 0

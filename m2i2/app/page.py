@@ -11,12 +11,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from m2i2.data.dicom import decode_dicom, is_dicom
-from m2i2.data.images import decode
-from m2i2.data.phantoms import draw_phantom
+from m2i2.data.images.decoding import decode
+from m2i2.data.images.dicom import decode_dicom, is_dicom
+from m2i2.data.sources.phantoms import draw_phantom
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.answering import Answerer
-from m2i2.explain.overlay import overlay
+from m2i2.inference.answering import Answerer
+from m2i2.inference.overlay import overlay
 
 NOTICE = """**Research software, no medical device.** Its answers may be wrong, and must not guide the care of anybody.
 Do not upload images that identify a person."""

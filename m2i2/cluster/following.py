@@ -12,7 +12,7 @@ from submitit.core.utils import pickle_load
 from m2i2.cluster.control import JobState, Unreachable, accounting, job_state
 from m2i2.cluster.jobs import LostRank
 from m2i2.cluster.submission import Submitted
-from m2i2.commands.guard import EXIT_FAULT, EXIT_USER_ERROR
+from m2i2.exits import EXIT_FAULT, EXIT_USER_ERROR
 
 EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
 """Of --follow, by the job's last state. FAILED: 2 or 1 by a rank's error, the job's own without one; others: 1."""

@@ -52,7 +52,7 @@ class RankJob:
         try:
             code = command(self.stage)(self.words)
         except Exception as error:
-            from m2i2.commands.guard import lost_another_rank
+            from m2i2.exits import lost_another_rank
 
             if not isinstance(error, M2I2Error) and environment.num_tasks > 1 and lost_another_rank(error):
                 raise LostRank("lost contact with another rank") from error
@@ -81,7 +81,7 @@ class RankJob:
 
 def command(stage: str) -> Callable[[Sequence[str]], int]:
     """The launcher's command without its guard: its exceptions are for submitit, which hands them to the submitter."""
-    run: Callable[[Sequence[str]], int] = importlib.import_module(f"m2i2.commands.{stage}").run
+    run: Callable[[Sequence[str]], int] = importlib.import_module(f"m2i2.cli.{stage}").run
     return run
 
 
@@ -109,7 +109,7 @@ def _go_on_later(environment: SlurmJobEnvironment, requeue: Callable[[int, None]
 
 def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """In the place of the interpreter's last words: what the launchers print, and no waiting for lost ranks."""
-    from m2i2.commands.guard import report
+    from m2i2.exits import report
 
     code = report(error.__cause__ if isinstance(error, LostRank) and error.__cause__ else error)
     sys.stdout.flush()

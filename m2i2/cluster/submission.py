@@ -20,7 +20,7 @@ from m2i2.cluster.options import ClusterOptions, minutes, write_cluster_file
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, write_text
 from m2i2.options import to_dict
-from m2i2.training.provenance import provenance
+from m2i2.provenance import provenance
 
 RECORD = "job.json"
 # A signal that comes before Python can handle it is ignored: until then there is nothing to save.
@@ -150,11 +150,11 @@ def new_job_folder(parent: Path, name: str) -> Path:
 
 def checked(task: Task, options: ClusterOptions) -> dict[str, Any]:
     """The resolved settings of a task. What its launcher would refuse is refused now, not after the wait in the queue."""
-    module = importlib.import_module(f"m2i2.commands.{task.stage}")
+    module = importlib.import_module(f"m2i2.cli.{task.stage}")
     if task.stage == "evaluate":
         return {name: str(value) for name, value in vars(module.parse(task.words)).items()}
     settings, _ = module.parse(task.words)
-    from m2i2.data.sampling import Share
+    from m2i2.data.loading.sampling import Share
 
     training = settings.training
     Share(training.batch, training.accumulation, 0, options.ranks)
@@ -201,7 +201,7 @@ def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions
 
 def resume_command(task: Task, folder: Path) -> str:
     """The command that submits a task again; the run goes on from its newest checkpoint."""
-    words = [sys.executable, "-m", "m2i2.commands.slurm", task.stage, "--cluster", str(folder / "cluster.yaml")]
+    words = [sys.executable, "-m", "m2i2.cli.slurm", task.stage, "--cluster", str(folder / "cluster.yaml")]
     return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([*words, '--name', task.name, '--', *task.words])}"
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from m2i2.data.records import Question
-from m2i2.data.text import Normalisation, clean_question, scored_answer
+from m2i2.data.text.cleaning import Normalisation, clean_question, scored_answer
 
 
 def question_only(train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official") -> list[str]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from m2i2.data.images import decode
-from m2i2.data.shards import ShardSplit, read_index
+from m2i2.data.images.decoding import decode
+from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.errors import M2I2Error
 
 Kept = tuple[float, float, float, float]

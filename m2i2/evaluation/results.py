@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from m2i2.data.records import Question
-from m2i2.data.text import Normalisation
+from m2i2.data.text.cleaning import Normalisation
 from m2i2.evaluation.baselines import most_frequent, question_only
-from m2i2.evaluation.evaluator import Given
 from m2i2.evaluation.literature import published
 from m2i2.evaluation.protocols import Candidates, Protocol
 from m2i2.evaluation.scoring import Answered, agreement, by_field, by_kind, is_correct, mean_f1, paraphrase_consistency
 from m2i2.files import write_text
+from m2i2.inference.predictor import Given
 
 _FIELDS = {"by_question_type": "question_type", "by_modality": "modality", "by_organ": "organ"}
 

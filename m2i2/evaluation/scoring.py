@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2i2.data.records import Question
-from m2i2.data.text import Normalisation, scored_answer
+from m2i2.data.text.cleaning import Normalisation, scored_answer
 
 RESAMPLES = 2000
 """Bootstrap samples; the interval's ends move by about a tenth of a point from seed to seed."""

@@ -4,12 +4,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from m2i2.data.selection import SelectedSplit
-from m2i2.data.text import Normalisation
-from m2i2.data.tokenizer import Tokenizer
-from m2i2.evaluation.evaluator import Evaluator, Method
+from m2i2.data.loading.subset import SelectedSplit
+from m2i2.data.text.cleaning import Normalisation
+from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.evaluation.protocols import Candidates
 from m2i2.evaluation.scoring import is_correct
+from m2i2.inference.predictor import Evaluator, Method
 from m2i2.models.vqa import VQAModel
 from m2i2.training.processes import Process
 

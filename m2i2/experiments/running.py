@@ -17,7 +17,7 @@ from typing import Any
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import Cell, Recipe, cells, commands
 from m2i2.files import read_object, write_text
-from m2i2.training.provenance import git_state, versions
+from m2i2.provenance import git_state, versions
 from m2i2.training.stopping import EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
-from m2i2.data.text import Normalisation
+from m2i2.data.text.cleaning import Normalisation
 from m2i2.options import from_dict, to_dict
 
 

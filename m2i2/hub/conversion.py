@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from m2i2.config import AnsweringConfig, FinetuningConfig, PretrainingConfig, preset
-from m2i2.data.tokenizer import Tokenizer, load_tokenizer, require_size
+from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_size
 from m2i2.errors import M2I2Error
 from m2i2.files import write_text
 from m2i2.hub.configuration import M2I2Config

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from m2i2.data.batch import QuestionBatch
+from m2i2.data.loading.batch import QuestionBatch
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.answering import Answer, Answerer, open_image
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
 from m2i2.hub.processing import M2I2Processor
+from m2i2.inference.answering import Answer, Answerer, open_image
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel

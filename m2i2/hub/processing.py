@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from m2i2.data.loader import pad_rows
-from m2i2.data.text import Normalisation, clean_question
-from m2i2.data.tokenizer import Tokenizer
-from m2i2.data.transforms import EvaluationTransform, normalise
-from m2i2.evaluation.answering import open_image
-from m2i2.evaluation.evaluator import TEST_WORDS
+from m2i2.data.images.transforms import EvaluationTransform, normalise
+from m2i2.data.loading.loader import pad_rows
+from m2i2.data.text.cleaning import Normalisation, clean_question
+from m2i2.data.text.tokenizer import Tokenizer
+from m2i2.inference.answering import open_image
+from m2i2.inference.predictor import TEST_WORDS
 
 
 class M2I2Processor(ProcessorMixin):

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
-from m2i2.data.batch import CaptionBatch
+from m2i2.data.loading.batch import CaptionBatch
 from m2i2.distributed import all_gather, exchange_rows, rank, world_size
 from m2i2.models.text import ImageRows, MaskedLanguageModel, initialise_bert
 from m2i2.models.vision import VisionTransformer, patchify, take
-from m2i2.momentum.queue import FeatureQueue
 from m2i2.objectives import full
 from m2i2.objectives.itc import itc_loss
 from m2i2.objectives.itm import draw_negatives, itm_loss
 from m2i2.objectives.mim import mim_loss
 from m2i2.objectives.mlm import mlm_loss
+from m2i2.tasks.queue import FeatureQueue
 
 
 class TeacherTargets(NamedTuple):

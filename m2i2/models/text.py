@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from m2i2.backends.cpu_attention import attention
+from m2i2.backends.cpu_linear import Linear, linear
 from m2i2.config import TextConfig
-from m2i2.models.attention import attention
-from m2i2.models.linear import Linear, linear
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, [B, H, N, d] each."""

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2i2.config import TextConfig, VisionConfig
-from m2i2.data.batch import QuestionBatch
+from m2i2.data.loading.batch import QuestionBatch
 from m2i2.models.text import AnswerDecoder, ImageRows, KeysValues, TextModel
 from m2i2.models.vision import VisionTransformer
 from m2i2.objectives import full

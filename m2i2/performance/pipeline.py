@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from m2i2.config import DataConfig
-from m2i2.data.building import Encoding, build
-from m2i2.data.corpus import Corpus
-from m2i2.data.order import Order
-from m2i2.data.randomness import sample_generator
+from m2i2.data.images.transforms import Augmentation
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.order import Order
+from m2i2.data.loading.randomness import sample_generator
 from m2i2.data.records import Source
-from m2i2.data.shards import FORMAT, ITEM
-from m2i2.data.storage import INDEX, Shard
-from m2i2.data.transforms import Augmentation
+from m2i2.data.shards.building import Encoding, build
+from m2i2.data.shards.split import FORMAT, ITEM
+from m2i2.data.shards.storage import INDEX, Shard
 from m2i2.errors import M2I2Error
 from m2i2.objectives.itc import itc_loss
 

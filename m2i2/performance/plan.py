@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from m2i2.config import PretrainingConfig
+from m2i2.models.flops import pretraining_flops, visible_patches
 from m2i2.models.pretraining import Encoders, PretrainingModel
-from m2i2.performance.flops import pretraining_flops, visible_patches
 
 _FLOAT = 4
 

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2i2.backends.heap import keep_freed_memory
 from m2i2.config import FinetuningConfig
-from m2i2.data.loader import pad_rows
-from m2i2.data.transforms import normalise
-from m2i2.evaluation.evaluator import TOP
-from m2i2.evaluation.ranking import Best, CandidateTree, likeliest
-from m2i2.memory import keep_freed_memory
+from m2i2.data.images.transforms import normalise
+from m2i2.data.loading.loader import pad_rows
+from m2i2.inference.predictor import TOP
+from m2i2.inference.ranking import Best, CandidateTree, likeliest
+from m2i2.models.flops import image_flops, ranking_flops
 from m2i2.models.vqa import VQAModel
-from m2i2.performance.flops import image_flops, ranking_flops
 from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
 
 LENGTHS = (2,) * 187 + (3,) * 130 + (4,) * 70 + (5,) * 50 + (7,) * 50 + (10,) * 30

@@ -7,21 +7,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from m2i2.backends.heap import keep_freed_memory
+from m2i2.backends.kernels import install
 from m2i2.config import FinetuningConfig, PretrainingConfig
-from m2i2.data.batch import Batch, CaptionBatch, QuestionBatch
-from m2i2.data.sampling import Share
-from m2i2.memory import keep_freed_memory
+from m2i2.data.loading.batch import Batch, CaptionBatch, QuestionBatch
+from m2i2.data.loading.sampling import Share
+from m2i2.models.flops import finetuning_flops, pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
-from m2i2.performance.flops import finetuning_flops, pretraining_flops
 from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
-from m2i2.training.engine import complete_config, start_engine
-from m2i2.training.finetuning import FinetuningTask
-from m2i2.training.kernels import install
-from m2i2.training.loop import Task
+from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.tasks.vqa import FinetuningTask
+from m2i2.training.deepspeed.engine import complete_config, start_engine
 from m2i2.training.optimizer import adamw
-from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import Process, autocast_dtype
+from m2i2.training.trainer import Task
 
 WARM_UP = 2
 _MIDDLE = 500

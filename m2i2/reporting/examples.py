@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from m2i2.data.images import decode
-from m2i2.data.shards import ShardSplit
+from m2i2.data.images.decoding import decode
+from m2i2.data.shards.split import ShardSplit
 from m2i2.errors import M2I2Error
 from m2i2.reporting.records import Evaluation
 
@@ -114,11 +114,11 @@ def _explainer(evaluation: Evaluation) -> Callable[[bytes, dict[str, Any]], Imag
     import torch
 
     from m2i2.config import FinetuningConfig
-    from m2i2.data.text import clean_question
-    from m2i2.data.tokenizer import load_tokenizer
-    from m2i2.data.transforms import EvaluationTransform, normalise
-    from m2i2.evaluation.evaluator import TEST_WORDS
-    from m2i2.explain.gradcam import gradcam
+    from m2i2.data.images.transforms import EvaluationTransform, normalise
+    from m2i2.data.text.cleaning import clean_question
+    from m2i2.data.text.tokenizer import load_tokenizer
+    from m2i2.inference.gradcam import gradcam
+    from m2i2.inference.predictor import TEST_WORDS
     from m2i2.models.vqa import VQAModel
     from m2i2.models.weights import load, read_state
     from m2i2.training.checkpoint import find_checkpoint, read_config

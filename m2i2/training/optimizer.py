@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
+from m2i2.backends.kernels import Choice, build
 from m2i2.config import OptimizerConfig
-from m2i2.training.kernels import Choice, build
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, kernels: Choice) -> torch.optim.Optimizer:

@@ -10,16 +10,16 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from m2i2.config import PretrainingConfig
-from m2i2.data.batch import CaptionBatch
-from m2i2.data.corpus import Corpus
-from m2i2.data.loader import CaptionRows, Loader
-from m2i2.data.sampling import Share
-from m2i2.data.tokenizer import Tokenizer
-from m2i2.data.transforms import EvaluationTransform, denormalise, normalise
+from m2i2.data.images.transforms import EvaluationTransform, denormalise, normalise
+from m2i2.data.loading.batch import CaptionBatch
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.sampling import Share
+from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.distributed import all_gather, mean_over_ranks
 from m2i2.files import write_text
 from m2i2.models.vision import patchify, unpatchify
-from m2i2.training.pretraining import PretrainingTask, negative_noise
+from m2i2.tasks.pretraining import PretrainingTask, negative_noise
 from m2i2.training.processes import Process
 from m2i2.training.retrieval import recalls
 from m2i2.training.validation import Measured, Validation, undisturbed

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig, preset
 from m2i2.errors import M2I2Error
-from m2i2.training.pretraining import PretrainingTask
+from m2i2.tasks.pretraining import PretrainingTask
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import run
 

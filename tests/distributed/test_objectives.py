@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
-from m2i2.data.batch import CaptionBatch
+from m2i2.data.loading.batch import CaptionBatch
 from m2i2.distributed import all_gather, exchange_rows
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.momentum.queue import FeatureQueue
-from m2i2.momentum.teacher import Teacher
+from m2i2.tasks.queue import FeatureQueue
+from m2i2.tasks.teacher import Teacher
 from tests.distributed.processes import on_ranks
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)

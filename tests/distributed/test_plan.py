@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from m2i2.backends import shared_memory
+from m2i2.backends.kernels import choose
 from m2i2.config import PretrainingConfig, preset
-from m2i2.data.sampling import Share
+from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.performance.plan import plan
 from m2i2.performance.training import drawn_captions
-from m2i2.training import shared_memory
-from m2i2.training.engine import DEFAULT_CONFIG, complete_config, start_engine
-from m2i2.training.kernels import choose
+from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, start_engine
 from m2i2.training.optimizer import adamw
-from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import join
 from tests.distributed.processes import on_ranks
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from m2i2.backends import shared_memory
+from m2i2.backends.kernels import choose
 from m2i2.config import OptimizerConfig
-from m2i2.data.sampling import Share
-from m2i2.training import shared_memory
-from m2i2.training.engine import DEFAULT_CONFIG, complete_config, start_engine
-from m2i2.training.kernels import choose
+from m2i2.data.loading.sampling import Share
+from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, start_engine
 from m2i2.training.optimizer import adamw
 from tests.distributed.processes import on_ranks
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.backends.kernels import choose
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig, preset
-from m2i2.data.corpus import Corpus
+from m2i2.data.loading.corpus import Corpus
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.training.engine import DEFAULT_CONFIG, complete_config, set_learning_rate, start_engine
-from m2i2.training.kernels import choose
+from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, set_learning_rate, start_engine
 from m2i2.training.optimizer import adamw, learning_rate
-from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import Process, join
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import loader_of, tokenizer_of

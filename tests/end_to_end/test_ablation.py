@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.ablate import main as ablate
-from m2i2.data.phantoms import PhantomQuestions
-from m2i2.data.tokenizer import train_tokenizer
+from m2i2.cli.ablate import main as ablate
+from m2i2.data.sources.phantoms import PhantomQuestions
+from m2i2.data.text.tokenizer import train_tokenizer
 from tests.launching import launch, succeed
 
 RECIPE = {

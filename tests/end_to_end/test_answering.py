@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.text import scored_answer
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.text.cleaning import scored_answer
 from tests.faults.shard_servers import ShardServer
 from tests.launching import launch, succeed
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2i2.commands.answering import load_answerer
-from m2i2.commands.gradcam import main
-from m2i2.explain.localisation import localise
+from m2i2.cli.gradcam import main
+from m2i2.inference.loading import load_answerer
+from m2i2.inference.localisation import localise
 from tests.phantom_model import TEST_IMAGES, lesion_questions, phantoms
 
 ANSWERS = ("nodule", "cyst", "mass", "left", "right", "upper", "lower")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig
+from m2i2.models.flops import pretraining_flops
 from m2i2.options import from_dict
-from m2i2.performance.flops import pretraining_flops
 from tests.launching import command, environment, launch, succeed
 
 STEPS = 6

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.training.stopping import EXIT_STOPPED
 from tests.conftest import ROOT
 from tests.launching import command, environment, launch, succeed

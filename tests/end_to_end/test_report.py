@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.commands.report import main as report
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.cli.report import main as report
 from tests.launching import succeed
 
 

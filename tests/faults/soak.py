@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from tests.faults.runs import Watched, shared_memory, steps_logged, torchrun
 
 MEGABYTE = 1 << 20

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.shards import ShardSplit
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.shards.split import ShardSplit
 from tests.faults.runs import SETTINGS, items, lines
 from tests.launching import launch
 

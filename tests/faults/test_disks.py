@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.training.checkpoint import Checkpoints
 from tests.faults.runs import SETTINGS, Watched, losses, torchrun
 from tests.launching import launch

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import CacheConfig
-from m2i2.data.batch import CaptionBatch
-from m2i2.data.corpus import Corpus
-from m2i2.data.loader import CaptionRows, Loader
-from m2i2.data.sampling import Position, Share
-from m2i2.data.shards import ShardSplit
-from m2i2.data.tokenizer import Tokenizer, train_tokenizer
-from m2i2.data.transforms import Augmentation
+from m2i2.data.images.transforms import Augmentation
+from m2i2.data.loading.batch import CaptionBatch
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.sampling import Position, Share
+from m2i2.data.shards.split import ShardSplit
+from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
 from tests.faults.shard_servers import ShardServer, s3_server
 from tests.launching import launch, succeed

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2i2.commands.evaluate import main as evaluate
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.evaluate import main as evaluate
+from m2i2.cli.make_shards import main as make_shards
 from tests.parity.fixture import tensors
 
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}

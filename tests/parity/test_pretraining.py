@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from m2i2.data.batch import CaptionBatch
+from m2i2.data.loading.batch import CaptionBatch
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.momentum.queue import FeatureQueue
-from m2i2.momentum.teacher import Teacher
+from m2i2.tasks.queue import FeatureQueue
+from m2i2.tasks.teacher import Teacher
 from tests.parity.fixture import OBJECTIVES, TEXT, VISION, fitting, largest_difference, tensors
 
 EXACT = 1e-9

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from m2i2.evaluation.generation import beam_search
-from m2i2.evaluation.ranking import CandidateTree, likeliest, rank_official
+from m2i2.inference.generation import beam_search
+from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
 from tests.parity.fixture import TEXT, VISION, fitting, largest_difference, tensors
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2i2.data.batch import QuestionBatch
+from m2i2.data.loading.batch import QuestionBatch
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, of_student, of_teacher, to_answering
-from m2i2.momentum.teacher import VQATeacher
+from m2i2.tasks.teacher import VQATeacher
 from tests.parity.fixture import TEXT, VISION, fitting, largest_difference, tensors
 
 EXACT = 1e-9

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.audit_leakage import main as audit
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.clean import clean_parts
-from m2i2.data.shards import ShardSplit
+from m2i2.cli.audit_leakage import main as audit
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.loading.clean import clean_parts
+from m2i2.data.shards.split import ShardSplit
 from m2i2.evaluation.baselines import question_only
-from m2i2.evaluation.evaluator import questions_of
 from m2i2.evaluation.protocols import PROTOCOLS, distinct_answers
 from m2i2.evaluation.scoring import is_correct
+from m2i2.inference.predictor import questions_of
 
 SETS = {
     "vqa_rad": ("vqa", "vqa-rad", "vqa_rad"),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from m2i2.commands.fetch_minilm import main as fetch
+from m2i2.cli.fetch_minilm import main as fetch
 from m2i2.config import ObjectivesConfig, preset
-from m2i2.data.tokenizer import load_tokenizer
+from m2i2.data.text.tokenizer import load_tokenizer
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_text
 

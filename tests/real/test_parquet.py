@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.data.records import ImageRecord, Kind
-from m2i2.data.shards import ShardSplit
+from m2i2.data.shards.split import ShardSplit
 from m2i2.data.sources import open_source
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.data.records import Kind
-from m2i2.data.shards import ShardSplit, read_index
+from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.data.sources import open_source
 
 SETS: list[tuple[Kind, str, str, dict[str, int]]] = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.make_shards import main as make_shards
+from m2i2.cli.make_shards import main as make_shards
 from tests.slurm.cluster import Cluster, running
 
 

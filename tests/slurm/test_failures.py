@@ -26,7 +26,7 @@ def test_an_exception_on_one_rank_reaches_the_submitter(cluster: Cluster, shards
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed on rank 1" in done.stderr
     assert "ZeroDivisionError: as the test wishes" in done.stderr
-    assert "sitecustomize.py" in done.stderr and "m2i2/training/loop.py" in done.stderr, "the traceback"
+    assert "sitecustomize.py" in done.stderr and "m2i2/training/trainer.py" in done.stderr, "the traceback"
     assert "resume.sh" in done.stderr
 
 

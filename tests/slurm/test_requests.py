@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.commands.slurm import main
+from m2i2.cli.slurm import main
 from tests.slurm.cluster import HERE, Cluster
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from m2i2.commands.audit_leakage import main as audit
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.shards import ShardSplit, read_index
+from m2i2.cli.audit_leakage import main as audit
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.shards.split import ShardSplit, read_index
 
 
 def picture(seed: int) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from m2i2.data.dicom import decode_dicom, is_dicom
+from m2i2.data.images.dicom import decode_dicom, is_dicom
 from m2i2.errors import M2I2Error
 
 SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -25,8 +25,8 @@ def commands(text: str) -> list[list[str]]:
 def examples_of_help() -> list[tuple[str, list[str]]]:
     """Those at the end of every command's --help."""
     found = []
-    for path in sorted((ROOT / "m2i2" / "commands").glob("*.py")):
-        examples = getattr(importlib.import_module(f"m2i2.commands.{path.stem}"), "EXAMPLES", "")
+    for path in sorted((ROOT / "m2i2" / "cli").glob("*.py")):
+        examples = getattr(importlib.import_module(f"m2i2.cli.{path.stem}"), "EXAMPLES", "")
         found += [(path.name, words) for words in commands(examples)]
     return found
 
@@ -40,7 +40,7 @@ def test_a_printed_command_is_understood(page: str, words: list[str], monkeypatc
     place = next(i for i, word in enumerate(words) if _SCRIPT.fullmatch(word))
     script = _SCRIPT.fullmatch(words[place])
     assert script and (ROOT / words[place]).is_file(), words[place]
-    module = importlib.import_module(f"m2i2.commands.{script[1]}")
+    module = importlib.import_module(f"m2i2.cli.{script[1]}")
     arguments = list(takewhile(lambda word: word not in ("|", ">"), words[place + 1 :]))
     if script[1] in ("pretrain", "finetune"):
         module.parse(arguments)

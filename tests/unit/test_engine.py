@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from m2i2.data.sampling import Share
+from m2i2.data.loading.sampling import Share
 from m2i2.errors import M2I2Error
-from m2i2.training.engine import DEFAULT_CONFIG, complete_config, read_deepspeed_config
+from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, read_deepspeed_config
 from tests.conftest import ROOT
 
 SHARE = Share(batch=32, accumulation=2, rank=0, ranks=4)

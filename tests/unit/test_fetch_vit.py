@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from m2i2.commands.fetch_vit import vit_state
+from m2i2.cli.fetch_vit import vit_state
 from m2i2.config import preset
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel

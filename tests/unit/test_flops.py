@@ -6,12 +6,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2i2.config import preset
+from m2i2.models.flops import finetuning_flops, pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
-from m2i2.momentum.queue import FeatureQueue
-from m2i2.momentum.teacher import Teacher, VQATeacher
-from m2i2.performance.flops import finetuning_flops, pretraining_flops
 from m2i2.performance.training import drawn_captions, drawn_questions
+from m2i2.tasks.queue import FeatureQueue
+from m2i2.tasks.teacher import Teacher, VQATeacher
 
 ROWS = 4
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from m2i2.config import TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
-from m2i2.explain.gradcam import fuse_openly, gradcam
-from m2i2.explain.localisation import localise
-from m2i2.explain.overlay import overlay
+from m2i2.inference.gradcam import fuse_openly, gradcam
+from m2i2.inference.localisation import localise
+from m2i2.inference.overlay import overlay
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
 from tests.parity.fixture import TEXT, VISION, fitting, largest_difference, tensors

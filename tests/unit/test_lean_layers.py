@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2i2.models import attention as module
-from m2i2.models.attention import attention
-from m2i2.models.linear import Linear
+from m2i2.backends import cpu_attention as module
+from m2i2.backends.cpu_attention import attention
+from m2i2.backends.cpu_linear import Linear
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

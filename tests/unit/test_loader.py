@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.batch import CaptionBatch
-from m2i2.data.corpus import Corpus
-from m2i2.data.loader import CaptionRows, Loader, QuestionRows
-from m2i2.data.sampling import Position, Share
-from m2i2.data.tokenizer import Tokenizer, train_tokenizer
-from m2i2.data.transforms import Augmentation
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.images.transforms import Augmentation
+from m2i2.data.loading.batch import CaptionBatch
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.loader import CaptionRows, Loader, QuestionRows
+from m2i2.data.loading.sampling import Position, Share
+from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
 from tests.conftest import ROOT
 
@@ -142,7 +142,7 @@ def test_nothing_but_unreadable_samples_is_an_error(folder: Path, tmp_path: Path
 
 def test_a_process_that_ends_in_the_middle_ends_its_workers(folder: Path) -> None:
     script = (
-        "from pathlib import Path\nfrom m2i2.data.sampling import Share\nfrom tests.unit.test_loader import captions\n"
+        "from pathlib import Path\nfrom m2i2.data.loading.sampling import Share\nfrom tests.unit.test_loader import captions\n"
         f"batches = iter(captions(Path({str(folder)!r}), Share(8, 1, 0, 1), workers=2))\nprint(len(next(batches)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2i2.commands.make_shards import main
-from m2i2.data.corpus import Corpus
-from m2i2.data.shards import ShardSplit
+from m2i2.cli.make_shards import main
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.shards.split import ShardSplit
 from m2i2.errors import M2I2Error
 
 
@@ -90,14 +90,14 @@ def test_a_killed_build_continues_to_the_same_bytes(tmp_path: Path) -> None:
     source = pairs(tmp_path / "data", 400)
     make(source, tmp_path / "whole")
     words = ["captions", "json", str(source), "--output", str(tmp_path / "killed"), "--side", "32"]
-    command = [sys.executable, "-m", "m2i2.commands.make_shards", *words, "--samples-per-shard", "5", "--workers", "2"]
+    command = [sys.executable, "-m", "m2i2.cli.make_shards", *words, "--samples-per-shard", "5", "--workers", "2"]
     kills = 0
     for _ in range(20):
         process = subprocess.Popen(
             [
                 sys.executable,
                 "-c",
-                "from m2i2.commands.make_shards import main; raise SystemExit(main())",
+                "from m2i2.cli.make_shards import main; raise SystemExit(main())",
                 *command[3:],
             ],
             start_new_session=True,
@@ -290,7 +290,7 @@ def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], words:
 
 def test_a_full_disk_is_a_plain_error(tmp_path: Path) -> None:
     source = pairs(tmp_path / "data")
-    run = "from m2i2.commands.make_shards import main; raise SystemExit(main())"
+    run = "from m2i2.cli.make_shards import main; raise SystemExit(main())"
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); {run}"
     words = ["captions", "json", str(source), "--output", str(tmp_path / "shards"), "--side", "32"]
     failed = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)

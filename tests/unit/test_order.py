@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2i2.data.order import Order
+from m2i2.data.loading.order import Order
 
 
 @given(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.shards import ShardSplit
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.shards.split import ShardSplit
 from m2i2.data.sources import open_source
 from m2i2.errors import M2I2Error
 from tests.unit.test_dicom import dicom

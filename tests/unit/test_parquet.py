@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from m2i2.commands.make_shards import main as make_shards
-from m2i2.data.shards import ShardSplit, read_index
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.data.sources import open_source
 from m2i2.errors import M2I2Error
 

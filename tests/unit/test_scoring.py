@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m2i2.commands.compare import main as compare_command
+from m2i2.cli.compare import main as compare_command
 from m2i2.data.records import Question
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.comparison import compare, mcnemar
-from m2i2.evaluation.evaluator import Given
 from m2i2.evaluation.literature import differences_to_paper, literature, published
 from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.results import show, summarise, write_results
 from m2i2.evaluation.scoring import Answered, accuracy, agreement, is_correct, paraphrase_consistency, resampled_means, token_f1
+from m2i2.inference.predictor import Given
 
 
 def question(number: int, answer: str, closed: bool = False, **metadata: str) -> Question:

@@ -19,12 +19,12 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save
 
-from m2i2.commands.make_shards import main
+from m2i2.cli.make_shards import main
 from m2i2.config import PretrainingConfig
-from m2i2.data.images import decode
-from m2i2.data.shards import ShardSplit
+from m2i2.data.images.decoding import decode
+from m2i2.data.shards.split import ShardSplit
 from m2i2.data.sources import open_source
-from m2i2.data.tokenizer import load_tokenizer, train_tokenizer
+from m2i2.data.text.tokenizer import load_tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.models.start import stored_architecture
 from m2i2.models.weights import read_state as read_weights

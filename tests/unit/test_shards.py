@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2i2.commands.make_shards import main
-from m2i2.data.shards import ITEM, ShardSplit
+from m2i2.cli.make_shards import main
+from m2i2.data.shards.split import ITEM, ShardSplit
 from m2i2.errors import M2I2Error
 
 

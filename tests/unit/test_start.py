@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, StartConfig, TextConfig, VisionConfig
-from m2i2.data.batch import QuestionBatch
+from m2i2.data.loading.batch import QuestionBatch
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_answering, start_image, start_pretraining, start_text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from m2i2.data.tokenizer import Tokenizer, load_tokenizer, require_same, require_size, train_tokenizer
+from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, require_size, train_tokenizer
 from m2i2.errors import M2I2Error
 
 TEXTS = ["left lower lobe opacity", "a chest x ray without opacity", "right upper lobe nodule", "no nodule"]

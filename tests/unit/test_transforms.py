@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from m2i2.data.images import decode, without_colour
-from m2i2.data.randomness import sample_generator
-from m2i2.data.transforms import (
+from m2i2.data.images.decoding import decode, without_colour
+from m2i2.data.images.transforms import (
     OPERATIONS,
     Augmentation,
     EvaluationTransform,
@@ -19,6 +18,7 @@ from m2i2.data.transforms import (
     denormalise,
     normalise,
 )
+from m2i2.data.loading.randomness import sample_generator
 from m2i2.errors import M2I2Error
 
 

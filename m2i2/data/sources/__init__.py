@@ -62,7 +62,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "captions",
         "built-in drawn demo data (no PATH)",
         "make_shards.py captions phantoms --output shards/phantoms",
-        "m2i2.data.phantoms:PhantomCaptions",
+        "m2i2.data.sources.phantoms:PhantomCaptions",
         ("count", "seed"),
     ),
     ("vqa", "vqa-rad"): Entry(
@@ -103,7 +103,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "vqa",
         "built-in drawn demo data (no PATH)",
         "make_shards.py vqa phantoms --output shards/phantoms_vqa",
-        "m2i2.data.phantoms:PhantomQuestions",
+        "m2i2.data.sources.phantoms:PhantomQuestions",
         ("count", "seed"),
     ),
 }

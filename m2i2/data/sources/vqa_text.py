@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from m2i2.data.clean import clean_parts
+from m2i2.data.loading.clean import clean_parts
+from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.selection import SelectedSplit
-from m2i2.data.shards import ShardSplit
-from m2i2.data.text import clean_answer, clean_question
+from m2i2.data.shards.split import ShardSplit
+from m2i2.data.text.cleaning import clean_answer, clean_question
 from m2i2.errors import M2I2Error
 
 

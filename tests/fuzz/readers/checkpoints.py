@@ -10,7 +10,7 @@ from hypothesis.strategies import DrawFn
 from safetensors.torch import save
 
 from m2i2.config import PretrainingConfig
-from m2i2.data.tokenizer import load_tokenizer, train_tokenizer
+from m2i2.data.text.tokenizer import load_tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.models.start import stored_architecture
 from m2i2.models.weights import read_state as read_weights

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from m2i2.data.images import decode
+from m2i2.data.images.decoding import decode
 from tests.fuzz.harness import Opened, Reader
 from tests.fuzz.mutation import mutated_bytes
 

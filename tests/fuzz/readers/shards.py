@@ -11,11 +11,11 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from m2i2.data.building import Encoding, build
 from m2i2.data.records import Kind
-from m2i2.data.shards import ITEM, ShardSplit, read_index
+from m2i2.data.shards.building import Encoding, build
+from m2i2.data.shards.split import ITEM, ShardSplit, read_index
+from m2i2.data.shards.verification import verify
 from m2i2.data.sources import open_source
-from m2i2.data.verification import verify
 from m2i2.errors import M2I2Error
 from tests.fuzz.harness import Opened, Reader
 from tests.fuzz.mutation import either, mutated_bytes, mutated_json

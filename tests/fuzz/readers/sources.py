@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from m2i2.data.building import Encoding
-from m2i2.data.encoding import encode
-from m2i2.data.identity import identity
 from m2i2.data.records import Kind
+from m2i2.data.shards.building import Encoding
+from m2i2.data.shards.encoding import encode
+from m2i2.data.shards.identity import identity
 from m2i2.data.sources import open_source
 from tests.fuzz.harness import Opened, Reader
 from tests.fuzz.mutation import either, mutated_bytes, mutated_json, mutated_table

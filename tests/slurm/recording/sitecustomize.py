@@ -36,7 +36,7 @@ def _record(task: type) -> None:
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "m2i2.training.pretraining":
+        if name != "m2i2.tasks.pretraining":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

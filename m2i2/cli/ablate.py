@@ -1,0 +1,107 @@
+"""``launchers/ablate.py``: train and evaluate every cell of a recipe, and write the report from their records."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m2i2.exits import EXIT_FAULT, guarded
+
+if TYPE_CHECKING:
+    from m2i2.experiments.recipe import Recipe
+
+DESCRIPTION = """Train and evaluate every cell of a recipe: variants (full, no pretraining, no MIM, ...) x seeds x data sets under
+one fixed budget. A finished cell is one small JSON file in --results, which may be committed: on another machine only the
+missing cells run. Afterwards, or with --report alone, the table, the plot and the text are written from those files only."""
+
+EXAMPLES = """examples:
+  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small --jobs 2
+      the whole recipe, two cells at a time on one thread each; killed or stopped, the same command goes on
+  python launchers/ablate.py docs/recipes/small.json --results docs/results/small --list
+  python launchers/ablate.py docs/recipes/small.json --results docs/results/small --report
+  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small \\
+      --only vqa-rad-full-seed-0
+      one cell, and the pretraining that it needs
+  python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results results/small --cluster lab.yaml
+      every cell as a job of SLURM arrays (docs/clusters.md); later, with --collect instead of --cluster, records and report
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 1 where a cell failed, 75 where a signal stopped it."""
+    parser = argparse.ArgumentParser(
+        prog="ablate.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="a JSON file such as docs/recipes/small.json")
+    add("--results", type=Path, required=True, metavar="DIR", help="where records are")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the recipe's data sets lie (%(default)s)")
+    add("--work", type=Path, metavar="DIR", help="where shards, runs and logs go (default: runs/ablation-NAME)")
+    add("--jobs", type=int, default=1, metavar="N", help="cells at a time (%(default)s)")
+    add("--threads", type=int, default=1, metavar="N", help="threads of each (%(default)s)")
+    add("--only", nargs="+", default=[], metavar="CELL", help="these cells alone")
+    add("--cluster", type=Path, metavar="FILE", help="submit the cells to SLURM, as this file of cluster options says, and end")
+    add("--collect", action="store_true", help="record the cells that a cluster has finished, write the report, and end")
+    add("--list", action="store_true", help="say which cells there are and which are done, and end")
+    add("--report", action="store_true", help="write the report from the records there are, and end")
+    add("--output", type=Path, default=Path("docs/RESULTS.md"), metavar="FILE", help="the report (%(default)s)")
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: _ablate(arguments))
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from m2i2.experiments.recipe import cells, read_recipe
+    from m2i2.experiments.report import write_report
+    from m2i2.experiments.running import prepare, record_path, run
+
+    recipe = read_recipe(arguments.recipe)
+    if arguments.list:
+        for cell in cells(recipe):
+            state = "done" if record_path(arguments.results, cell).exists() else "missing"
+            print(f"{state:<8} {cell.name}" + (f"  (after {cell.needs})" if cell.needs else ""))
+        return 0
+    failed: list[str] = []
+    work: Path = (arguments.work or Path("runs") / f"ablation-{recipe.name}").resolve()
+    if arguments.collect:
+        from m2i2.experiments.sweeping import collect
+
+        for name in collect(recipe, work, arguments.results):
+            print(f"{name}: recorded")
+    elif not arguments.report:
+        work.mkdir(parents=True, exist_ok=True)
+        prepare(recipe, arguments.data, work)
+        if arguments.cluster:
+            return _submit(recipe, work, arguments)
+        jobs = {"jobs": arguments.jobs, "threads": arguments.threads}
+        failed = run(recipe, work, arguments.results, **jobs, only=arguments.only, tell=_tell)
+    write_report(recipe, arguments.recipe, arguments.results, arguments.output)
+    print(f"report written to {arguments.output}")
+    if failed:
+        print(f"{len(failed)} cells failed or wait for one that failed: {', '.join(failed)}")
+    return EXIT_FAULT if failed else 0
+
+
+def _submit(recipe: "Recipe", work: Path, arguments: argparse.Namespace) -> int:
+    from m2i2.cluster.options import ClusterOptions, read_cluster_file
+    from m2i2.experiments.sweeping import submit
+    from m2i2.options import from_dict
+
+    options = from_dict(ClusterOptions, read_cluster_file(arguments.cluster))
+    chain = submit(recipe, work, arguments.results, options, arguments.only)
+    for submitted in chain:
+        print(f"Job {submitted.job_id} ({submitted.name}: {len(submitted.tasks)} cells) is submitted; folder {submitted.folder}")
+    if not chain:
+        print("Nothing is left to do.")
+        return 0
+    print(f"  watch   squeue -j {','.join(submitted.job_id for submitted in chain)}")
+    print("  then    the same command with --collect in the place of --cluster FILE", flush=True)
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

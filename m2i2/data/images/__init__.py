@@ -1,0 +1,1 @@
+"""Images: decoding within bounds, DICOM, augmentation."""

@@ -1,0 +1,99 @@
+"""Encoded images to RGB pixels, with bounds: whatever the file holds, the outcome is an 8-bit RGB image or an M2I2Error."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from m2i2.data.images.bounds import check_bounds, check_directory
+from m2i2.errors import M2I2Error
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded."""
+
+Image.MAX_IMAGE_PIXELS = None  # our own bound applies, as an error with a name
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""Read by decoders in Pillow itself; others start programs (EPS runs Ghostscript) or are of no use here."""
+MAX_BYTES = 1 << 30
+"""No image file is larger."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+
+
+def decode(
+    encoded: bytes, name: str, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS, *, keep_grey: bool = False
+) -> Image.Image:
+    """RGB pixels of an encoded image, turned upright by its EXIF orientation; of several frames or pages, the first.
+
+    ``smallest_side``: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at least
+    this long. ``keep_grey``: an 8-bit grey image stays one (mode L). 16-bit greys are scaled to 8 bits over their range.
+    M2I2Error names ``name`` for what cannot be decoded.
+    """
+    try:
+        check_bounds(encoded, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise M2I2Error(
+                    f"The image {name} has {width} x {height} pixels, more than the bound of {max_pixels}; scale it down first."
+                )
+            if isinstance(image, TiffImageFile) and image.tag_v2.get(322, 0) * image.tag_v2.get(323, 0) > max_pixels:
+                raise M2I2Error(f"The image {name} has tiles of more than {max_pixels} pixels; save it again.")
+            if smallest_side and image.format == "JPEG":
+                shrink = min(width, height) / smallest_side
+                image.draft("RGB" if image.mode != "L" else "L", (round(width / shrink), round(height / shrink)))
+            image.load()
+            if (turn := _UPRIGHT.get(_orientation(image, name))) is not None:
+                image = image.transpose(turn)
+            return image if keep_grey and image.mode == "L" and "transparency" not in image.info else _to_rgb(image)
+    except M2I2Error:
+        raise
+    except UnidentifiedImageError as e:
+        raise M2I2Error(f"The image {name} cannot be decoded: it is damaged or none of {', '.join(FORMATS)}.") from e
+    except Exception as e:  # Pillow's decoders raise almost anything on damaged files
+        raise M2I2Error(f"The image {name} cannot be decoded ({type(e).__name__}: {e}); replace or remove it.") from e
+
+
+def _orientation(image: Image.Image, name: str) -> int:
+    """The EXIF orientation, 1 (upright) where there is none."""
+    if "exif" not in image.info and "Raw profile type exif" in image.info:  # as ImageMagick writes it into PNGs
+        lines = str(image.info["Raw profile type exif"]).split("\n")[3:]
+        image.info["exif"] = bytes.fromhex("".join(lines))
+    check_directory(image.info.get("exif", b"").removeprefix(b"Exif\0\0"), name)
+    found = image.getexif().get(0x0112, 1)
+    return found if isinstance(found, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WIDE_MODES:
+        values = np.array(image, dtype=np.float64)
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(high - low):
+            raise ValueError("it holds values that are not finite")
+        values -= low
+        values *= 255.0 / max(high - low, 1e-9)
+        image = Image.fromarray(values.round(out=values).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size)
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    return image.convert("RGB")
+
+
+def without_colour(image: Image.Image) -> Image.Image:
+    """An RGB image whose channels are equal as one of grey (mode L), any other as it is."""
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    return image.getchannel(0) if red == green == blue else image

@@ -1,0 +1,1 @@
+"""WebDataset shards with an index: the format, building, storage, the cache."""

@@ -1,0 +1,1 @@
+"""Texts: how they are cleaned, and the tokenizer."""

@@ -1,1 +1,0 @@
-"""Why an answer was given: where in the image the multimodal encoder looked for it."""

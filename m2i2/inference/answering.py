@@ -1,0 +1,93 @@
+"""One question about one image: the likeliest answers, and where in the image they come from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from m2i2.data.images.decoding import decode
+from m2i2.data.images.dicom import decode_dicom, is_dicom
+from m2i2.data.images.transforms import EvaluationTransform, normalise
+from m2i2.data.loading.loader import pad_rows
+from m2i2.data.text.cleaning import Normalisation, clean_question
+from m2i2.data.text.tokenizer import Tokenizer
+from m2i2.errors import M2I2Error
+from m2i2.inference.generation import all_beams
+from m2i2.inference.gradcam import Cam, gradcam
+from m2i2.inference.predictor import TEST_WORDS
+from m2i2.inference.ranking import CandidateTree, likeliest
+from m2i2.models.vqa import VQAModel
+
+Answer = tuple[str, float]
+"""An answer and its probability: among the candidates, or, without candidates, among all texts."""
+
+
+def open_image(source: str | Path | bytes | Image.Image, name: str = "given") -> Image.Image:
+    """An RGB image from a file (anything Pillow reads, DICOM), its bytes (called ``name``), or an image; else M2I2Error."""
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, bytes):
+        encoded = source
+    else:
+        name = str(source)
+        try:
+            encoded = Path(source).read_bytes()
+        except OSError as e:
+            raise M2I2Error(f"Cannot read the image {name}: {e.strerror}.") from e
+    return decode_dicom(encoded, name).image if is_dicom(encoded) else decode(encoded, name)
+
+
+class Answerer:
+    """A model with its tokenizer, asked one question at a time. It keeps no state between questions: threads may share it."""
+
+    def __init__(self, model: VQAModel, tokenizer: Tokenizer, normalisation: Normalisation, candidates: Sequence[str] = ()) -> None:
+        """``candidates``: the answers to choose from; none: answers are written by beam search."""
+        assert not model.training
+        self.model, self.tokenizer, self.normalisation = model, tokenizer, normalisation
+        self.device = next(model.parameters()).device
+        self.transform = EvaluationTransform(size=model.vision.image_size)
+        self.candidates = tuple(dict.fromkeys(candidates))
+        self.tree = None
+        if self.candidates:
+            self.tree = CandidateTree.build([self.answer_tokens(answer) for answer in self.candidates]).to(self.device)
+
+    def answer_tokens(self, answer: str) -> list[int]:
+        """[CLS] answer [SEP] [SEP], as answers are trained (the official code's habit)."""
+        return [*self.tokenizer.encode(answer, self.model.text.positions - 1), self.tokenizer.sep_id]
+
+    def question_tokens(self, question: str) -> list[int]:
+        """[CLS] question [SEP] after its clean-up; M2I2Error for one without words."""
+        text = clean_question(question, TEST_WORDS, self.normalisation).strip()
+        if not text:
+            raise M2I2Error("The question is empty; ask something about the image.")
+        return self.tokenizer.encode(text, self.model.text.positions)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """An RGB image -> [1, 3, H, W] as the model takes it."""
+        return normalise(self.transform.of_image(image)[None].to(self.device)).to(next(self.model.parameters()).dtype)
+
+    @torch.inference_mode()
+    def answer(self, image: Image.Image, question: str, top: int = 5) -> list[Answer]:
+        """At most ``top`` answers, likeliest first."""
+        ids, mask = (t.to(self.device) for t in pad_rows([self.question_tokens(question)], self.tokenizer.pad_id))
+        states = self.model.encode_question(ids, mask, self.model.encode_image(self.pixels(image)))
+        decoder = self.model.text_decoder
+        if self.tree is not None:
+            scores, numbers, _ = likeliest(decoder, states, mask, self.tree, len(self.candidates))
+            chances = zip(scores[0].softmax(-1).tolist(), numbers[0].tolist(), strict=True)
+            return [(self.candidates[number], chance) for chance, number in chances][:top]
+        found, scores = all_beams(decoder, states, mask, cls_id=self.tokenizer.cls_id, sep_id=self.tokenizer.sep_id, beams=top)
+        written: dict[str, float] = {}
+        for tokens, score in zip(found[0], scores[0].exp().tolist(), strict=True):
+            if score > 0:
+                text = self.tokenizer.decode(tokens)
+                written[text] = written.get(text, 0.0) + score
+        return sorted(written.items(), key=lambda answer: -answer[1])
+
+    def explain(self, image: Image.Image, question: str, answer: str, layer: int | None = None, token: int | None = None) -> Cam:
+        """Where ``answer`` comes from: `gradcam` of it, or of its token number ``token``."""
+        ids = torch.tensor([self.question_tokens(question)], device=self.device)
+        answer_ids = torch.tensor([self.answer_tokens(answer)[:-1]], device=self.device)
+        return gradcam(self.model, self.pixels(image), ids, answer_ids, layer, token)

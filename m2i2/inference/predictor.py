@@ -1,0 +1,137 @@
+"""The loop that asks a model every question of a split."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from m2i2.data.images.transforms import EvaluationTransform, normalise
+from m2i2.data.loading.loader import pad_rows
+from m2i2.data.loading.subset import SelectedSplit
+from m2i2.data.records import Question
+from m2i2.data.shards.split import Sample, ShardSplit
+from m2i2.data.text.cleaning import Normalisation, clean_question
+from m2i2.data.text.tokenizer import Tokenizer
+from m2i2.evaluation.protocols import Candidates
+from m2i2.inference.generation import beam_search
+from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
+from m2i2.models.vqa import VQAModel
+
+TEST_WORDS = 50
+"""Longest question at test time, words (official)."""
+TOP = 5
+"""Answers that are kept of each question."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the model answered: the best first, with the probability that it writes them (rank-official: among its k)."""
+
+    key: str
+    question: Question
+    best: tuple[tuple[str, float], ...]
+    generated: str | None = None
+    """What beam search wrote beside a ranking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How answers are found."""
+
+    mode: str
+    """rank (exactly, all candidates), rank-official (top k by first token), or generate."""
+    k: int = 128
+    beams: int = 3
+    normalisation: Normalisation = "official"
+    also_generate: bool = False
+    """Let beam search answer too where answers are ranked."""
+
+
+class Evaluator:
+    """Asks a model the questions of a split, several at a time; an image is encoded once for its questions in a batch."""
+
+    def __init__(
+        self,
+        model: VQAModel,
+        tokenizer: Tokenizer,
+        candidates: Candidates,
+        method: Method,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int = 16,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.tokenizer, self.candidates, self.method = tokenizer, candidates, method
+        self.device, self.dtype, self.batch = device, dtype, batch
+        self.transform = EvaluationTransform(size=model.vision.image_size)
+        self.nodes_read: list[int] = []
+        """Of each question that was ranked: nodes of the tree of candidates that were read."""
+        if candidates.answers:
+            limit = model.text.positions
+            tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
+            self.tree = CandidateTree.build(tokens).to(device)
+            self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
+
+    def ask(self, split: ShardSplit | SelectedSplit, progress: bool = True) -> Iterator[Given]:
+        """Every question of ``split``, in the order of its shards."""
+        console = Console(stderr=True)
+        starts = range(0, len(split), self.batch)
+        steps = track(starts, "questions", console=console) if progress and console.is_terminal else starts
+        for start in steps:
+            if progress and not console.is_terminal and start and start % (20 * self.batch) == 0:
+                print(f"{start} of {len(split)} questions", file=sys.stderr, flush=True)
+            yield from self._ask([split.read(i) for i in range(start, min(start + self.batch, len(split)))])
+
+    def reading(self) -> dict[str, float]:
+        """How much of the tree of candidates was read: its nodes, and the mean over the questions."""
+        return {"nodes": len(self.tree.ids), "read_per_question": round(sum(self.nodes_read) / len(self.nodes_read), 1)}
+
+    @torch.inference_mode()
+    def _ask(self, samples: list[Sample]) -> Iterator[Given]:
+        images: dict[str, int] = {}
+        pixels = []
+        for sample in samples:
+            if sample.image_sha256 not in images:
+                images[sample.image_sha256] = len(images)
+                pixels.append(self.transform(sample.image, sample.key))
+        image_of = torch.tensor([images[sample.image_sha256] for sample in samples], device=self.device)
+        questions = [sample.question for sample in samples if sample.question is not None]
+        texts = [clean_question(q.question, TEST_WORDS, self.method.normalisation) for q in questions]
+        rows = [self.tokenizer.encode(text, self.model.text.positions) for text in texts]
+        ids, mask = (t.to(self.device) for t in pad_rows(rows, self.tokenizer.pad_id))
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            keys_values = self.model.encode_image(normalise(torch.stack(pixels).to(self.device)))
+            states = self.model.encode_question(ids, mask, keys_values, image_of)
+            answers = self._answer(states, mask)
+            written: list[str | None] = [None] * len(samples)
+            if self.method.also_generate and self.method.mode != "generate":
+                written = [best[0][0] for best in self._generate(states, mask)]
+        for sample, question, best, generated in zip(samples, questions, answers, written, strict=True):
+            yield Given(sample.key, question, best, generated)
+
+    def _generate(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
+        ids = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
+        tokens, scores = beam_search(self.model.text_decoder, states, mask, beams=self.method.beams, **ids)
+        return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, scores.exp().tolist(), strict=True)]
+
+    def _answer(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
+        decoder, names = self.model.text_decoder, self.candidates.answers
+        if self.method.mode == "generate":
+            return self._generate(states, mask)
+        if self.method.mode == "rank-official":
+            best, chances = rank_official(decoder, states, mask, self.ids, self.ids_mask, self.method.k)
+        else:
+            scores, best, read = likeliest(decoder, states, mask, self.tree, TOP)
+            self.nodes_read += read.tolist()
+            chances = scores.exp()
+        rows = zip(best[:, :TOP].tolist(), chances[:, :TOP].tolist(), strict=True)
+        return [tuple((names[i], p) for i, p in zip(numbers, values, strict=True)) for numbers, values in rows]
+
+
+def questions_of(split: ShardSplit | SelectedSplit) -> list[Question]:
+    """The questions of a split, without reading its images."""
+    return [asked.question for asked in split.questions()]

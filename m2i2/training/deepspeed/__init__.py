@@ -1,0 +1,1 @@
+"""DeepSpeed: its configuration, the engine, and every use of its private names."""

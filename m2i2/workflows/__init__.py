@@ -1,0 +1,1 @@
+"""Whole jobs, from settings to a finished run."""
