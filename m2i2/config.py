@@ -112,6 +112,8 @@ class ObjectivesConfig:
     """Where ITC's in-batch and ITM's hard negatives come from: all ranks' batches, or (official) the rank's own."""
     false_negatives: Literal["exclude", "official"] = "exclude"
     """Whether pairs that share an image or a caption may be each other's negatives (official: they may)."""
+    plugins: tuple[str, ...] = ()
+    """Python modules that register further objectives (see docs/extending.md). They are imported, and so run."""
 
     def __post_init__(self) -> None:
         require(0 < self.image_mask_ratio < 1, f"objectives.image_mask_ratio={self.image_mask_ratio} must lie in (0, 1).")
@@ -120,7 +122,8 @@ class ObjectivesConfig:
         require(0 <= self.momentum <= 1, f"objectives.momentum={self.momentum} must lie in [0, 1].")
         require(self.queue >= 0, f"objectives.queue={self.queue} must not be negative.")
         weights = (self.mim, self.mlm, self.itm, self.itc)
-        require(min(weights) >= 0 and max(weights) > 0, f"objective weights {weights} must be >= 0 and one above 0.")
+        require(min(weights) >= 0, f"The objective weights {weights} must not be negative.")
+        require(max(weights) > 0 or bool(self.plugins), f"One of the objective weights {weights} must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

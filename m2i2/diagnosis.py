@@ -127,7 +127,7 @@ def _accelerator(folder: Path) -> Iterator[_Row]:
 def _bfloat16(folder: Path) -> Iterator[_Row]:
     import torch
 
-    from m2i2.training.processes import autocast_dtype
+    from m2i2.precision import autocast_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if autocast_dtype("auto", device) == torch.bfloat16:

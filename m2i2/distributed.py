@@ -1,6 +1,6 @@
 """The few collectives that training needs, on gloo or NCCL; with one process they cost nothing."""
 
-import hashlib
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -25,8 +25,22 @@ def all_gather(x: Tensor) -> Tensor:
         return x
     x = x.contiguous()
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    dist.all_gather_single(out, x)
+    _gather_into(out, x)
     return out
+
+
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The same collective under its present name (torch 2.13) and its older one."""
+
+
+@torch.no_grad()
+def all_gather_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`all_gather` of several tensors with the same number of rows, as one collective of their bytes."""
+    if world_size() == 1:
+        return list(tensors)
+    parts = [x.contiguous().view(len(x), -1).view(torch.uint8) for x in tensors]
+    gathered = all_gather(torch.cat(parts, dim=1)).split([part.shape[1] for part in parts], dim=1)
+    return [y.contiguous().view(x.dtype).view(-1, *x.shape[1:]) for y, x in zip(gathered, tensors, strict=True)]
 
 
 @torch.no_grad()
@@ -66,38 +80,63 @@ class _AllToAll(torch.autograd.Function):
         return returned, None, None
 
 
-def exchange_rows(x: Tensor, wanted: Tensor) -> Tensor:
-    """Rows ``wanted`` of the global batch, of which this rank holds ``x``; the gradient flows back to their owners.
+class RowExchange:
+    """Rows of the global batch that this rank asks the others for: one plan for several requests and tensors.
 
-    Only the wanted rows travel. ``x``: [b, ...], the same b and shape on every rank, row i of rank r being row r*b + i
-    of the global batch. ``wanted``: [n] int64 global row numbers. Returns [n, ...]. Collective: every rank must call it.
+    Only the wanted rows travel. Collective: every rank makes the plan, and fetches the same things in the same order.
     """
-    if world_size() == 1:
-        return x.index_select(0, wanted)
-    rows_per_rank = x.shape[0]
-    order = torch.argsort(wanted, stable=True)
-    asked = torch.bincount(wanted // rows_per_rank, minlength=world_size())
-    everyones_asked = all_gather(asked.unsqueeze(0))
-    asked_of_me = everyones_asked[:, rank()]
-    requests_in = wanted.new_empty(int(asked_of_me.sum()))
-    requests_out = (wanted % rows_per_rank)[order]
-    dist.all_to_all_single(requests_in, requests_out, asked_of_me.tolist(), asked.tolist())
-    outgoing = x.index_select(0, requests_in).flatten(1)
-    incoming = _AllToAll.apply(outgoing, asked.tolist(), asked_of_me.tolist())
-    unsorted = torch.empty_like(order)
-    unsorted[order] = torch.arange(len(order), device=order.device)
-    return incoming.index_select(0, unsorted).unflatten(1, x.shape[1:])
+
+    def __init__(self, wanted: Sequence[Tensor], rows_per_rank: int) -> None:
+        """``wanted``: requests [n] of global row numbers; row i of rank r is row r * ``rows_per_rank`` + i."""
+        self._wanted = list(wanted)
+        self._alone = world_size() == 1
+        if self._alone:
+            return
+        orders = [torch.argsort(request, stable=True) for request in self._wanted]
+        asked = torch.stack([torch.bincount(request // rows_per_rank, minlength=world_size()) for request in self._wanted])
+        everyones = all_gather(asked.unsqueeze(0)).tolist()  # the plan's one wait for the device
+        self._to_me = [[counts[number][rank()] for counts in everyones] for number in range(len(self._wanted))]
+        self._from_me = everyones[rank()]
+        self._outgoing, self._places = [], []
+        for request, order, to_me, from_me in zip(self._wanted, orders, self._to_me, self._from_me, strict=True):
+            rows = request.new_empty(sum(to_me))
+            dist.all_to_all_single(rows, (request % rows_per_rank)[order], to_me, from_me)
+            self._outgoing.append(rows)
+            places = torch.empty_like(order)
+            places[order] = torch.arange(len(order), device=order.device)
+            self._places.append(places)
+
+    def fetch(self, number: int, x: Tensor) -> Tensor:
+        """The rows of request ``number``, [n, ...], of what every rank holds as ``x`` [rows_per_rank, ...].
+
+        Gradients flow back to the owners of the rows.
+        """
+        if self._alone:
+            return x.index_select(0, self._wanted[number])
+        outgoing = x.index_select(0, self._outgoing[number]).flatten(1)
+        incoming = _AllToAll.apply(outgoing, self._from_me[number], self._to_me[number])
+        return incoming.index_select(0, self._places[number]).unflatten(1, x.shape[1:])
 
 
-def digest(tensors: list[Tensor]) -> int:
-    """A 63-bit hash of the tensors' bytes, to compare replicas across ranks."""
-    h = hashlib.sha256()
-    for tensor in tensors:
-        h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return int.from_bytes(h.digest()[:8], "little") >> 1
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """A checksum [2] int64 of the tensors' bits, computed where they are: any flipped bit changes it.
+
+    The sum of all 32-bit words, and their sum weighted by an odd number that differs from word to word; both modulo 2^64.
+    """
+    sums: list[Tensor] = []
+    for number, tensor in enumerate(tensors):
+        words = _words(tensor.detach())
+        weights = 2 * torch.arange(len(words), device=words.device) + (2 * number * 0x9E3779B1 + 1)
+        sums.append(torch.stack([words.sum(), (words * weights).sum()]))
+    return torch.stack([one.to(sums[0].device) for one in sums]).sum(0) if sums else torch.zeros(2, dtype=torch.int64)
 
 
-def same_on_all_ranks(value: int, device: torch.device | None = None) -> bool:
-    """Whether every rank called with the same ``value``. Collective."""
-    gathered = all_gather(torch.tensor([value], dtype=torch.int64, device=device))
-    return bool((gathered == value).all())
+def _words(x: Tensor) -> Tensor:
+    """The bits of ``x`` as int64 numbers, one for every four bytes (or for every byte, where four do not divide them)."""
+    flat = x.contiguous().flatten()
+    return flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8).long()
+
+
+def same_on_all_ranks(value: Tensor) -> bool:
+    """Whether every rank called with the same ``value``. Collective; waits for the device."""
+    return bool((all_gather(value.unsqueeze(0)) == value).all())

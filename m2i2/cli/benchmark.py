@@ -117,40 +117,29 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         os.environ["M2I2_THREADS"] = str(arguments.threads)
 
     from m2i2.performance.training import time_finetuning, time_pretraining
-    from m2i2.training.processes import join, leave
-    from m2i2.workflows.preparation import deepspeed_settings
+    from m2i2.training.processes import leave
+    from m2i2.training.runtime import Runtime
 
     pretraining, finetuning = preset(arguments.preset)
-    deepspeed_config, _ = deepspeed_settings(arguments.deepspeed_config)
-    process = join()
     if arguments.command == "pretrain":
-        found = time_pretraining(
-            override(pretraining, arguments.settings),
-            deepspeed_config,
-            process,
-            batch=arguments.batch,
-            tokens=arguments.tokens,
-            steps=arguments.steps,
-        )
+        config = override(pretraining, arguments.settings)
+        runtime = Runtime.start(config.training, arguments.deepspeed_config)
+        counts = {name: getattr(arguments, name) for name in ("batch", "tokens", "steps")}
+        found = time_pretraining(config, runtime, **counts)
     else:
-        found = time_finetuning(
-            override(finetuning, arguments.settings),
-            deepspeed_config,
-            process,
-            batch=arguments.batch,
-            question=arguments.question,
-            answer=arguments.answer,
-            steps=arguments.steps,
-        )
+        questions = override(finetuning, arguments.settings)
+        runtime = Runtime.start(questions.training, arguments.deepspeed_config)
+        counts = {name: getattr(arguments, name) for name in ("batch", "question", "answer", "steps")}
+        found = time_finetuning(questions, runtime, **counts)
     leave()
-    return found if process.first else None
+    return found if runtime.process.first else None
 
 
 def _rank(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from m2i2.performance.ranking import time_ranking
-    from m2i2.training.processes import autocast_dtype
+    from m2i2.precision import autocast_dtype
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -98,8 +98,8 @@ def _slake(arguments: argparse.Namespace) -> int:
     from rich.progress import track
     from rich.table import Table
 
+    from m2i2.data.records import distinct_answers
     from m2i2.data.sources.slake import Slake
-    from m2i2.evaluation.protocols import distinct_answers
     from m2i2.evaluation.scoring import is_correct
     from m2i2.files import write_text
     from m2i2.inference.answering import open_image

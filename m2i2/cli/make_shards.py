@@ -16,8 +16,8 @@ from m2i2.data.images.decoding import MAX_PIXELS
 from m2i2.data.records import Kind
 from m2i2.data.shards.building import Encoding, Report, build
 from m2i2.data.shards.exclusion import Excluding
+from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import read_index
-from m2i2.data.shards.storage import storage_of
 from m2i2.data.shards.verification import verify
 from m2i2.data.sources import SOURCES, open_source
 from m2i2.exits import EXIT_USER_ERROR, guarded

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from m2i2.data.records import Question
+from m2i2.data.records import Question, distinct_answers
 from m2i2.errors import M2I2Error
 
 
@@ -70,11 +70,6 @@ class Protocol:
                 View("freeform + paraphrased", lambda q: True),
             )
         return (View("test", lambda q: True),)
-
-
-def distinct_answers(questions: Iterable[Question]) -> tuple[str, ...]:
-    """Different answers in the order of their first appearance, in lower case (517 for all of VQA-RAD, as official)."""
-    return tuple(dict.fromkeys(q.answer.strip().lower() for q in questions))
 
 
 def _official_candidates(train: Sequence[Question], test: Sequence[Question]) -> Candidates:

@@ -15,13 +15,13 @@ from m2i2.evaluation.literature import published
 from m2i2.evaluation.protocols import Candidates, Protocol
 from m2i2.evaluation.scoring import Answered, agreement, by_field, by_kind, is_correct, mean_f1, paraphrase_consistency
 from m2i2.files import write_text
-from m2i2.inference.predictor import Given
+from m2i2.inference.predictor import Prediction
 
 _FIELDS = {"by_question_type": "question_type", "by_modality": "modality", "by_organ": "organ"}
 
 
 def summarise(
-    given: Sequence[Given],
+    given: Sequence[Prediction],
     train: Sequence[Question],
     protocol: Protocol,
     candidates: Candidates,
@@ -57,7 +57,7 @@ def summarise(
     }
 
 
-def _scored(given: Sequence[Given], predictions: Sequence[str], normalisation: Normalisation) -> list[Answered]:
+def _scored(given: Sequence[Prediction], predictions: Sequence[str], normalisation: Normalisation) -> list[Answered]:
     return [
         Answered(g.question, g.key, prediction, is_correct(prediction, g.question.answer, normalisation))
         for g, prediction in zip(given, predictions, strict=True)
@@ -81,7 +81,7 @@ def _scores(rows: Mapping[str, list[Answered]], normalisation: Normalisation) ->
     return scores
 
 
-def write_results(folder: Path, results: dict[str, Any], given: Sequence[Given], normalisation: Normalisation) -> None:
+def write_results(folder: Path, results: dict[str, Any], given: Sequence[Prediction], normalisation: Normalisation) -> None:
     """Both files, each in place at once or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [

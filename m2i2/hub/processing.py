@@ -10,10 +10,9 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from m2i2.data.images.transforms import EvaluationTransform, normalise
 from m2i2.data.loading.loader import pad_rows
-from m2i2.data.text.cleaning import Normalisation, clean_question
+from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.inference.answering import open_image
-from m2i2.inference.predictor import TEST_WORDS
 
 
 class M2I2Processor(ProcessorMixin):

@@ -11,12 +11,11 @@ from m2i2.data.images.decoding import decode
 from m2i2.data.images.dicom import decode_dicom, is_dicom
 from m2i2.data.images.transforms import EvaluationTransform, normalise
 from m2i2.data.loading.loader import pad_rows
-from m2i2.data.text.cleaning import Normalisation, clean_question
+from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.inference.generation import all_beams
 from m2i2.inference.gradcam import Cam, gradcam
-from m2i2.inference.predictor import TEST_WORDS
 from m2i2.inference.ranking import CandidateTree, likeliest
 from m2i2.models.vqa import VQAModel
 

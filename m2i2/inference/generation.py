@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2i2.models.text import AnswerDecoder
-from m2i2.objectives import full
+from m2i2.precision import full
 
 
 def beam_search(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from m2i2.errors import M2I2Error
 from m2i2.models.text import KeysValues, TextModel, padding_mask
 from m2i2.models.vqa import VQAModel
-from m2i2.objectives import full
+from m2i2.precision import full
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The loop that asks a model every question of a split."""
+"""Answers to every question of a split, several at a time."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,21 +14,19 @@ from m2i2.data.loading.loader import pad_rows
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.records import Question
 from m2i2.data.shards.split import Sample, ShardSplit
-from m2i2.data.text.cleaning import Normalisation, clean_question
+from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question
 from m2i2.data.text.tokenizer import Tokenizer
-from m2i2.evaluation.protocols import Candidates
 from m2i2.inference.generation import beam_search
 from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
+from m2i2.precision import autocast
 
-TEST_WORDS = 50
-"""Longest question at test time, words (official)."""
 TOP = 5
 """Answers that are kept of each question."""
 
 
 @dataclass(frozen=True)
-class Given:
+class Prediction:
     """What the model answered: the best first, with the probability that it writes them (rank-official: among its k)."""
 
     key: str
@@ -51,32 +49,32 @@ class Method:
     """Let beam search answer too where answers are ranked."""
 
 
-class Evaluator:
+class Predictor:
     """Asks a model the questions of a split, several at a time; an image is encoded once for its questions in a batch."""
 
     def __init__(
         self,
         model: VQAModel,
         tokenizer: Tokenizer,
-        candidates: Candidates,
+        candidates: Sequence[str],
         method: Method,
         device: torch.device,
         dtype: torch.dtype,
         batch: int = 16,
     ) -> None:
         self.model = model.to(device).eval()
-        self.tokenizer, self.candidates, self.method = tokenizer, candidates, method
+        self.tokenizer, self.candidates, self.method = tokenizer, tuple(candidates), method
         self.device, self.dtype, self.batch = device, dtype, batch
         self.transform = EvaluationTransform(size=model.vision.image_size)
         self.nodes_read: list[int] = []
         """Of each question that was ranked: nodes of the tree of candidates that were read."""
-        if candidates.answers:
+        if candidates:
             limit = model.text.positions
-            tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates.answers]
+            tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates]
             self.tree = CandidateTree.build(tokens).to(device)
             self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
 
-    def ask(self, split: ShardSplit | SelectedSplit, progress: bool = True) -> Iterator[Given]:
+    def predict(self, split: ShardSplit | SelectedSplit, progress: bool = True) -> Iterator[Prediction]:
         """Every question of ``split``, in the order of its shards."""
         console = Console(stderr=True)
         starts = range(0, len(split), self.batch)
@@ -91,7 +89,7 @@ class Evaluator:
         return {"nodes": len(self.tree.ids), "read_per_question": round(sum(self.nodes_read) / len(self.nodes_read), 1)}
 
     @torch.inference_mode()
-    def _ask(self, samples: list[Sample]) -> Iterator[Given]:
+    def _ask(self, samples: list[Sample]) -> Iterator[Prediction]:
         images: dict[str, int] = {}
         pixels = []
         for sample in samples:
@@ -103,7 +101,7 @@ class Evaluator:
         texts = [clean_question(q.question, TEST_WORDS, self.method.normalisation) for q in questions]
         rows = [self.tokenizer.encode(text, self.model.text.positions) for text in texts]
         ids, mask = (t.to(self.device) for t in pad_rows(rows, self.tokenizer.pad_id))
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype):
             keys_values = self.model.encode_image(normalise(torch.stack(pixels).to(self.device)))
             states = self.model.encode_question(ids, mask, keys_values, image_of)
             answers = self._answer(states, mask)
@@ -111,7 +109,7 @@ class Evaluator:
             if self.method.also_generate and self.method.mode != "generate":
                 written = [best[0][0] for best in self._generate(states, mask)]
         for sample, question, best, generated in zip(samples, questions, answers, written, strict=True):
-            yield Given(sample.key, question, best, generated)
+            yield Prediction(sample.key, question, best, generated)
 
     def _generate(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
         ids = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
@@ -119,7 +117,7 @@ class Evaluator:
         return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, scores.exp().tolist(), strict=True)]
 
     def _answer(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
-        decoder, names = self.model.text_decoder, self.candidates.answers
+        decoder, names = self.model.text_decoder, self.candidates
         if self.method.mode == "generate":
             return self._generate(states, mask)
         if self.method.mode == "rank-official":
@@ -130,8 +128,3 @@ class Evaluator:
             chances = scores.exp()
         rows = zip(best[:, :TOP].tolist(), chances[:, :TOP].tolist(), strict=True)
         return [tuple((names[i], p) for i, p in zip(numbers, values, strict=True)) for numbers, values in rows]
-
-
-def questions_of(split: ShardSplit | SelectedSplit) -> list[Question]:
-    """The questions of a split, without reading its images."""
-    return [asked.question for asked in split.questions()]

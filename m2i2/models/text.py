@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from m2i2.backends.cpu_attention import attention
-from m2i2.backends.cpu_linear import Linear, linear
 from m2i2.config import TextConfig
+from m2i2.models.ops import Linear, attention, linear
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, [B, H, N, d] each."""

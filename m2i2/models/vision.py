@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from m2i2.backends.cpu_attention import attention
-from m2i2.backends.cpu_linear import Linear
 from m2i2.config import VisionConfig
+from m2i2.models.ops import Linear, attention
 
 
 class MaskedImage(NamedTuple):

@@ -1,13 +1,10 @@
 """The answering model: image and question fused by the multimodal encoder, the answer written by a causal decoder."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from m2i2.config import TextConfig, VisionConfig
-from m2i2.data.loading.batch import QuestionBatch
 from m2i2.models.text import AnswerDecoder, ImageRows, KeysValues, TextModel
 from m2i2.models.vision import VisionTransformer
-from m2i2.objectives import full
 
 
 class VQAModel(nn.Module):
@@ -34,22 +31,7 @@ class VQAModel(nn.Module):
         text = self.text_encoder.encode(ids, mask)
         return self.text_encoder.fuse(text, mask, [ImageRows(keys_values, 1)])
 
-    def answer_logits(self, batch: QuestionBatch) -> Tensor:
-        """Logits [B, A - 1, V]: what follows each token of each answer but the last."""
-        states = self.encode_question(batch.question_ids, batch.question_mask, self.encode_image(batch.image))
-        decoded = self.text_decoder(batch.answer_ids[:, :-1], states, batch.question_mask)
-        return self.text_decoder.logits(decoded)
-
-    def forward(self, batch: QuestionBatch, distillation: float, teacher_logits: Tensor | None, answer_weight: float) -> Tensor:
-        """The mean over the questions of ``answer_weight`` times the summed token loss of the answer.
-
-        The loss of a token is (1 - a) * CE + a * soft CE against ``teacher_logits`` [B, A - 1, V], a = ``distillation``
-        (official code; the paper's momentum distillation).
-        """
-        log_probabilities = F.log_softmax(full(self.answer_logits(batch)), dim=-1)
-        labels, asked = batch.answer_ids[:, 1:], batch.answer_mask[:, 1:].to(log_probabilities.dtype)
-        loss = -log_probabilities.gather(2, labels.unsqueeze(2)).squeeze(2)
-        if teacher_logits is not None and distillation:
-            soft = F.softmax(full(teacher_logits), dim=-1)
-            loss = (1 - distillation) * loss - distillation * (log_probabilities * soft).sum(-1)
-        return answer_weight * (loss * asked).sum(1).mean()
+    def answer_logits(self, image: Tensor, question_ids: Tensor, question_mask: Tensor, answer_ids: Tensor) -> Tensor:
+        """Logits [B, A - 1, V]: what follows each token of each answer [B, A] but the last."""
+        states = self.encode_question(question_ids, question_mask, self.encode_image(image))
+        return self.text_decoder.logits(self.text_decoder(answer_ids[:, :-1], states, question_mask))

@@ -1,23 +1,14 @@
 """Image-text contrast: each image finds its caption, and the reverse, among the teacher's features."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2i2.objectives import full
-
-
-class Contrast(NamedTuple):
-    """The loss, and the similarities that hard negatives are drawn by."""
-
-    loss: Tensor
-    image_to_text: Tensor
-    """[b, B + Q] student image against teacher texts, divided by the temperature."""
-    text_to_image: Tensor
+from m2i2.objectives.states import Contrast
+from m2i2.precision import full
 
 
 def itc_loss(

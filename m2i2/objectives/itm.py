@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2i2.distributed import mean_over_ranks
-from m2i2.objectives import full
+from m2i2.precision import full
 
 
 @torch.no_grad()
@@ -19,14 +18,19 @@ def draw_negatives(similarity: Tensor, forbidden: Tensor, noise: Tensor) -> tupl
     return scores.masked_fill(forbidden, -torch.inf).argmax(dim=1), ~forbidden.all(dim=1)
 
 
-def itm_loss(logits: Tensor, rows: int, image_negative: Tensor, text_negative: Tensor) -> Tensor:
+def itm_loss(logits: Tensor, image_there: Tensor, text_there: Tensor, mean_rows: Tensor) -> Tensor:
     """Cross-entropy of 3b rows: true pairs, then a negative image for each text, then a negative text for each image.
 
-    ``logits``: [3 * rows, 2]; ``image_negative``, ``text_negative``: [rows] whether that negative exists; the mean is
-    over the rows of all ranks that do.
+    ``logits``: [3b, 2]; ``image_there``, ``text_there``: [b] whether that negative exists. ``mean_rows``: rows of a rank that
+    count, the mean over the ranks: dividing by it makes the ranks' average the mean over all rows.
     """
-    labels = torch.zeros(3 * rows, dtype=torch.long, device=logits.device)
-    labels[:rows] = 1
-    present = torch.cat([torch.ones_like(image_negative), image_negative, text_negative])
+    present = rows_present(image_there, text_there)
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    labels[: len(image_there)] = 1
     losses = F.cross_entropy(full(logits), labels, reduction="none") * present
-    return losses.sum() / mean_over_ranks(present.sum().to(losses.dtype))
+    return losses.sum() / mean_rows.to(losses.dtype)
+
+
+def rows_present(image_there: Tensor, text_there: Tensor) -> Tensor:
+    """[3b] bool, which rows of the matching exist: every true pair, and the negatives that there are."""
+    return torch.cat([torch.ones_like(image_there), image_there, text_there])

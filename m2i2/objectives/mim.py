@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from m2i2.objectives import full
+from m2i2.precision import full
 
 
 def mim_loss(predicted: Tensor, pixels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2i2.backends.choice import install
 from m2i2.backends.heap import keep_freed_memory
 from m2i2.config import FinetuningConfig
 from m2i2.data.images.transforms import normalise
@@ -14,6 +15,7 @@ from m2i2.inference.ranking import Best, CandidateTree, likeliest
 from m2i2.models.flops import image_flops, ranking_flops
 from m2i2.models.vqa import VQAModel
 from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
+from m2i2.precision import autocast
 
 LENGTHS = (2,) * 187 + (3,) * 130 + (4,) * 70 + (5,) * 50 + (7,) * 50 + (10,) * 30
 """Tokens between [CLS] and [SEP] [SEP] of the drawn candidates: 517, about as long as VQA-RAD's answers."""
@@ -57,6 +59,7 @@ def time_ranking(
     """Median time of finding the likeliest of all candidates for ``questions`` questions of ``tokens`` tokens about ``images``
     images, by a model that knows `prior` and by one that knows nothing, for which nearly the whole tree has to be read.
     """
+    install(device)
     torch.manual_seed(0)
     model = VQAModel(config.vision, config.text).to(device).eval()
     keep_freed_memory()
@@ -69,7 +72,7 @@ def time_ranking(
     image_of = torch.arange(questions, device=device) % images
 
     def rank() -> Best:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             states = model.encode_question(ids, mask, model.encode_image(normalise(pixels)), image_of)
             return likeliest(model.text_decoder, states, mask, tree, TOP)
 

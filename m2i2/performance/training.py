@@ -1,31 +1,43 @@
-"""Training steps timed under DeepSpeed: the launcher's own task and engine on drawn batches of fixed lengths."""
+"""Training steps timed: the launchers' own trainer and its `step`, on drawn batches of fixed lengths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
-from m2i2.backends.heap import keep_freed_memory
-from m2i2.backends.kernels import install
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch, CaptionBatch, QuestionBatch
+from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.sampling import Share
 from m2i2.models.flops import finetuning_flops, pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
 from m2i2.tasks.pretraining import PretrainingTask
-from m2i2.tasks.vqa import FinetuningTask
-from m2i2.training.deepspeed.engine import complete_config, start_engine
-from m2i2.training.optimizer import adamw
-from m2i2.training.processes import Process, autocast_dtype
-from m2i2.training.trainer import Task
+from m2i2.tasks.task import Task
+from m2i2.tasks.vqa import VQATask
+from m2i2.training.runtime import Runtime
+from m2i2.training.trainer import Trainer
 
 WARM_UP = 2
 _MIDDLE = 500
 """Number of the first step within an epoch of 1,000: the share of soft targets is half its full value, as nothing is at 0."""
+
+
+class DrawnBatches:
+    """In the place of a loader: batches drawn one after another, in epochs of 1,000 steps."""
+
+    steps_per_epoch = 2 * _MIDDLE
+
+    def __init__(self, share: Share, draw: Callable[[], Batch]) -> None:
+        self.share, self._draw = share, draw
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self._draw()
 
 
 def drawn_captions(config: PretrainingConfig, rows: int, tokens: int) -> CaptionBatch:
@@ -63,80 +75,59 @@ def drawn_questions(config: FinetuningConfig, rows: int, question: int, answer: 
     )
 
 
-def time_pretraining(
-    config: PretrainingConfig, deepspeed_config: dict[str, Any], process: Process, *, batch: int, tokens: int, steps: int
-) -> dict[str, Any]:
+def time_pretraining(config: PretrainingConfig, runtime: Runtime, *, batch: int, tokens: int, steps: int) -> dict[str, Any]:
     """Median optimizer step at a global ``batch`` of captions ``tokens`` long. Collective."""
     config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
-    dtype = autocast_dtype(config.training.precision, process.device)
     torch.manual_seed(config.training.seed)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, process, dtype, 0)
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, runtime.dtype, 0)
     flops = sum(pretraining_flops(config, tokens, batch).values()) * batch
-    draw = lambda: drawn_captions(config, batch // process.ranks, tokens)  # noqa: E731
-    return {"tokens": tokens, **_time_steps(task, config, deepspeed_config, process, dtype, draw, flops, steps)}
+    draw = lambda: drawn_captions(config, batch // runtime.process.ranks, tokens)  # noqa: E731
+    return {"tokens": tokens, **_time_steps(task, config, runtime, draw, flops, steps)}
 
 
 def time_finetuning(
-    config: FinetuningConfig,
-    deepspeed_config: dict[str, Any],
-    process: Process,
-    *,
-    batch: int,
-    question: int,
-    answer: int,
-    steps: int,
+    config: FinetuningConfig, runtime: Runtime, *, batch: int, question: int, answer: int, steps: int
 ) -> dict[str, Any]:
     """Median optimizer step at a global ``batch`` of questions, lengths in tokens. Collective."""
     config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
-    dtype = autocast_dtype(config.training.precision, process.device)
     torch.manual_seed(config.training.seed)
-    task = FinetuningTask(VQAModel(config.vision, config.text), config, process, dtype)
+    task = VQATask(VQAModel(config.vision, config.text), config, runtime.dtype)
     flops = sum(finetuning_flops(config, question, answer).values()) * batch
-    draw = lambda: drawn_questions(config, batch // process.ranks, question, answer)  # noqa: E731
-    found = _time_steps(task, config, deepspeed_config, process, dtype, draw, flops, steps)
+    draw = lambda: drawn_questions(config, batch // runtime.process.ranks, question, answer)  # noqa: E731
+    found = _time_steps(task, config, runtime, draw, flops, steps)
     return {"question_tokens": question, "answer_tokens": answer, **found}
 
 
 def _time_steps(
     task: Task,
     config: PretrainingConfig | FinetuningConfig,
-    deepspeed_config: dict[str, Any],
-    process: Process,
-    dtype: torch.dtype,
+    runtime: Runtime,
     draw: Callable[[], Batch],
     flops: float,
     steps: int,
 ) -> dict[str, Any]:
-    batch = config.training.batch
-    share = Share(batch, 1, process.rank, process.ranks)
-    kernels = install((task.student, *task.beside.values()), config.training, process.device)
-    engine = start_engine(
-        task.student.to(process.device),
-        adamw(task.student, config.optimizer, kernels),
-        complete_config(deepspeed_config, share, config.optimizer.clip, dtype, "the DeepSpeed configuration"),
-    )
-    for module in task.beside.values():
-        module.to(process.device)
-    ceiling, rounds = Ceiling(dtype, process.device), Rounds(WARM_UP)
-
-    def step(number: int, drawn: Batch) -> None:
-        task.begin_step(_MIDDLE + number, 2 * _MIDDLE)
-        engine.backward(task.losses(engine, drawn, _MIDDLE + number, 0)["loss"])
-        engine.step()
-        keep_freed_memory()
-        task.end_step()
-
+    process, batch = runtime.process, config.training.batch
+    drawn = DrawnBatches(Share(batch, 1, process.rank, process.ranks), draw)
+    # nothing is saved: no folder, no tokenizer
+    trainer = Trainer(config, task, cast(Loader[Any], drawn), runtime, Path(), lambda folder: None)
+    trainer.done = _MIDDLE
+    ceiling, rounds = Ceiling(runtime.dtype, runtime.device), Rounds(WARM_UP)
     for number in range(WARM_UP + steps):
-        drawn = draw().to(process.device)
         if number >= WARM_UP:
             ceiling.sample()
         dist.barrier()  # no rank's step begins while another one still measures its ceiling
-        rounds.add(timed(lambda: step(number, drawn), process.device))  # noqa: B023
+        waited = 0.0
+
+        def step() -> None:
+            nonlocal waited
+            waited = trainer.step().waited
+
+        rounds.add(timed(step, runtime.device) - waited)
     rate = flops / process.ranks / rounds.median
     return {
         "preset": config.preset,
-        "kernels": kernels.kernel,
-        "precision": str(dtype).removeprefix("torch."),
+        "kernels": runtime.backend.kernel,
+        "precision": str(runtime.dtype).removeprefix("torch."),
         "batch": batch,
         "ranks": process.ranks,
         "threads": torch.get_num_threads(),

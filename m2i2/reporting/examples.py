@@ -111,32 +111,14 @@ def _pictures(evaluation: Evaluation, keys: set[str], shards: Path | None) -> di
 
 def _explainer(evaluation: Evaluation) -> Callable[[bytes, dict[str, Any]], Image.Image]:
     """A function from an image and its answered question to the image with the map of the answer over it."""
-    import torch
+    from m2i2.workflows.answering import load_model
 
-    from m2i2.config import FinetuningConfig
-    from m2i2.data.images.transforms import EvaluationTransform, normalise
-    from m2i2.data.text.cleaning import clean_question
-    from m2i2.data.text.tokenizer import load_tokenizer
-    from m2i2.inference.gradcam import gradcam
-    from m2i2.inference.predictor import TEST_WORDS
-    from m2i2.models.vqa import VQAModel
-    from m2i2.models.weights import load, read_state
-    from m2i2.training.checkpoint import find_checkpoint, read_config
-
-    checkpoint = find_checkpoint(str(evaluation.results.get("checkpoint", "")))
-    config = read_config(FinetuningConfig, checkpoint)
-    tokenizer = load_tokenizer(checkpoint / "tokenizer")
-    model = VQAModel(config.vision, config.text).eval()
-    load(model, read_state(checkpoint / "model.safetensors"), str(checkpoint))
-    transform = EvaluationTransform(size=config.vision.image_size)
-    normalisation = config.answering.normalisation
+    answerer = load_model(Path(str(evaluation.results.get("checkpoint", "")))).answerer()
 
     def overlay(encoded: bytes, row: dict[str, Any]) -> Image.Image:
-        pixels = normalise(transform(encoded, row["image"])[None])
-        question = clean_question(row["question"], TEST_WORDS, normalisation)
-        asked, given = (torch.tensor([tokenizer.encode(t, config.text.positions)]) for t in (question, row["prediction"]))
-        cam = gradcam(model, pixels, asked, given)
-        return blended(decode(encoded, row["image"]), cam.map.numpy())
+        image = decode(encoded, row["image"])
+        cam = answerer.explain(image, row["question"], row["prediction"])
+        return blended(image, cam.map.cpu().numpy())
 
     return overlay
 

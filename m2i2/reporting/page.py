@@ -14,7 +14,7 @@ import m2i2
 from m2i2.reporting.charts import chart, line_of
 from m2i2.reporting.examples import Examples, examples_of
 from m2i2.reporting.records import Evaluation, Rows, Run
-from m2i2.training.display import LOSSES
+from m2i2.training.display import losses_of
 
 _WHO = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
 _KINDS = ("closed", "open", "overall")
@@ -75,8 +75,7 @@ def _charts(run: Run) -> list[Any]:
     log, held_out = run.log, run.validations
     made = [
         chart(name, [line_of(log, name, "training"), line_of(held_out, name, "held out", marked=True)])
-        for name in LOSSES
-        if name != "loss" or not any("mim" in row for row in log[:1]) or len({*log[0]} & {*LOSSES}) > 2
+        for name in (losses_of(max(log, key=len)) if log else [])
     ]
     for way, label in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
         made.append(

@@ -1,36 +1,32 @@
-"""The momentum teachers: float32 moving averages of the students, outside the engine.
+"""The momentum teachers, and what they say of a batch."""
 
-They run in evaluation mode, without dropout, so that targets do not depend on ranks; the official ``_m`` modules stay in
-training mode. Without dropout, as in the parity fixtures, both are the same.
-"""
-
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
-from m2i2.models.pretraining import Encoders, PretrainingModel, TeacherTargets, masked_positions
+from m2i2.models.pretraining import Encoders, PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def _follow(teacher: M, student: nn.Module) -> M:
-    """Give the teacher the student's weights, and no gradient."""
-    state = student.state_dict()
-    teacher.to(next(student.parameters()).dtype)
-    teacher.load_state_dict({name: state[name] for name in teacher.state_dict()})
-    return teacher.eval().requires_grad_(False)
+from m2i2.tasks.task import follow, move_towards
 
 
-@torch.no_grad()
-def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter of the same name."""
-    theirs = dict(student.named_parameters())
-    mine = dict(teacher.named_parameters())
-    torch._foreach_lerp_(list(mine.values()), [theirs[name].detach() for name in mine], 1 - momentum)
+class TeacherTargets(NamedTuple):
+    """What the momentum teacher says of a rank's micro-batch."""
+
+    image_features: Tensor
+    """[b, projection], L2-normalised."""
+    text_features: Tensor
+    mlm_logits: Tensor
+    """[M, V] at the masked positions."""
+    places: Tensor
+    """[M] numbers of the masked positions in the flattened batch."""
+
+
+def masked_positions(labels: Tensor) -> Tensor:
+    """[b, L] labels -> [M] numbers of the masked positions in the flattened batch."""
+    return (labels.flatten() != -100).nonzero().squeeze(1)
 
 
 class Teacher(Encoders):
@@ -38,7 +34,7 @@ class Teacher(Encoders):
 
     def __init__(self, student: PretrainingModel) -> None:
         super().__init__(student.vision, student.text, student.objectives, with_decoder=False)
-        _follow(self, student)
+        follow(self, student)
 
     def update(self, student: PretrainingModel, momentum: float) -> None:
         """Follow the student by one optimizer step."""
@@ -47,12 +43,14 @@ class Teacher(Encoders):
     @torch.no_grad()
     def targets(self, batch: CaptionBatch, mask_ratio: float) -> TeacherTargets:
         """Features, and logits at the masked words, of a micro-batch; the image is masked by the teacher's own noise."""
+        places = masked_positions(batch.labels)
         image = self.visual_encoder(batch.image, batch.teacher_noise, mask_ratio).states
         bert, mask, rows = self.text_encoder.bert, batch.attention_mask, len(batch)
         text = bert.encode(torch.cat([batch.input_ids, batch.masked_input_ids]), torch.cat([mask, mask]))
         fused = bert.fuse(text[rows:], mask, [ImageRows(bert.image_keys_values(image), 1)])
-        chosen = fused.flatten(0, 1).index_select(0, masked_positions(batch.labels))
-        return TeacherTargets(self.image_features(image), self.text_features(text[:rows]), self.text_encoder.logits(chosen))
+        chosen = fused.flatten(0, 1).index_select(0, places)
+        logits = self.text_encoder.logits(chosen)
+        return TeacherTargets(self.image_features(image), self.text_features(text[:rows]), logits, places)
 
 
 class VQATeacher(VQAModel):
@@ -60,7 +58,7 @@ class VQATeacher(VQAModel):
 
     def __init__(self, student: VQAModel) -> None:
         super().__init__(student.vision, student.text)
-        _follow(self, student)
+        follow(self, student)
 
     def update(self, student: VQAModel, momentum: float) -> None:
         """Follow the student by one optimizer step."""
@@ -69,4 +67,4 @@ class VQATeacher(VQAModel):
     @torch.no_grad()
     def targets(self, batch: QuestionBatch) -> Tensor:
         """Logits [B, A - 1, V] of the answers' next tokens."""
-        return self.answer_logits(batch)
+        return self.answer_logits(batch.image, batch.question_ids, batch.question_mask, batch.answer_ids)

@@ -1,34 +1,43 @@
-"""VQA finetuning as a task: the answering model in the engine and, where it is distilled, its teacher beside it."""
+"""VQA finetuning as a task: the answering model and, where it is distilled, its teacher beside it."""
 
 import torch
-from torch import Tensor, nn
 
 from m2i2.config import FinetuningConfig
 from m2i2.data.images.transforms import normalise
 from m2i2.data.loading.batch import QuestionBatch
 from m2i2.models.flops import finetuning_flops
 from m2i2.models.vqa import VQAModel
+from m2i2.objectives.answers import answer_loss
+from m2i2.precision import autocast
+from m2i2.tasks.task import Key, Output, Task, distillation_ramp
 from m2i2.tasks.teacher import VQATeacher
-from m2i2.training.optimizer import distillation_ramp
-from m2i2.training.processes import Process
-from m2i2.training.trainer import Task
 
 
-class FinetuningTask(Task):
+class VQATask(Task):
     """The answers' token loss, with soft targets of a momentum teacher unless ``answering.distillation`` is 0."""
 
     student: VQAModel
 
-    def __init__(self, student: VQAModel, config: FinetuningConfig, process: Process, dtype: torch.dtype) -> None:
-        self.student = student
+    def __init__(self, student: VQAModel, config: FinetuningConfig, dtype: torch.dtype) -> None:
+        """``dtype``: of matrix products."""
+        self.student, self.config, self.dtype = student, config, dtype
         self.teacher = VQATeacher(student) if config.answering.distillation else None
         self.beside = {"teacher": self.teacher} if self.teacher is not None else {}
-        self.config, self.process, self.dtype = config, process, dtype
         self.distillation = 0.0
 
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
         """The share of soft targets at this step."""
         self.distillation = distillation_ramp(self.config.answering.distillation, step, steps_per_epoch)
+
+    def forward(self, batch: QuestionBatch, key: Key) -> Output:
+        """The mean answer loss of a micro-batch."""
+        batch.image = normalise(batch.image)
+        with autocast(batch.image.device, self.dtype):
+            soft = self.teacher.targets(batch) if self.teacher is not None else None
+            logits = self.student.answer_logits(batch.image, batch.question_ids, batch.question_mask, batch.answer_ids)
+            weight = self.config.answering.answer_weight
+            loss = answer_loss(logits, batch.answer_ids, batch.answer_mask, soft, self.distillation, weight)
+        return Output(loss, {}, {})
 
     def end_step(self) -> None:
         """The teacher follows the student."""
@@ -39,12 +48,3 @@ class FinetuningTask(Task):
         """As `finetuning_flops` counts them at the lengths of the padded questions and answers."""
         of_question = finetuning_flops(self.config, batch.question_ids.shape[1], batch.answer_ids.shape[1])
         return len(batch.item) * sum(of_question.values())
-
-    def losses(self, engine: nn.Module, batch: QuestionBatch, step: int, micro: int) -> dict[str, Tensor]:
-        """The mean answer loss of a micro-batch."""
-        batch.image = normalise(batch.image)
-        logits = None
-        if self.teacher is not None:
-            with torch.autocast(self.process.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                logits = self.teacher.targets(batch)
-        return {"loss": engine(batch, self.distillation, logits, self.config.answering.answer_weight)}

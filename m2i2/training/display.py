@@ -12,7 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
-LOSSES = ("loss", "mim", "mlm", "itm", "itc")
+_READINGS = (
+    *("step", "epoch", "lr", "temperature", "distillation", "samples_per_s", "data_wait", "memory_gib", "mfu"),
+    *("skipped_steps", "unreadable"),
+)
+"""Columns of the log that are no losses."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COURSE = 40
 """Readings that a course shows."""
@@ -52,7 +56,7 @@ class Display:
     def step(self, row: Row) -> None:
         """A row of the log."""
         self._row, self._step = row, int(str(row["step"]))
-        for name in LOSSES:
+        for name in losses_of(row):
             if isinstance(value := row.get(name), float):
                 self._courses.setdefault(name, deque(maxlen=_COURSE)).append(value)
         self._bar.update(self._task, completed=self._step)
@@ -89,6 +93,11 @@ class Display:
         rows: RenderableType = both if self._row else Text("waiting for the first reading ...")
         below = [Text(self._validation)] if self._validation else []
         return Group(self._bar, rows, *below, Text(self._left(), style="dim"))
+
+
+def losses_of(row: Row) -> list[str]:
+    """The names of the losses in a row of the log, the sum first."""
+    return sorted((name for name in row if name not in _READINGS), key=lambda name: name != "loss")
 
 
 def course_of(values: "deque[float]") -> str:

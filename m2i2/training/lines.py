@@ -30,9 +30,14 @@ class StepLines:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are there."""
-        if not self.path.exists():
+        return self.of(self.path)
+
+    @staticmethod
+    def of(path: Path) -> Iterator[dict[str, Any]]:
+        """The rows of a file, if it is there."""
+        if not path.exists():
             return
-        with self.path.open("rb") as f:
+        with path.open("rb") as f:
             for line in f:
                 try:
                     row = parse_json(line)

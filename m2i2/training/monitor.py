@@ -2,7 +2,10 @@
 
 import resource
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2i2.config import MonitorConfig
+from m2i2.config import FinetuningConfig, MonitorConfig, PretrainingConfig
 from m2i2.distributed import mean_over_ranks
 from m2i2.training.display import Display
+from m2i2.training.evaluators import Measured
 from m2i2.training.lines import StepLines
 from m2i2.training.trackers import Tracker, open_trackers
-from m2i2.training.validation import Measured
 
 
 class Averages:
@@ -42,6 +45,67 @@ class Averages:
         return dict(zip(names, means, strict=True))
 
 
+@dataclass
+class StepResult:
+    """What one optimizer step was."""
+
+    lr: float
+    losses: list[dict[str, Tensor]] = field(default_factory=list)
+    """Of each micro-batch; ``loss`` is what was differentiated."""
+    applied: bool = False
+    """Whether the weights changed: everything was finite."""
+    items: list[Tensor] = field(default_factory=list)
+    """[b] sample numbers of each micro-batch."""
+    unreadable: tuple[tuple[int, str], ...] = ()
+    """(number, reason) of the samples that could not be read."""
+    waited: float = 0.0
+    """Seconds that the step waited for data."""
+    flops: float = 0.0
+    """Floating-point operations of this rank."""
+
+
+class Meter:
+    """Losses and speed since the last reading."""
+
+    def __init__(self, config: PretrainingConfig | FinetuningConfig, device: torch.device, done_steps: int) -> None:
+        self._batch, self._peak_tflops, self._device = config.training.batch, config.monitor.peak_tflops, device
+        self._averages = Averages()
+        self._start(done_steps)
+
+    def _start(self, step: int) -> None:
+        self._since, self._waited, self._step, self._flops = time.monotonic(), 0.0, step, 0.0
+
+    def add(self, result: StepResult) -> None:
+        """Add a step. A step that was skipped counts for the speed and not for the losses."""
+        self._waited += result.waited
+        self._flops += result.flops
+        for values in result.losses if result.applied else ():
+            self._averages.add(values)
+
+    def losses(self) -> dict[str, float]:
+        """Means over the steps added and over the ranks. Collective; waits for the device."""
+        return self._averages.read()
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Samples per second, share of the time spent waiting for data, memory, MFU where it is known; then start anew."""
+        seconds = time.monotonic() - self._since
+        found = {
+            "samples_per_s": (step - self._step) * self._batch / seconds,
+            "data_wait": self._waited / seconds,
+            "memory_gib": peak_memory(self._device),
+            **utilisation(self._flops / seconds, self._peak_tflops),
+        }
+        self._start(step)
+        return found
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count."""
+        started = time.monotonic()
+        yield
+        self._since += time.monotonic() - started
+
+
 class RunLog:
     """``log.jsonl`` and ``validation.jsonl`` of a run, its trackers and its display. On ranks other than 0 it does nothing."""
 
@@ -53,7 +117,7 @@ class RunLog:
         if not active:
             return
         self._log = StepLines(folder / "log.jsonl", done_steps)
-        self._validations = StepLines(folder / "validation.jsonl", done_steps - 1)  # that of this very step is made again
+        self._validations = StepLines(folder / "validation.jsonl", done_steps)
         self._trackers: list[Tracker] = open_trackers(folder, config, settings, done_steps)
         self._display = Display(folder.name, total_steps, done_steps)
 

@@ -1,23 +1,39 @@
 """AdamW, its two parameter groups, and the learning rate of every step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from m2i2.backends.kernels import Choice, build
+from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, kernels: Choice) -> torch.optim.Optimizer:
-    """AdamW of the given ``kernels``; biases, norms and other one-dimensional parameters do not decay (official; timm's rule)."""
+def adamw(model: nn.Module, config: OptimizerConfig, backend: Backend) -> torch.optim.Optimizer:
+    """AdamW by the kernels of ``backend``; biases, norms and other one-dimensional parameters do not decay (official; timm)."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else free).append(parameter)
     groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": config.weight_decay}]
-    return build(groups, kernels, lr=config.lr, betas=config.betas, eps=config.eps)
+    return build(groups, backend, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def build(groups: list[dict[str, Any]], backend: Backend, **options: Any) -> torch.optim.Optimizer:
+    """AdamW over ``groups`` with ``lr``, ``betas`` and ``eps``."""
+    if backend.kernel == "apex":
+        from apex.optimizers import FusedAdam
+
+        optimizer: torch.optim.Optimizer = FusedAdam(groups, adam_w_mode=True, **options)
+        return optimizer
+    return torch.optim.AdamW(groups, fused=backend.kernel == "fused", **options)
+
+
+def steps_done(state: dict[str, Any], group: dict[str, Any]) -> int:
+    """Steps that a parameter's state has seen; apex counts them in the group."""
+    return int(state["step"] if "step" in state else group.get("step", 0))
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -30,8 +46,3 @@ def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epoc
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     progress = (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup)
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def distillation_ramp(share: float, step: int, steps_per_epoch: int) -> float:
-    """Share of the teacher's soft targets at ``step``: linear from 0 over the first epoch (official code)."""
-    return share * min(1.0, step / steps_per_epoch)

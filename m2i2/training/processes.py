@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from m2i2.errors import M2I2Error
+from m2i2.training.deepspeed.private import forbid_shm_comm
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("M2I2_TIMEOUT_MINUTES", "15")))
 """How long a rank waits for the others before it takes them for lost."""
@@ -64,10 +65,7 @@ def join() -> Process:
         local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, int(os.environ.get("M2I2_THREADS") or cores // local_size)))
-        # DeepSpeed's shared-memory all-reduce serves inference only; building it needs a compiler and a minute.
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        forbid_shm_comm()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
@@ -86,19 +84,6 @@ def _quieten() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*barrier.*device.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: ``precision`` as asked for, or bfloat16 where the processor or GPU computes in it."""
-    if precision == "bfloat16":
-        return torch.bfloat16
-    if precision == "float32":
-        return torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
-    return torch.bfloat16 if fast else torch.float32
 
 
 def leave() -> None:

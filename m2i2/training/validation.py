@@ -1,52 +1,84 @@
-"""What a run measures on held-out data while it trains, without disturbing the training."""
+"""Validation of pretraining: the losses, and reconstructions of masked images."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from m2i2.data.images.transforms import denormalise, normalise
+from m2i2.distributed import mean_over_ranks
+from m2i2.models.vision import patchify, unpatchify
+from m2i2.precision import autocast
+from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.tasks.task import Key
+from m2i2.training.evaluators import Evaluator, Measured, undisturbed
+from m2i2.training.held_out import HeldOutPairs
+
+FOLDER = "validation"
+_GREY = 0.0
+"""Masked patches in pictures: the mean of normalised pixels."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The outcome of a validation."""
+class Validation(Evaluator):
+    """The losses of training against hard targets (no distillation), so that they can be compared from step to step.
 
-    values: dict[str, float]
-    """Figures by name, the same on every rank; a line of validation.jsonl."""
-    pictures: dict[str, Path]
-    """Pictures that were written, by what they show; on rank 0."""
-
-
-class Validation(ABC):
-    """A measurement on fixed data at intervals.
-
-    The loop calls `measure` on every rank after the same step, so that it may use collectives; a validation that only rank 0
-    carries out ends with one that the others wait in. What is measured is a function of the weights alone: the same data,
-    masks and draws each time, for any number of ranks. `undisturbed` keeps the training as it was.
+    The queue of the contrast is the run's.
     """
 
-    every: int
-    """Optimizer steps between two measurements; 0: none."""
+    def __init__(self, task: PretrainingTask, pairs: HeldOutPairs, run: Path) -> None:
+        """``run`` is the run's folder."""
+        self.task, self.pairs, self.folder = task, pairs, run / FOLDER
+        self.every, self.pictures = task.config.validation.every, task.config.validation.pictures
 
-    def due(self, step: int, last: int) -> bool:
-        """Whether to measure after ``step``: at intervals, and after the run's ``last`` step."""
-        return self.every > 0 and step > 0 and (step % self.every == 0 or step == last)
-
-    @abstractmethod
     def measure(self, step: int) -> Measured:
-        """Measure the model as it is after ``step``. Collective."""
+        """The losses of all pairs; on rank 0, pictures in the folder ``validation`` of the run."""
+        losses: dict[str, Tensor] = {}
+        with undisturbed(self.task.student, self.pairs.process.device):
+            for number, batch in enumerate(self.pairs):
+                output = self.task.output(self.task.states(batch, Key(0, 0, number), distillation=0.0))
+                for name, value in {"loss": output.loss, **output.losses}.items():
+                    losses[name] = losses.get(name, value.new_zeros(())) + value.float() / self.pairs.batches
+            means = mean_over_ranks(torch.stack([value.reshape(()) for value in losses.values()])).tolist()
+            pictures = {}
+            if self.pairs.process.first and self.pictures and self.task.config.objectives.mim:
+                self.folder.mkdir(exist_ok=True)
+                pictures["reconstructions"] = self.folder / f"reconstructions-{step:08d}.png"
+                self._reconstructions().save(pictures["reconstructions"])
+        return Measured(dict(zip(losses, means, strict=True)), pictures)
+
+    def _reconstructions(self) -> Image.Image:
+        """One line per image: original, masked, reconstructed (the masked patches as predicted, the others as they are)."""
+        encoder, patch = self.task.student.visual_encoder, self.task.student.vision.patch_size
+        stored, rows, device = self.pairs.stored(), self.pairs.first_rows(self.pictures), self.pairs.process.device
+        pixels = torch.stack([stored[number].image[row] for number, row in rows]).to(device)
+        noise = torch.stack([stored[number].student_noise[row] for number, row in rows]).to(device)
+        image = normalise(pixels)
+        with autocast(device, self.task.dtype):
+            seen = encoder(image, noise, self.task.config.objectives.image_mask_ratio)
+            predicted = encoder.reconstruct(seen).float()
+        assert seen.order is not None
+        hidden = seen.order[:, seen.states.shape[1] - 1 :].unsqueeze(-1).expand(-1, -1, patch * patch * 3)
+        patches = patchify(image, patch)
+        masked = unpatchify(patches.scatter(1, hidden, _GREY), patch)
+        restored = unpatchify(patches.scatter(1, hidden, predicted), patch)
+        return _sheet({"original": pixels, "masked": denormalise(masked), "predicted": denormalise(restored)})
 
 
-@contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Without gradients, in evaluation mode and with random numbers of its own; afterwards all is as before."""
-    training = model.training
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)
+def _sheet(columns: dict[str, Tensor]) -> Image.Image:
+    """Images [n, 3, H, H] uint8 in columns under their titles."""
+    rows, side = next(iter(columns.values())).shape[0], next(iter(columns.values())).shape[-1]
+    gap, head = 4, 14
+    sheet = Image.new("RGB", (len(columns) * (side + gap) - gap, head + rows * (side + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, content) in enumerate(columns.items()):
+        draw.text((column * (side + gap) + 2, 0), title, fill="black")
+        for row in range(rows):
+            sheet.paste(picture(content[row]), (column * (side + gap), head + row * (side + gap)))
+    return sheet
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """[3, H, W] uint8 as an image."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))

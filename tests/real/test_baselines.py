@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.data.records import Question
+from m2i2.data.records import Question, distinct_answers
 from m2i2.data.sources import open_source
 from m2i2.evaluation.baselines import most_frequent, question_only
-from m2i2.evaluation.protocols import PROTOCOLS, distinct_answers
+from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.scoring import is_correct
 
 

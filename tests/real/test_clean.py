@@ -8,11 +8,12 @@ import pytest
 from m2i2.cli.audit_leakage import main as audit
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.data.loading.clean import clean_parts
+from m2i2.data.loading.subset import questions_of
+from m2i2.data.records import distinct_answers
 from m2i2.data.shards.split import ShardSplit
 from m2i2.evaluation.baselines import question_only
-from m2i2.evaluation.protocols import PROTOCOLS, distinct_answers
+from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.scoring import is_correct
-from m2i2.inference.predictor import questions_of
 
 SETS = {
     "vqa_rad": ("vqa", "vqa-rad", "vqa_rad"),

@@ -10,10 +10,11 @@ from PIL import Image
 
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.data.loading.clean import CleanParts, clean_parts, refuse_test_images
+from m2i2.data.loading.subset import questions_of
+from m2i2.data.records import distinct_answers
 from m2i2.data.shards.split import ImageQuestion, ShardSplit
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.protocols import PROTOCOLS, Candidates, distinct_answers
-from m2i2.inference.predictor import questions_of
+from m2i2.evaluation.protocols import PROTOCOLS, Candidates
 
 IMAGES = 12
 """Of the training set; the last four are test images too."""

@@ -15,7 +15,7 @@ from m2i2.evaluation.literature import differences_to_paper, literature, publish
 from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.results import show, summarise, write_results
 from m2i2.evaluation.scoring import Answered, accuracy, agreement, is_correct, paraphrase_consistency, resampled_means, token_f1
-from m2i2.inference.predictor import Given
+from m2i2.inference.predictor import Prediction
 
 
 def question(number: int, answer: str, closed: bool = False, **metadata: str) -> Question:
@@ -87,12 +87,12 @@ def test_paraphrases_pair_by_link_image_and_true_answer() -> None:
     assert agreement([]) is None
 
 
-def given(right: list[bool]) -> list[Given]:
+def given(right: list[bool]) -> list[Prediction]:
     made = []
     for number, yes in enumerate(right):
         closed = number % 2 == 0
         asked = question(number, "x ray", closed, phrase_type="freeform" if number % 3 else "para", organ="CHEST")
-        made.append(Given(f"image{number // 2}", asked, (("x ray" if yes else "mri", 0.9),), "x ray"))
+        made.append(Prediction(f"image{number // 2}", asked, (("x ray" if yes else "mri", 0.9),), "x ray"))
     return made
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from m2i2.data.loading.subset import SelectedSplit
+from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import ImageQuestion, ShardSplit, read_index
-from m2i2.data.shards.storage import Storage, storage_of
+from m2i2.data.shards.storage import Storage
 from m2i2.data.text.cleaning import clean_question
 from m2i2.errors import M2I2Error
 

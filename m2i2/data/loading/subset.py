@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from m2i2.data.records import Kind
+from m2i2.data.records import Kind, Question
 from m2i2.data.shards.split import ImageQuestion, Sample, ShardSplit
 
 
@@ -43,3 +43,8 @@ class SelectedSplit:
         for asked in self.questions():
             yield asked.question.question
             yield asked.question.answer
+
+
+def questions_of(split: ShardSplit | SelectedSplit) -> list[Question]:
+    """The questions of a split, without reading its images."""
+    return [asked.question for asked in split.questions()]

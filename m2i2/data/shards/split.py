@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from m2i2.config import CacheConfig
 from m2i2.data.images.decoding import MAX_BYTES
 from m2i2.data.records import KINDS, Kind, Question
-from m2i2.data.shards.storage import INDEX, Shard, Storage, storage_of
+from m2i2.data.shards.opening import storage_of
+from m2i2.data.shards.storage import INDEX, Shard, Storage
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import check_file, parse_json
 

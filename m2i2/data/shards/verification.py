@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import read_table
-from m2i2.data.shards.storage import Shard, Storage, storage_of
+from m2i2.data.shards.storage import Shard, Storage
 from m2i2.data.shards.tar import members
 from m2i2.errors import M2I2Error
 from m2i2.files import check_file, sha256_of

@@ -10,6 +10,9 @@ from typing import Literal
 
 Normalisation = Literal["official", "fixed"]
 
+TEST_WORDS = 50
+"""Longest question at test time, words (official)."""
+
 _DIGITS = {
     word: str(i) for i, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 }

@@ -1,4 +1,4 @@
-"""Attention by the fastest exact route: PyTorch's fused kernels, or plain products where these are faster.
+"""A CPU's own kernels for half precision: attention in plain products, and linear layers that keep little for backward.
 
 Shapes: B sequences, H heads, L queries, N keys, d wide.
 """
@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2i2.models import ops
+
 IN_CACHE = 2 << 20
 """Bytes of scores that stay in a core's cache while they become probabilities and meet the values."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value: [B, H, L, d], [B, H, N, d] twice -> [B, H, L, d].
-
-    ``mask``: boolean, broadcastable to [B, H, L, N], True where a key may be seen. ``dropout``: of the probabilities.
-    """
+    """As `ops.attention`: in bfloat16 by matrix products, otherwise PyTorch's own kernel."""
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         if mask is None and not dropout:
             attended: Tensor = InPieces.apply(query, key, value)
             return attended
         return _by_products(query, key, value, mask, dropout)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return ops.plain_attention(query, key, value, mask, dropout)
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -101,3 +100,34 @@ def _pieces(query: Tensor, key: Tensor) -> list[tuple[int, slice]]:
 def _like_projection(x: Tensor) -> Tensor:
     """An empty tensor [B, H, L, d] that lies in memory as [B, L, H, d], as the projections around attention have it."""
     return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
+    """As `ops.linear`.
+
+    Autocast keeps a half-precision copy of every weight, and GELU its result, until the backward pass has used them: 0.7 GB
+    of a paper-size step. Both are computed again there, which costs a hundredth of the step.
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and weight.requires_grad:
+        computed: Tensor = _Recomputed.apply(x.to(torch.get_autocast_dtype("cpu")), weight, bias, gelu)
+        return computed
+    return ops.plain_linear(x, weight, bias, gelu)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.gelu, ctx.bias_dtype = gelu, bias.dtype
+        return F.linear(F.gelu(x) if gelu else x, weight.to(x.dtype), bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        of_rows = gradients[0].flatten(0, -2)
+        rows = x.flatten(0, -2)
+        of_x = (of_rows @ weight.to(x.dtype)).view_as(x)
+        if ctx.gelu:
+            of_x = torch.ops.aten.gelu_backward(of_x, x)
+            rows = F.gelu(rows)
+        return of_x, (of_rows.T @ rows).to(weight.dtype), of_rows.sum(0).to(ctx.bias_dtype), None

@@ -1,0 +1,92 @@
+"""Which kernels this process computes with, and why: chosen and installed once, at start, by `install`.
+
+All of them compute the same and keep the same state under the same names, so that checkpoints move between them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from m2i2.backends import cpu, heap
+from m2i2.backends.cuda import apex_problem, fuse_norms
+from m2i2.config import TrainingConfig
+from m2i2.errors import M2I2Error
+from m2i2.models import ops
+from m2i2.models.text import Intermediate, ResidualOutput
+from m2i2.models.vision import Block
+
+Kernel = Literal["apex", "fused", "plain"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The kernels in use, of AdamW and (with apex) of LayerNorm, and the reason."""
+
+    kernel: Kernel
+    reason: str
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"Kernels: {self.kernel} ({self.reason})"
+
+    def after_step(self, step: int) -> None:
+        """Once per optimizer step, after it: on a CPU, look after the heap."""
+        if self.device.type == "cpu":
+            heap.keep_freed_memory()  # now that weights, moments and teacher have their places
+            if step % heap.HOLES_EVERY == 0:
+                heap.give_back_holes()
+
+
+def choose(device: torch.device, wanted: str = "auto") -> Backend:
+    """Apex where it is complete, else PyTorch's fused kernel where the device has one, else the plain implementation.
+
+    M2I2Error where the ``wanted`` one (``training.kernels``) is not available.
+    """
+    problem = apex_problem(device)
+    fused = device.type in ("cuda", "cpu")
+    if wanted == "plain":
+        return Backend("plain", "training.kernels asks for them", device)
+    if wanted == "apex" and problem:
+        raise M2I2Error(f"training.kernels=apex is not available: {problem}. training.kernels=auto takes what is there.")
+    if wanted == "fused" and not fused:
+        raise M2I2Error(f"training.kernels=fused is not available: there is no fused kernel for {device.type}.")
+    if not problem and wanted != "fused":
+        return Backend("apex", "its CUDA extensions are there", device)
+    if fused:
+        return Backend("fused", "training.kernels asks for PyTorch's" if wanted == "fused" else f"PyTorch's; {problem}", device)
+    return Backend("plain", f"no fused kernel for {device.type}", device)
+
+
+def install(device: torch.device, training: TrainingConfig | None = None) -> Backend:
+    """Let the networks of this process compute with the best kernels for ``device``.
+
+    ``training``: what the settings ask for; without them, as for answering questions, the device decides alone.
+    """
+    backend = choose(device, training.kernels if training else "auto")
+    if device.type == "cpu":
+        ops.use(cpu.attention, cpu.linear)
+    else:
+        ops.use()
+    return backend
+
+
+def prepare(modules: Iterable[nn.Module], backend: Backend, training: TrainingConfig) -> None:
+    """Give ``modules`` the layers that the backend and the settings ask for, in place; names of parameters stay."""
+    for module in modules:
+        if backend.kernel == "apex":
+            fuse_norms(module)
+        if training.compile:
+            compile_layers(module)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let torch.compile see to the layers of ``model``, in place; names of parameters stay.
+
+    Of the text layers the parts around attention: whatever reads an image calls attention from outside.
+    """
+    for module in model.modules():
+        if isinstance(module, Block | Intermediate | ResidualOutput):
+            module.compile(dynamic=True)

@@ -1,0 +1,29 @@
+"""The loss of finetuning: the answer, token by token."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2i2.precision import full
+
+
+def answer_loss(
+    logits: Tensor,
+    answer_ids: Tensor,
+    answer_mask: Tensor,
+    teacher_logits: Tensor | None = None,
+    distillation: float = 0.0,
+    weight: float = 1.0,
+) -> Tensor:
+    """The mean over the questions of ``weight`` times the summed token loss of the answer.
+
+    ``logits``, ``teacher_logits``: [B, A - 1, V], what follows each token of ``answer_ids`` [B, A] but the last; ``answer_mask``:
+    [B, A]. The loss of a token is (1 - a) * CE + a * soft CE against the teacher, a = ``distillation`` (official code; the paper's
+    momentum distillation).
+    """
+    log_probabilities = F.log_softmax(full(logits), dim=-1)
+    labels, asked = answer_ids[:, 1:], answer_mask[:, 1:].to(log_probabilities.dtype)
+    loss = -log_probabilities.gather(2, labels.unsqueeze(2)).squeeze(2)
+    if teacher_logits is not None and distillation:
+        soft = F.softmax(full(teacher_logits), dim=-1)
+        loss = (1 - distillation) * loss - distillation * (log_probabilities * soft).sum(-1)
+    return weight * (loss * asked).sum(1).mean()

@@ -1,0 +1,101 @@
+"""Everyone's features, and which of the global batch's rows are hard negatives of this rank's.
+
+Nothing here is of size (global batch)^2: a rank holds its own b rows against the B of all ranks and the Q of the queue.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from m2i2.data.loading.batch import CaptionBatch
+from m2i2.distributed import all_gather_together, rank
+from m2i2.objectives.itm import draw_negatives
+from m2i2.tasks.noise import gumbel_noise
+from m2i2.tasks.queue import FeatureQueue
+from m2i2.tasks.task import Key
+from m2i2.tasks.teacher import TeacherTargets
+
+
+class Negatives(NamedTuple):
+    """One hard negative image for each text, and one hard negative text for each image."""
+
+    image: Tensor
+    """[b] rows of the global batch (of the rank's own, where negatives are local)."""
+    text: Tensor
+    image_there: Tensor
+    """[b] bool, whether there was one to draw."""
+    text_there: Tensor
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """What the contrast and the queue take of the global batch: gathered once per micro-batch."""
+
+    image: Tensor
+    """[B, projection] the teacher's features; likewise ``text``."""
+    text: Tensor
+    image_ids: Tensor
+    """[B]"""
+    text_ids: Tensor
+    queue: FeatureQueue
+    """Further negatives of the contrast."""
+    rows: int
+    """b, the rows of one rank."""
+    local: bool
+    """Whether negatives come from this rank's own rows only (official code)."""
+
+    @classmethod
+    def gather(cls, targets: TeacherTargets, batch: CaptionBatch, queue: FeatureQueue, local: bool) -> "Everyone":
+        """Gather the features and identities of every rank's micro-batch. Collective."""
+        mine = targets.image_features, targets.text_features, batch.image_id, batch.caption_id
+        image, text, image_ids, text_ids = all_gather_together(mine)
+        return cls(image, text, image_ids, text_ids, queue, len(batch), local)
+
+    @property
+    def first(self) -> int:
+        """The global number of this rank's first row."""
+        return rank() * self.rows
+
+    def candidates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features and identities (image, text, image_ids, text_ids) of what negatives come from: all rows, or the rank's own."""
+        all_of = self.image, self.text, self.image_ids, self.text_ids
+        if not self.local:
+            return all_of
+        mine = slice(self.first, self.first + self.rows)
+        return self.image[mine], self.text[mine], self.image_ids[mine], self.text_ids[mine]
+
+    def own(self) -> Tensor:
+        """[b], where the rank's own rows stand among the candidates."""
+        first = 0 if self.local else self.first
+        return torch.arange(first, first + self.rows, device=self.image.device)
+
+    def excluded(self) -> Tensor:
+        """[b, candidates + Q] bool, the pairs that share an image or a caption, but for each row's own pair."""
+        _, _, image_ids, text_ids = self.candidates()
+        mine = slice(self.first, self.first + self.rows)
+        same = _same(self.image_ids[mine], torch.cat([image_ids, self.queue.image_ids]))
+        same |= _same(self.text_ids[mine], torch.cat([text_ids, self.queue.text_ids]))
+        own = self.own()
+        same[torch.arange(self.rows, device=own.device), own] = False
+        return same
+
+    def draw(self, text_to_image: Tensor, image_to_text: Tensor, excluded: Tensor | None, key: Key) -> Negatives:
+        """Hard negatives with probability softmax(similarity) among the candidates, [b, candidates] each, never the own pair."""
+        own = self.own()
+        forbidden = torch.zeros(text_to_image.shape, dtype=torch.bool, device=own.device)
+        forbidden[torch.arange(self.rows, device=own.device), own] = True
+        if excluded is not None:
+            forbidden |= excluded
+        rows = torch.arange(self.first, self.first + self.rows, device=own.device)
+        offset = self.first if self.local else 0
+        columns = torch.arange(offset, offset + text_to_image.shape[1], device=own.device)
+        image, image_there = draw_negatives(text_to_image, forbidden, gumbel_noise(key, 0, rows, columns))
+        text, text_there = draw_negatives(image_to_text, forbidden, gumbel_noise(key, 1, rows, columns))
+        return Negatives(image, text, image_there, text_there)
+
+
+def _same(mine: Tensor, all_ids: Tensor) -> Tensor:
+    """[b], [B] identities -> [b, B] where they are equal; the queue's -1 (empty) equals none."""
+    return mine.unsqueeze(1) == all_ids.unsqueeze(0)

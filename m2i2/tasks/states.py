@@ -1,0 +1,183 @@
+"""The states of a pretraining micro-batch: one masked pass over the image, one over the text and one over both serve all losses."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from m2i2.config import ObjectivesConfig
+from m2i2.data.loading.batch import CaptionBatch
+from m2i2.distributed import RowExchange, mean_over_ranks, world_size
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.models.text import ImageRows
+from m2i2.models.vision import patchify, take
+from m2i2.objectives.itc import itc_loss
+from m2i2.objectives.itm import rows_present
+from m2i2.objectives.states import Contrast, Matching, Pixels, States, Words
+from m2i2.tasks.negatives import Everyone, Negatives
+from m2i2.tasks.task import Key
+from m2i2.tasks.teacher import TeacherTargets
+
+
+class _Fused(NamedTuple):
+    """Multimodal states [b, L, D] of the same captions in different company; None where no objective reads them."""
+
+    pair: Tensor | None
+    with_negative_image: Tensor | None
+    with_negative_text: Tensor | None
+    masked: Tensor | None
+
+
+class PretrainingStates(States):
+    """What the student makes of a micro-batch, computed as the objectives ask for it. Collective: all ranks ask for the same."""
+
+    def __init__(
+        self,
+        student: PretrainingModel,
+        settings: ObjectivesConfig,
+        batch: CaptionBatch,
+        targets: TeacherTargets,
+        everyone: Everyone,
+        distillation: float,
+        draws: Key | Negatives,
+        reads: frozenset[str],
+    ) -> None:
+        """``batch``: prepared (normalised pixels). ``draws``: what hard negatives are drawn from, or which ones they are.
+
+        ``reads``: which of ``matching`` and ``words`` some objective reads.
+        """
+        self.student, self.settings, self.batch, self.targets = student, settings, batch, targets
+        self.everyone, self.distillation, self._draws, self._reads = everyone, distillation, draws, reads
+        self._seen = student.visual_encoder(batch.image, batch.student_noise, settings.image_mask_ratio)
+        self.image_states = self._seen.states
+        texts, mask = [batch.input_ids], batch.attention_mask
+        if "words" in reads:
+            texts.append(batch.masked_input_ids)
+        text = student.text_encoder.bert.encode(torch.cat(texts), mask.repeat(len(texts), 1))
+        self.text_states, self._masked_text_states = text[: len(batch)], text[len(batch) :]
+        self.image_features = student.image_features(self.image_states)
+        self.text_features = student.text_features(self.text_states)
+
+    @cached_property
+    def _excluded(self) -> Tensor | None:
+        return self.everyone.excluded() if self.settings.false_negatives == "exclude" else None
+
+    @cached_property
+    def contrast(self) -> Contrast:
+        """The image-text contrast against the teacher's features of the global batch and the queue."""
+        image, text, _, _ = self.everyone.candidates()
+        queue = self.everyone.queue
+        with torch.autocast(image.device.type, enabled=False):
+            return itc_loss(
+                self.image_features,
+                self.text_features,
+                (image, queue.image),
+                (text, queue.text),
+                self.everyone.own(),
+                self.student.temp,
+                self.distillation,
+                self._excluded,
+            )
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The masked patches, reconstructed from the visible ones."""
+        assert self._seen.order is not None
+        hidden = self._seen.order[:, self.image_states.shape[1] - 1 :]
+        target = take(patchify(self.batch.image, self.student.vision.patch_size), hidden)
+        return Pixels(self.student.visual_encoder.reconstruct(self._seen), target)
+
+    @cached_property
+    def negatives(self) -> Negatives:
+        """The hard negatives of the rank's rows."""
+        if isinstance(self._draws, Negatives):
+            return self._draws
+        count = len(self.everyone.candidates()[0])
+        excluded = None if self._excluded is None else self._excluded[:, :count]
+        contrast = self.contrast
+        return self.everyone.draw(contrast.text_to_image[:, :count], contrast.image_to_text[:, :count], excluded, self._draws)
+
+    @cached_property
+    def matching(self) -> Matching:
+        """The matching head's output: true pairs, negative images for texts, negative texts for images."""
+        fused = self._fused
+        if fused.pair is None or fused.with_negative_image is None or fused.with_negative_text is None:
+            raise _not_read("matching")
+        first_tokens = torch.cat([fused.pair[:, 0], fused.with_negative_image[:, 0], fused.with_negative_text[:, 0]])
+        logits = self.student.itm_head(first_tokens)
+        return Matching(logits, self.negatives.image_there, self.negatives.text_there, self._mean_counts[0])
+
+    @cached_property
+    def words(self) -> Words:
+        """The vocabulary head's output, at the masked words alone."""
+        if self._fused.masked is None:
+            raise _not_read("words")
+        places = self.targets.places
+        logits = self.student.text_encoder.logits(self._fused.masked.flatten(0, 1).index_select(0, places))
+        labels = self.batch.labels.flatten().index_select(0, places)
+        return Words(logits, labels, self.targets.mlm_logits, self._mean_counts[1])
+
+    @cached_property
+    def _mean_counts(self) -> Tensor:
+        """[2] rows of the matching, and masked words, of a rank: the means over the ranks."""
+        words = self.image_features.new_full((), len(self.targets.places))
+        rows = words.new_zeros(())
+        if "matching" in self._reads:
+            rows = rows_present(self.negatives.image_there, self.negatives.text_there).sum().to(words.dtype)
+        return mean_over_ranks(torch.stack([rows, words]))
+
+    @cached_property
+    def _fused(self) -> _Fused:
+        """One pass of the multimodal encoder over all that is read.
+
+        True pairs, negative texts and masked texts stand at their own image, whose keys and values are projected once; texts at
+        their negative images follow.
+        """
+        bert, mask, rows = self.student.text_encoder.bert, self.batch.attention_mask, len(self.batch)
+        keys_values = bert.image_keys_values(self.image_states)
+        at_image: list[tuple[Tensor, Tensor]] = []
+        groups: list[ImageRows] = []
+        matching, words = "matching" in self._reads, "words" in self._reads
+        if matching:
+            negative_keys_values, negative_text, negative_mask = self._negative_states(keys_values)
+            at_image += [(self.text_states, mask), (negative_text, negative_mask)]
+            groups.append(ImageRows(negative_keys_values, 1))
+        if words:
+            at_image.append((self._masked_text_states, mask))
+        repeats = len(at_image)
+        if not repeats:
+            return _Fused(None, None, None, None)
+        states = torch.stack([text for text, _ in at_image], dim=1).flatten(0, 1)
+        states_mask = torch.stack([its_mask for _, its_mask in at_image], dim=1).flatten(0, 1)
+        if matching:
+            states, states_mask = torch.cat([states, self.text_states]), torch.cat([states_mask, mask])
+        fused = bert.fuse(states, states_mask, [ImageRows(keys_values, repeats), *groups])
+        at_image_fused = fused[: rows * repeats].unflatten(0, (rows, repeats))
+        return _Fused(
+            at_image_fused[:, 0] if matching else None,
+            fused[rows * repeats :] if matching else None,
+            at_image_fused[:, 1] if matching else None,
+            at_image_fused[:, -1] if words else None,
+        )
+
+    def _negative_states(self, keys_values: list[tuple[Tensor, Tensor]]) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """Keys and values of the negative images, states and mask of the negative texts; from other ranks where they are theirs."""
+        image, text, mask = self.negatives.image, self.negatives.text, self.batch.attention_mask
+        if self.everyone.local or world_size() == 1:
+            return [(k[image], v[image]) for k, v in keys_values], self.text_states[text], mask[text]
+        exchange = RowExchange((image, text), self.everyone.rows)
+        images = exchange.fetch(0, self.image_states)
+        texts = exchange.fetch(1, torch.cat([self.text_states, mask.unsqueeze(-1).to(self.text_states.dtype)], dim=-1))
+        return self.student.text_encoder.bert.image_keys_values(images), texts[..., :-1], texts[..., -1].long()
+
+    def features(self) -> dict[str, Tensor]:
+        """What came out beside the losses, detached."""
+        found = {"image_features": self.image_features.detach(), "text_features": self.text_features.detach()}
+        if "matching" in self._reads:
+            found["itm_logits"] = self.matching.logits.detach()
+        return found
+
+
+def _not_read(what: str) -> LookupError:
+    return LookupError(f'An objective that reads states.{what} says so where it is registered: @objective(..., reads=["{what}"]).')

@@ -1,0 +1,109 @@
+"""The DeepSpeed configuration: a ZeRO-1/2 file checked against our settings, and completed with them."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from m2i2.data.loading.sampling import Share
+from m2i2.errors import M2I2Error, shown
+from m2i2.files import read_object
+
+DEFAULT_CONFIG: dict[str, Any] = {
+    "zero_optimization": {
+        "stage": 2,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "overlap_comm": False,
+        "reduce_bucket_size": 8_000_000,
+        "allgather_bucket_size": 50_000_000,
+    },
+    "steps_per_print": 1_000_000_000,
+    "wall_clock_breakdown": False,
+}
+"""What ds_configs/zero2.json says, for installations without that folder."""
+
+_OURS = {
+    "optimizer": "the optimizer.* settings",
+    "scheduler": "optimizer.lr, final_lr and warmup_epochs",
+    "fp16": "training.precision",
+    "bf16": "training.precision",
+    "torch_autocast": "training.precision",
+    "activation_checkpointing": "training.checkpoint_activations",
+    "tensorboard": "monitor.tensorboard",
+    "wandb": "monitor.wandb",
+    "csv_monitor": "log.jsonl in the run's folder",
+    "comet": "monitor.wandb or monitor.tensorboard",
+    "flops_profiler": "tools/benchmark.py",
+}
+"""Sections that are settings of this project, and which."""
+_KNOWN = (
+    *(
+        "zero_optimization",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    ),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "prescale_gradients"),
+    *("gradient_predivide_factor", "communication_data_type", "zero_allow_untested_optimizer"),
+)
+_KNOWN_OF_ZERO = (
+    *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
+    *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "round_robin_gradients", "ignore_unused_parameters"),
+)
+_OFFLOAD = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "zenflow")
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """A DeepSpeed configuration file; M2I2Error where it is missing or not a JSON object."""
+    return read_object(path, "DeepSpeed configuration", " ds_configs/ holds ready ones.")
+
+
+def complete_config(config: Mapping[str, Any], share: Share, clip: float, source: str) -> dict[str, Any]:
+    """The DeepSpeed configuration with our batch and clipping filled in.
+
+    Values that the file sets itself must agree with ours ("auto" always does). Sections that are settings of this project, and
+    keys that are not supported, are refused: M2I2Error.
+    """
+    for section, instead in _OURS.items():
+        if section in config:
+            raise M2I2Error(f"{source} has a section {section!r}; remove it and use {instead} instead.")
+    _refuse_unknown(config, _KNOWN, source, "")
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise M2I2Error(f'{source}: zero_optimization={shown(zero)} must be an object, such as {{"stage": 2}}.')
+    if offload := [key for key in _OFFLOAD if key in zero]:
+        raise M2I2Error(
+            f"{source} asks for zero_optimization.{offload[0]}: offloading to the CPU is not supported. Remove it; to save memory, "
+            f"use training.checkpoint_activations=true, a smaller training.batch, or more GPUs."
+        )
+    _refuse_unknown(zero, _KNOWN_OF_ZERO, source, "zero_optimization.")
+    if zero.get("stage") not in (1, 2):
+        raise M2I2Error(
+            f"{source} asks for ZeRO stage {shown(zero.get('stage'))}; this project trains with stage 1 or 2 "
+            f"(zero_optimization.stage)."
+        )
+    ours = {
+        "train_batch_size": share.batch,
+        "train_micro_batch_size_per_gpu": share.micro_batch,
+        "gradient_accumulation_steps": share.accumulation,
+        "gradient_clipping": clip,
+    }
+    for key, value in ours.items():
+        if config.get(key, "auto") not in ("auto", value):
+            raise M2I2Error(
+                f"{source} sets {key}={shown(config[key])}, but training.batch={share.batch} on {share.ranks} rank(s) with "
+                f"training.accumulation={share.accumulation} and optimizer.clip={clip} makes it {value}; "
+                f'remove the key (or write "auto"), or change the settings.'
+            )
+    return {**config, **ours, "zero_allow_untested_optimizer": True}
+
+
+def _refuse_unknown(section: Mapping[str, Any], known: Collection[str], source: str, prefix: str) -> None:
+    """M2I2Error for a key that DeepSpeed would ignore, or that this project was not tested with."""
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(str(key)[:100], known, n=1)
+            hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys here are {', '.join(sorted(known))}."
+            raise M2I2Error(f"{source} has a key {prefix}{shown(key)} that is not supported. {hint} Correct or remove it.")

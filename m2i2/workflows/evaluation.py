@@ -1,0 +1,130 @@
+"""Evaluation, from a finetuned model to its scores."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2i2.backends.heap import keep_freed_memory
+from m2i2.config import CacheConfig
+from m2i2.data.loading.clean import clean_parts
+from m2i2.data.loading.subset import SelectedSplit, questions_of
+from m2i2.data.records import Question
+from m2i2.data.shards.opening import storage_of
+from m2i2.data.shards.split import ShardSplit, read_index
+from m2i2.data.shards.storage import Storage
+from m2i2.errors import M2I2Error
+from m2i2.evaluation.literature import differences_to_paper, literature
+from m2i2.evaluation.protocols import protocol
+from m2i2.evaluation.results import show, summarise, write_results
+from m2i2.inference.predictor import Method, Predictor
+from m2i2.options import to_dict
+from m2i2.precision import autocast_dtype
+from m2i2.provenance import provenance
+from m2i2.workflows.answering import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked, and how."""
+
+    shards: str
+    """A folder of question shards, or its URL."""
+    split: str = "test"
+    protocol: str = "paper"
+    mode: str = "rank"
+    """rank, rank-official or generate."""
+    k: int = 128
+    """Candidates that rank-official re-ranks."""
+    beams: int = 3
+    generate_too: bool = False
+    """Let beam search answer beside a ranking."""
+    batch: int = 16
+    """Questions at a time."""
+    precision: str = "auto"
+
+    @property
+    def folder_name(self) -> str:
+        """Where results are written in a run's folder."""
+        protocol = "" if self.protocol == "paper" else f"-{self.protocol}"
+        return f"evaluation-{self.split}-{self.mode}{protocol}"
+
+
+def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: CacheConfig | None = None) -> dict[str, Any]:
+    """Ask the model every question, score and show its answers, and write results.json and predictions.jsonl; returns the results.
+
+    ``output``: default a folder of the run, named after split, mode and protocol.
+    """
+    keep_freed_memory()
+    rules, config = protocol(asked.protocol), loaded.config
+    shards = storage_of(asked.shards, cache)
+    split, train, test, counts = _questions(asked, shards, config.answering.selection)
+    candidates, normalisation = rules.candidates(train, test), config.answering.normalisation
+    method = Method(mode=asked.mode, k=asked.k, beams=asked.beams, normalisation=normalisation, also_generate=asked.generate_too)
+    device = next(loaded.model.parameters()).device
+    dtype = autocast_dtype(asked.precision, device)
+    predictor = Predictor(loaded.model, loaded.tokenizer, candidates.answers, method, device, dtype, asked.batch)
+    started = time.monotonic()
+    given = list(predictor.predict(split))
+    seconds = time.monotonic() - started
+    source = str(read_index(shards)["source"])
+    results: dict[str, Any] = {
+        **summarise(given, train, rules, candidates, source, normalisation),
+        "method": vars(method),
+        **({"candidate_tree": predictor.reading()} if predictor.nodes_read else {}),
+        "split": asked.split,
+        "splits": counts,
+        "trained": loaded.trained,
+        "shards": {"folder": shards.place, "source": source, "fingerprint": split.fingerprint},
+        "checkpoint": str(loaded.checkpoint),
+        "seconds_per_question": round(seconds / len(given), 4),
+        "precision": str(dtype).removeprefix("torch."),
+        "configuration": to_dict(config),
+        **provenance(),
+    }
+    notes = [*rules.habits(source), *_cautions(rules.name, loaded.trained["protocol"])]
+    if any(view["published"] for view in results["views"].values()):
+        results["differs_from_published"] = differences_to_paper(results["configuration"])
+        notes.append(f"Published rows: {literature()['source']}. What differs: {'; '.join(results['differs_from_published'])}.")
+    folder = output or _run_of(loaded.checkpoint) / asked.folder_name
+    write_results(folder, results, given, normalisation)
+    show(results)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"{len(given)} questions in {seconds:.0f} s; written to {folder}.")
+    return results
+
+
+def _questions(
+    asked: Asked, shards: Storage, selection: float
+) -> tuple[ShardSplit | SelectedSplit, list[Question], list[Question], dict[str, Any]]:
+    """What is asked, the training questions that the protocol knows, the test questions, and counts of all of them.
+
+    Under ``clean`` the test questions are left empty: nothing may know them before the model has answered. There the split
+    ``selection`` is what chose the checkpoint.
+    """
+    split: ShardSplit | SelectedSplit
+    if asked.protocol == "clean":
+        parts = clean_parts(shards, selection)
+        split = parts.selection if asked.split == "selection" else ShardSplit.open(shards, asked.split, "vqa")
+        train, test, counts = questions_of(parts.known), [], dict(parts.counts)
+    else:
+        split = ShardSplit.open(shards, asked.split, "vqa")
+        train, test = (questions_of(ShardSplit.open(shards, name, "vqa")) for name in ("train", "test"))
+        counts = {"training_questions": len(train), "test_questions": len(test)}
+    if not len(split):
+        raise M2I2Error(f"The split {asked.split!r} of {shards.place} holds no questions under {asked.protocol}.")
+    return split, train, test, {**counts, "asked": len(split)}
+
+
+def _cautions(protocol: str, trained: str) -> list[str]:
+    """What a reader must know where a model was not trained under the protocol that scores it."""
+    if protocol == "clean" and trained != "clean":
+        return [f"It was trained under {trained}: it may have seen rewrites of test questions, or been chosen by the test set."]
+    return []
+
+
+def _run_of(checkpoint: Path) -> Path:
+    if checkpoint.is_file():
+        return checkpoint.with_suffix("")
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint

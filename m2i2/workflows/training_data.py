@@ -1,0 +1,49 @@
+"""What training runs read: the built-in demo data, the augmentation, and this rank's loader."""
+
+from pathlib import Path
+from typing import Any
+
+from m2i2.config import DataConfig, TrainingConfig
+from m2i2.data.images.transforms import Augmentation
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.loader import CaptionRows, Loader, QuestionRows
+from m2i2.data.loading.sampling import Share
+from m2i2.data.records import Kind
+from m2i2.data.shards.building import Encoding, build
+from m2i2.data.sources import open_source
+from m2i2.training.processes import Process
+from m2i2.workflows.run_folder import on_first_rank
+
+DEMO = Path("runs") / "demo-shards"
+
+
+def demo_shards(kind: Kind, process: Process) -> str:
+    """The folder of the built-in demo data's shards, drawn now where they are not there yet. Collective."""
+    folder = DEMO / kind
+
+    def draw() -> None:
+        build(open_source(kind, "phantoms", None), folder, Encoding(side=128), options={})
+
+    on_first_rank(process, draw)
+    return str(folder)
+
+
+def make_augmentation(size: int, data: DataConfig) -> Augmentation:
+    """The augmentation that the settings describe."""
+    return Augmentation(size=size, crop_scale=data.crop_scale, flip=data.flip, randaugment=data.randaugment)
+
+
+def make_loader(
+    corpus: Corpus, rows: CaptionRows | QuestionRows, data: DataConfig, training: TrainingConfig, process: Process
+) -> Loader[Any]:
+    """The loader of this rank's share."""
+    return Loader(
+        corpus,
+        rows,
+        Share(training.batch, training.accumulation, process.rank, process.ranks),
+        epochs=training.epochs,
+        seed=training.seed,
+        window=data.window,
+        workers=data.workers,
+        pin_memory=process.device.type == "cuda",
+    )
