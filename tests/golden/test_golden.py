@@ -9,6 +9,8 @@ from tests.golden.stored import stored
 
 EXACT = 1e-9
 ON_RANKS = {1: list(CASES), 2: list(CASES), 4: ["pretraining"]}
+PRELOAD = ("tests.golden.run", "torch._dynamo")
+"""What takes longer to import (seconds, of each of seven processes) than the steps take."""
 
 
 def assert_golden(found: Record, name: str) -> None:
@@ -18,7 +20,7 @@ def assert_golden(found: Record, name: str) -> None:
 
 @pytest.mark.parametrize("ranks", ON_RANKS)
 def test_the_numbers_of_version_0_1(ranks: int) -> None:
-    for outcome in on_ranks(ranks, run_several, ON_RANKS[ranks]):
+    for outcome in on_ranks(ranks, run_several, ON_RANKS[ranks], preload=PRELOAD):
         for name, found in outcome.items():
             assert_golden(found, name)
 
