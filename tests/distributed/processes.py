@@ -25,9 +25,7 @@ def _run(rank: int, ranks: int, port: int, work: Callable[..., Any], arguments: 
     dist.destroy_process_group()
 
 
-def on_ranks(
-    ranks: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120, preload: Sequence[str] = ()
-) -> list[Any]:
+def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120, preload: Sequence[str] = ()) -> list[Any]:
     """What ``work(rank, ranks, *arguments)`` returns on each of ``ranks`` processes, in rank order.
 
     With modules to ``preload`` the processes are forked off a server that has imported them, once for all calls; else each

@@ -121,7 +121,12 @@ def micro_batch(case: Case, step: int, micro: int, rank: int, ranks: int) -> Mic
     whole = _pairs(step)
     images, texts = _negatives(whole, step, slice(first, first + together))
     own = slice(rank * rows, (rank + 1) * rows)
-    texts_of = {"input_ids": "attention_mask", "masked": "attention_mask", "attention": "attention_mask", "labels": "attention_mask"}
+    texts_of = {
+        "input_ids": "attention_mask",
+        "masked": "attention_mask",
+        "attention": "attention_mask",
+        "labels": "attention_mask",
+    }
     return Micro(_trimmed(whole, mine, texts_of), images[own], texts[own])
 
 
