@@ -33,7 +33,8 @@ OBJECTIVES: dict[str, Any] = {
 ANSWERING: dict[str, Any] = {"distillation": 0.4, "momentum": 0.95, "answer_weight": 0.5}
 OPTIMIZER: dict[str, Any] = {
     **{"lr": 1e-3, "final_lr": 1e-4, "warmup_lr": 1e-4, "warmup_epochs": 0.5, "weight_decay": 0.02},
-    # with AdamW's usual 1e-8 a gradient that is zero but for rounding (keys' biases) moves its weight by more than 1e-9
+    # AdamW turns gradients that are zero but for rounding (keys' biases) into steps: on 2 ranks and on 1 the records
+    # differ by 6e-11 with its usual 1e-8, by 6e-13 with this
     "eps": 1e-6,
 }
 IMAGES, CAPTIONS = 30, 30
