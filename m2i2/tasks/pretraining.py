@@ -66,7 +66,7 @@ class PretrainingTask(Task):
 
     def prepared(self, batch: CaptionBatch) -> CaptionBatch:
         """The batch with normalised pixels and captions as long as those of every other rank. Collective."""
-        batch = replace(batch, image=normalise(batch.image))
+        batch = replace(batch, image=normalise(batch.image).to(self.student.temp.dtype))
         if world_size() > 1:
             longest = int(max_over_ranks(torch.tensor([batch.input_ids.shape[1]], device=batch.item.device)))
             batch = batch.padded(longest, self.pad_id)

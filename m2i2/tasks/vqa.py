@@ -1,5 +1,7 @@
 """VQA finetuning as a task: the answering model and, where it is distilled, its teacher beside it."""
 
+from dataclasses import replace
+
 import torch
 
 from m2i2.config import FinetuningConfig
@@ -31,7 +33,7 @@ class VQATask(Task):
 
     def forward(self, batch: QuestionBatch, key: Key) -> Output:
         """The mean answer loss of a micro-batch."""
-        batch.image = normalise(batch.image)
+        batch = replace(batch, image=normalise(batch.image).to(self.student.visual_encoder.cls_token.dtype))
         with autocast(batch.image.device, self.dtype):
             soft = self.teacher.targets(batch) if self.teacher is not None else None
             logits = self.student.answer_logits(batch.image, batch.question_ids, batch.question_mask, batch.answer_ids)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from m2i2.backends.kernels import choose
 
 from m2i2.backends import shared_memory
-from m2i2.backends.kernels import choose
 from m2i2.config import PretrainingConfig, preset
 from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel

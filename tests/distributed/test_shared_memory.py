@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from m2i2.backends.kernels import choose
 from torch import nn
 
 from m2i2.backends import shared_memory
-from m2i2.backends.kernels import choose
 from m2i2.config import OptimizerConfig
 from m2i2.data.loading.sampling import Share
 from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, start_engine

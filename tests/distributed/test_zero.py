@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from m2i2.backends.kernels import choose
 from torch import Tensor, nn
 
-from m2i2.backends.kernels import choose
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig, preset
 from m2i2.data.loading.corpus import Corpus

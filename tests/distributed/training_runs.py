@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from m2i2.data.text.cleaning.tokenizer import Tokenizer, train_tokenizer
+from m2i2.workflows.preparation import make_augmentation, make_loader
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.loader import CaptionRows, Loader
-from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.deepspeed.engine import DEFAULT_CONFIG
 from m2i2.training.processes import Process, join
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import train
-from m2i2.workflows.preparation import make_augmentation, make_loader
 
 
 def tokenizer_of(corpus: Corpus) -> Tokenizer:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from m2i2.inference.loading import load_answerer
 from PIL import Image
 
 from m2i2.cli.gradcam import main
-from m2i2.inference.loading import load_answerer
 from m2i2.inference.localisation import localise
 from tests.phantom_model import TEST_IMAGES, lesion_questions, phantoms
 

@@ -1,7 +1,12 @@
-"""The tiny double-precision model that the official numbers were taken from."""
+"""A folder of official numbers: its sizes, as its model.json and its tensors tell them, and its files."""
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -9,20 +14,79 @@ from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
 
-VISION = VisionConfig(image_size=64, patch_size=16, width=64, depth=3, heads=4, decoder_width=32, decoder_depth=2, decoder_heads=4)
-TEXT = TextConfig(
-    vocabulary_size=500,
-    width=64,
-    depth=4,
-    fusion_layer=2,
-    heads=4,
-    intermediate=128,
-    positions=64,
-    dropout=0.0,
-    attention_dropout=0.0,
-    decoder_depth=2,
-)
-OBJECTIVES = ObjectivesConfig(projection=16, queue=24, negatives="global", false_negatives="official")
+
+@dataclass(frozen=True)
+class Sizes:
+    """The double-precision model that a folder's numbers were taken from."""
+
+    vision: VisionConfig
+    text: TextConfig
+    objectives: ObjectivesConfig
+    answering_side: int
+    """Pixels of the VQA part's images; 0 where the folder has no VQA part."""
+    answer_weight: float
+
+
+@cache
+def sizes(folder: Path) -> Sizes:
+    """What ``model.json`` says and, where it is silent on a size, what the shapes of the weights and inputs say."""
+    told, state = json.loads((folder / "model.json").read_text()), tensors(folder, "pretrain_state_dict")
+    told.setdefault("image_size", tensors(folder, "pretrain_inputs")["image"].shape[-1])
+    side = tensors(folder, "vqa_inputs")["image"].shape[-1] if has_answering(folder) else 0
+    return read_sizes(told, state, side)
+
+
+def read_sizes(told: Mapping[str, Any], state: Mapping[str, Tensor], answering_side: int) -> Sizes:
+    """Sizes by ``told``, else by an official state's shapes."""
+    layer = "text_encoder.bert.encoder.layer"
+    embeddings = "text_encoder.bert.embeddings"
+
+    def size(key: str, measure: Callable[[], int]) -> int:
+        return int(told[key]) if key in told else measure()
+
+    depth = size("text_depth", lambda: 1 + max(_numbers(state, rf"{layer}\.(\d+)\.")))
+    fusion = size("fusion_layer", lambda: min(_numbers(state, rf"{layer}\.(\d+)\.crossattention\.")))
+    vision = VisionConfig(
+        image_size=told["image_size"],
+        patch_size=size("patch_size", lambda: state["visual_encoder.patch_embed.proj.weight"].shape[-1]),
+        width=size("image_width", lambda: state["visual_encoder.cls_token"].shape[-1]),
+        depth=size("image_depth", lambda: 1 + max(_numbers(state, r"visual_encoder\.blocks\.(\d+)\."))),
+        heads=told["image_heads"],
+        decoder_width=size("decoder_width", lambda: state["visual_encoder.mask_token"].shape[-1]),
+        decoder_depth=size("decoder_depth", lambda: 1 + max(_numbers(state, r"visual_encoder\.decoder_blocks\.(\d+)\."))),
+        decoder_heads=told["decoder_heads"],
+    )
+    text = TextConfig(
+        vocabulary_size=size("vocabulary", lambda: state[f"{embeddings}.word_embeddings.weight"].shape[0]),
+        width=size("text_width", lambda: state[f"{embeddings}.word_embeddings.weight"].shape[1]),
+        depth=depth,
+        fusion_layer=fusion,
+        heads=told["text_heads"],
+        intermediate=size("intermediate", lambda: state[f"{layer}.0.intermediate.dense.bias"].shape[0]),
+        positions=size("positions", lambda: state[f"{embeddings}.position_embeddings.weight"].shape[0]),
+        dropout=0.0,
+        attention_dropout=0.0,
+        decoder_depth=told.get("answer_depth", depth - fusion),
+    )
+    objectives = ObjectivesConfig(
+        projection=size("projection", lambda: state["vision_proj.bias"].shape[0]),
+        queue=size("queue", lambda: state["image_queue"].shape[1]),
+        momentum=told.get("momentum", 0.995),
+        distillation=told.get("alpha", 0.4),
+        image_mask_ratio=told.get("mask_ratio", 0.15),
+        negatives="global",
+        false_negatives="official",
+    )
+    return Sizes(vision, text, objectives, answering_side, told.get("answer_weight", 0.5))
+
+
+def _numbers(state: Mapping[str, Tensor], pattern: str) -> set[int]:
+    return {int(match[1]) for key in state if (match := re.match(pattern, key))}
+
+
+def has_answering(folder: Path) -> bool:
+    """Whether the folder has a VQA part."""
+    return all((folder / f"vqa_{name}.safetensors").is_file() for name in ("inputs", "outputs", "state_dict"))
 
 
 def tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -38,5 +102,6 @@ def fitting(module: torch.nn.Module, state: Mapping[str, Tensor], suffix: str = 
 
 
 def largest_difference(ours: Tensor, official: Tensor) -> float:
-    """The largest absolute difference, of scalars written as [1] too."""
-    return float((ours.detach().reshape(official.shape) - official).abs().max())
+    """The largest absolute difference, of scalars written as [1] too; infinite where a number is none."""
+    difference = (ours.detach().reshape(official.shape) - official).abs().max()
+    return float(difference) if bool(difference.isfinite()) else float("inf")

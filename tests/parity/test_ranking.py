@@ -1,7 +1,6 @@
 """The official ranking of candidates to 1e-9, and the exact one against plain likelihoods."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,13 @@ from torch import Tensor
 from m2i2.inference.generation import beam_search
 from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
-from tests.parity.fixture import TEXT, VISION, fitting, largest_difference, tensors
+from tests.parity.fixture import largest_difference, sizes, tensors
+from tests.parity.steps import answering_model
 
 
 @pytest.fixture(scope="module")
 def asked(parity_folder: Path) -> tuple[VQAModel, Tensor, dict[str, Tensor]]:
-    model = VQAModel(replace(VISION, image_size=96), TEXT).double().eval()
-    model.load_state_dict(dict(fitting(model, tensors(parity_folder, "vqa_state_dict"))))
+    model = answering_model(sizes(parity_folder), tensors(parity_folder, "vqa_state_dict")).eval()
     inputs = tensors(parity_folder, "vqa_inputs")
     with torch.inference_mode():
         keys_values = model.encode_image(inputs["image"])

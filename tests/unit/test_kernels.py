@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from m2i2.backends.kernels import Choice, apex_problem, build, choose, fuse_norms, install
+
 from m2i2.config import TrainingConfig, preset
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel

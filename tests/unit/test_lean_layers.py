@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from m2i2.backends.cpu_attention import attention
+from m2i2.backends.cpu_linear import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2i2.backends import cpu_attention as module
-from m2i2.backends.cpu_attention import attention
-from m2i2.backends.cpu_linear import Linear
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
