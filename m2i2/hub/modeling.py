@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from m2i2.data.loading.batch import QuestionBatch
 from m2i2.errors import M2I2Error
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
@@ -22,6 +21,7 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import listed
+from m2i2.objectives.answers import answer_loss
 
 N = TypeVar("N", PretrainingModel, VQAModel)
 
@@ -172,15 +172,9 @@ class M2I2ForVisualQuestionAnswering(M2I2PreTrainedModel[VQAModel]):
         states = self.network.encode_question(input_ids, attention_mask, keys_values)
         loss = None
         if labels is not None:
-            batch = QuestionBatch(
-                image=pixel_values,
-                item=torch.arange(len(labels)),
-                question_ids=input_ids,
-                question_mask=attention_mask,
-                answer_ids=labels.clamp_min(0),
-                answer_mask=(labels >= 0).long(),
-            )
-            loss = self.network(batch, 0.0, None, 1.0)
+            decoder, answers = self.network.text_decoder, labels.clamp_min(0)
+            logits = decoder.logits(decoder(answers[:, :-1], states, attention_mask))
+            loss = answer_loss(logits, answers, (labels >= 0).long())
         return M2I2AnsweringOutput(loss=loss, last_hidden_state=states)
 
     def answer(

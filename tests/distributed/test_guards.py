@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig, preset
+from m2i2.data.loading.batch import CaptionBatch
+from m2i2.distributed import rank
 from m2i2.errors import M2I2Error
+from m2i2.tasks.negatives import Negatives
 from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.tasks.task import Key, Output
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import run
 
@@ -40,15 +44,15 @@ class NotFinite(PretrainingTask):
     bad_words: tuple[int, ...] = (2, 3)
     bad_images: tuple[int, ...] = (5,)
 
-    def losses(self, engine: nn.Module, batch: Any, step: int, micro: int) -> dict[str, Tensor]:
-        losses = super().losses(engine, batch, step, micro)
-        if self.process.rank == 1 and step in self.bad_words:
+    def forward(self, batch: CaptionBatch, key: Key, negatives: Negatives | None = None) -> Output:
+        loss, losses, features = super().forward(batch, key, negatives)
+        if rank() == 1 and key.step in self.bad_words:
             losses["mlm"] = losses["mlm"] * torch.nan
-            losses["loss"] = losses["loss"] + losses["mlm"]
-        if self.process.rank == 1 and step in self.bad_images:
+            loss = loss + losses["mlm"]
+        if rank() == 1 and key.step in self.bad_images:
             losses["mim"] = losses["mim"].detach() + torch.inf
-            losses["loss"] = losses["loss"] + losses["mim"]
-        return losses
+            loss = loss + losses["mim"]
+        return Output(loss, losses, features)
 
 
 class Hopeless(NotFinite):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2i2.config import ObjectivesConfig, TextConfig, VisionConfig
+from m2i2.config import ObjectivesConfig, PretrainingConfig, TextConfig, VisionConfig
 from m2i2.data.loading.batch import CaptionBatch
-from m2i2.distributed import all_gather, exchange_rows
+from m2i2.distributed import RowExchange, all_gather
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.tasks.queue import FeatureQueue
-from m2i2.tasks.teacher import Teacher
+from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.tasks.task import Key
 from tests.distributed.processes import on_ranks
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
@@ -75,46 +75,48 @@ Outcome = tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]
 
 def step(rank: int, ranks: int, objectives: ObjectivesConfig, accumulation: int = 1, dtype: torch.dtype = torch.float64) -> Outcome:
     """One optimizer step on this rank's rows: losses, every objective's gradients and the queue, means over micro-batches
-    and ranks."""
+    and ranks. The negatives are drawn, by counter."""
     torch.manual_seed(0)
     student = well_conditioned(PretrainingModel(VISION, TEXT, objectives)).to(dtype)
-    teacher = Teacher(student)
-    queue = FeatureQueue(10, 8).to(dtype)
+    config = PretrainingConfig(vision=VISION, text=TEXT, objectives=objectives)
+    task = AsItIs(student, config, dtype, 0)
+    task.queue.to(dtype)
+    task.distillation = 0.4
     together = BATCH // accumulation
     rows = together // ranks
     whole = whole_batch()
     losses: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
-    to_push: list[tuple[Tensor, ...]] = []
     for micro in range(accumulation):
         first = micro * together + rank * rows
         batch = CaptionBatch(**{name: value[first : first + rows] for name, value in vars(whole).items() if name != "unreadable"})
         batch.image = batch.image.to(dtype)
-        uniform = torch.rand(2, together, together, generator=torch.Generator().manual_seed(5 + micro), dtype=torch.float64)
-        gumbel = -(-uniform.log()).log().to(dtype)
-        mine = slice(rank * rows, (rank + 1) * rows)
-        targets = teacher.targets(batch, objectives.image_mask_ratio)
-        found = student(batch, targets, queue, (gumbel[0, mine], gumbel[1, mine]), 0.4)
-        for objective in (name for name in NAMES if name in found):
-            losses[objective] = losses.get(objective, 0) + found[objective].detach() / accumulation
+        found = task.forward(batch, Key(5, 0, micro))
+        for objective, loss in found.losses.items():
+            losses[objective] = losses.get(objective, 0) + loss.detach() / accumulation
             student.zero_grad()
-            found[objective].backward(retain_graph=True)
+            loss.backward(retain_graph=True)
             for name, parameter in student.named_parameters():
                 if parameter.grad is not None:
                     key = f"{objective} {name}"
                     gradients[key] = gradients.get(key, 0) + parameter.grad / accumulation
         student.zero_grad()
-        (sum(found[name] for name in NAMES if name in found) + found["unused"]).backward()
+        found.loss.backward()
         for name, parameter in student.named_parameters():
             if parameter.grad is not None:
                 gradients[name] = gradients.get(name, 0) + parameter.grad / accumulation
-        features = (targets.image_features, targets.text_features, batch.image_id, batch.caption_id)
-        to_push.append(tuple(map(all_gather, features)))
-    for pushed in to_push:
-        queue.push(*pushed)
+    task.end_step()
     averages = {name: float(all_gather(loss.reshape(1)).mean()) for name, loss in losses.items()}
     means = {name: all_gather(gradient.unsqueeze(0)).mean(0).numpy() for name, gradient in gradients.items()}
-    return averages, means, queue.image.numpy()
+    return averages, means, task.queue.image.numpy()
+
+
+class AsItIs(PretrainingTask):
+    """A task whose batches are normalised already."""
+
+    def prepared(self, batch: CaptionBatch) -> CaptionBatch:
+        """The batch itself."""
+        return batch
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +177,13 @@ def test_local_negatives_differ_and_false_negatives_matter(alone: Outcome) -> No
 
 
 def exchange(rank: int, ranks: int) -> tuple[list[list[float]], list[list[float]]]:
-    """Every rank asks for other rows, some twice, some of nobody's interest."""
+    """Every rank asks for other rows, some twice; nobody asks for some."""
     x = (torch.arange(3.0) + 10 * rank).unsqueeze(1).repeat(1, 2).requires_grad_()
     wanted = torch.tensor([[5, 0, 5, 1], [2, 2, 3, 4]][rank])
-    got = exchange_rows(x, wanted)
+    others = torch.tensor([[0], [5]][rank])
+    plan = RowExchange((wanted, others), 3)
+    assert plan.fetch(1, x)[:, 0].tolist() == [[0.0], [12.0]][rank], "a second request of the same plan"
+    got = plan.fetch(0, x)
     (got * torch.tensor([[1.0], [2.0], [3.0], [4.0]])).sum().backward()
     return got.tolist(), x.grad.tolist()
 

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from m2i2.backends.kernels import choose
 
 from m2i2.backends import shared_memory
 from m2i2.config import PretrainingConfig, preset
 from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.performance.plan import plan
-from m2i2.performance.training import drawn_captions
+from m2i2.performance.training import DrawnBatches, drawn_captions
 from m2i2.tasks.pretraining import PretrainingTask
-from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, start_engine
-from m2i2.training.optimizer import adamw
-from m2i2.training.processes import join
+from m2i2.tasks.task import Key
+from m2i2.training.deepspeed import private
+from m2i2.training.runtime import Runtime
+from m2i2.training.trainer import Trainer
 from tests.distributed.processes import on_ranks
 
 
@@ -31,12 +31,13 @@ def bytes_of(tensors: list[torch.Tensor]) -> int:
 
 
 def _step(rank: int, ranks: int) -> dict[str, int]:
-    shared_memory._FOLDER = Path("missing")  # the plan is of machines between which gradients travel
-    config, process = settings(), join()
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
-    share = Share(8, 1, rank, ranks)
-    ours = complete_config(DEFAULT_CONFIG, share, 0.0, torch.float32, "built-in")
-    engine = start_engine(task.student, adamw(task.student, config.optimizer, choose(process.device)), ours)
+    shared_memory.FOLDER = Path("missing")  # the plan is of machines between which gradients travel
+    config = settings()
+    runtime = Runtime.start(config.training)
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32, 0)
+    drawn = DrawnBatches(Share(8, 1, rank, ranks), lambda: drawn_captions(config, 8 // ranks, 20))
+    trainer = Trainer(config, task, drawn, runtime, Path(), lambda folder: None)  # type: ignore[arg-type]
+    engine = trainer.engine
     reduced, all_reduce = [], dist.all_reduce
 
     def counting(tensor: torch.Tensor, *arguments: object, **options: object) -> object:
@@ -44,16 +45,19 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
         return all_reduce(tensor, *arguments, **options)  # type: ignore[arg-type]
 
     task.begin_step(0, 10)
-    loss = task.losses(engine, drawn_captions(config, 8 // ranks, 20), 0, 0)["loss"]
+    batch = drawn_captions(config, 8 // ranks, 20)
+    loss = engine.forward(lambda: task.forward(batch, Key(0, 0, 0))).loss
     dist.all_reduce = counting  # type: ignore[assignment]
     try:
         engine.backward(loss)
     finally:
         dist.all_reduce = all_reduce
     engine.step()
-    zero = engine.optimizer
-    moments = [t for state in zero.optimizer.state.values() for name, t in state.items() if name.startswith("exp_avg")]
-    masters = {t.untyped_storage().data_ptr() for t in zero.single_partition_of_fp32_groups}
+    zero = engine._zero
+    moments = [
+        t for state in private.inner_optimizer(zero).state.values() for name, t in state.items() if name.startswith("exp_avg")
+    ]
+    masters = {t.untyped_storage().data_ptr() for t in private.masters(zero)}
     assert masters <= {t.untyped_storage().data_ptr() for t in zero.bit16_groups_flat}, "no second copy of the weights"
     return {
         "parameters": bytes_of(list(zero.bit16_groups_flat)),

@@ -9,57 +9,64 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from m2i2.backends.kernels import choose
 from torch import nn
 
 from m2i2.backends import shared_memory
+from m2i2.backends.choice import choose
 from m2i2.config import OptimizerConfig
 from m2i2.data.loading.sampling import Share
-from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, start_engine
+from m2i2.tasks.task import Output
+from m2i2.training.deepspeed.configuration import DEFAULT_CONFIG, complete_config
+from m2i2.training.deepspeed.engine import Engine
 from m2i2.training.optimizer import adamw
 from tests.distributed.processes import on_ranks
 
 
-def _sums(rank: int, ranks: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Gradients of every length against a small slab, whole numbers so that sums are exact; (owner, own, total) of each."""
-    memory = shared_memory._common_memory(2 * ranks * 10)
+def _sums(rank: int, ranks: int) -> list[tuple[frozenset[int], np.ndarray, np.ndarray]]:
+    """Gradients of every length against a small slab, whole numbers so that sums are exact; (owners, own, total) of each.
+
+    One piece of each turn has two owners.
+    """
+    memory = shared_memory.common_memory([], slab=10)
     assert memory is not None
-    exchange = shared_memory._Exchange(memory)
+    exchange = shared_memory.Exchange(memory.slabs)
     generator = torch.Generator().manual_seed(rank)
     pieces = []
     for turn in range(6):
         made = [
-            (owner % ranks, torch.randint(-9, 9, (size,), generator=generator).float(), torch.full((size,), 100.0))
+            (frozenset({owner % ranks}), torch.randint(-9, 9, (size,), generator=generator).float(), torch.full((size,), 100.0))
             for owner, size in enumerate((3, 1, 10, 7, 25, 4), start=turn)
         ]
-        before = [(owner, gradient.clone(), total) for owner, gradient, total in made]
+        made[0] = (frozenset({0, ranks - 1}), *made[0][1:])
+        before = [(owners, gradient.clone(), total) for owners, gradient, total in made]
         exchange(made)
         pieces += before
-    return [(owner, gradient.numpy(), total.numpy()) for owner, gradient, total in pieces]
+    return [(owners, gradient.numpy(), total.numpy()) for owners, gradient, total in pieces]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_owner_has_the_sum_of_all_ranks(ranks: int) -> None:
     found = on_ranks(ranks, _sums)
-    for number, (owner, _, _) in enumerate(found[0]):
+    for number, (owners, _, _) in enumerate(found[0]):
         sums = sum(pieces[number][1] for pieces in found)
         for rank, pieces in enumerate(found):
-            np.testing.assert_array_equal(pieces[number][2], 100 + sums * (rank == owner), err_msg=f"{number}, {rank}")
+            np.testing.assert_array_equal(pieces[number][2], 100 + sums * (rank in owners), err_msg=f"{number}, {rank}")
 
 
 def _train(rank: int, ranks: int, stage: int, folder: str) -> tuple[bool, dict[str, np.ndarray], list[str]]:
     """Three steps of a small model on ranks that see ``folder``: whether weights were shared, weights, what is left there."""
-    shared_memory._FOLDER = Path(folder)
+    shared_memory.FOLDER = Path(folder)
     torch.manual_seed(rank)  # rank 0's weights count
     model = nn.Sequential(nn.Linear(33, 70), nn.GELU(), nn.Linear(70, 9))
     share = Share(rank=rank, ranks=ranks, batch=4 * ranks, accumulation=1)
     config = {**DEFAULT_CONFIG, "zero_optimization": {**DEFAULT_CONFIG["zero_optimization"], "stage": stage}}
     optimizer = adamw(model, replace(OptimizerConfig(), lr=1e-2, eps=1e-6), choose(torch.device("cpu")))
-    engine = start_engine(model, optimizer, complete_config(config, share, 0.5, torch.float32, "built-in"))
+    engine = Engine(model, optimizer, complete_config(config, share, 0.5, "built-in"))
     data = torch.Generator().manual_seed(7)
     for _ in range(3):
         batch = torch.randn(4 * ranks, 33, generator=data)[rank::ranks]
-        engine.backward(engine(batch).square().mean())
+        output = engine.forward(lambda: Output(model(batch).square().mean(), {}, {}))  # noqa: B023
+        engine.backward(output.loss)
         engine.step()
     dist.barrier()
     left = [name for name in os.listdir(folder) if name.startswith("m2i2-")] if Path(folder).is_dir() else []
@@ -79,7 +86,7 @@ def test_shared_weights_take_the_steps_of_sent_ones(stage: int, tmp_path: Path) 
 
 
 def _full(rank: int, ranks: int) -> bool:
-    return shared_memory._common_memory(1 << 50) is None
+    return shared_memory.common_memory([1 << 50]) is None
 
 
 def test_memory_that_does_not_fit_is_refused_before_it_is_used() -> None:

@@ -2,21 +2,25 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from m2i2.backends.kernels import choose
-from torch import Tensor, nn
+from torch import Tensor
 
+from m2i2.backends.choice import choose
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig, preset
 from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.loader import Loader
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask
-from m2i2.training.deepspeed.engine import DEFAULT_CONFIG, complete_config, set_learning_rate, start_engine
+from m2i2.tasks.task import Key
 from m2i2.training.optimizer import adamw, learning_rate
-from m2i2.training.processes import Process, join
+from m2i2.training.processes import Process
+from m2i2.training.runtime import Runtime
+from m2i2.training.trainer import Trainer
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import loader_of, tokenizer_of
 
@@ -44,54 +48,58 @@ def settings(shards: Path, accumulation: int) -> PretrainingConfig:
     )
 
 
-def take_steps(config: PretrainingConfig, process: Process, *, zero: bool) -> Outcome:
-    """Losses (means over ranks and micro-batches) of 20 steps, and the student's and the teacher's weights after them."""
+def build(config: PretrainingConfig, process: Process) -> tuple[PretrainingTask, Loader[Any]]:
+    """The task and this rank's loader."""
     corpus = Corpus.open(config.data.shards, "train", "captions")
     loader = loader_of(config, corpus, tokenizer_of(corpus), process)
     torch.manual_seed(0)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
-    optimizer = adamw(task.student, config.optimizer, choose(process.device))
-    engine: nn.Module = task.student
-    if zero:
-        engine = start_engine(
-            task.student, optimizer, complete_config(DEFAULT_CONFIG, loader.share, 0.0, torch.float32, "built-in")
-        )
-    history: list[dict[str, float]] = []
-    batches = iter(loader)
-    accumulation = config.training.accumulation
-    for step in range(STEPS):
-        lr = learning_rate(config.optimizer, step, loader.steps_per_epoch, config.training.epochs)
-        task.begin_step(step, loader.steps_per_epoch)
-        sums: dict[str, Tensor] = {}
-        for micro in range(accumulation):
-            losses = task.losses(engine, next(batches), step, micro)
-            if zero:
-                set_learning_rate(engine, lr)
-                engine.backward(losses["loss"])  # type: ignore[operator]
-                engine.step()  # type: ignore[operator]
-            else:
-                (losses["loss"] / accumulation).backward()
-            sums = {name: sums.get(name, torch.zeros(())) + value.detach() / accumulation for name, value in losses.items()}
-        if not zero:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
-        task.end_step()
-        history.append({name: float(value) for name, value in sums.items()})
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32, 0)
+    return task, loader
+
+
+def outcome(task: PretrainingTask, history: list[list[dict[str, Tensor]]]) -> Outcome:
+    """Losses (means over micro-batches) of every step, and the student's and the teacher's weights."""
+    rows = [{name: float(sum(one[name].detach() for one in step)) / len(step) for name in step[0]} for step in history]
     student = {name: t.detach().numpy() for name, t in task.student.state_dict().items()}
-    return history, student, {name: t.numpy() for name, t in task.teacher.state_dict().items()}
+    return rows, student, {name: t.numpy() for name, t in task.teacher.state_dict().items()}
+
+
+def plain_steps(config: PretrainingConfig) -> Outcome:
+    """20 steps of plain AdamW in one process without an engine."""
+    task, loader = build(config, Process(0, 1, torch.device("cpu")))
+    optimizer = adamw(task.student, config.optimizer, choose(torch.device("cpu")))
+    history, batches, accumulation = [], iter(loader), config.training.accumulation
+    for step in range(STEPS):
+        task.begin_step(step, loader.steps_per_epoch)
+        losses = []
+        for micro in range(accumulation):
+            output = task.forward(next(batches), Key(config.training.seed, step, micro))
+            (output.loss / accumulation).backward()
+            losses.append({"loss": output.loss, **output.losses})
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, loader.steps_per_epoch, config.training.epochs)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.end_step()
+        history.append(losses)
+    return outcome(task, history)
 
 
 def _zero(rank: int, ranks: int, shards: Path) -> dict[int, Outcome]:
-    process = join()
-    return {n: take_steps(settings(shards, n), process, zero=True) for n in ACCUMULATIONS}
+    """20 of the trainer's steps."""
+    found = {}
+    for accumulation in ACCUMULATIONS:
+        config = settings(shards, accumulation)
+        runtime = Runtime.start(config.training)
+        task, loader = build(config, runtime.process)
+        trainer = Trainer(config, task, loader, runtime, Path(), lambda folder: None)
+        found[accumulation] = outcome(task, [trainer.step().losses for _ in range(STEPS)])
+    return found
 
 
 @pytest.fixture(scope="module")
 def plain(shards: Path) -> dict[int, Outcome]:
-    alone = Process(0, 1, torch.device("cpu"))
-    return {n: take_steps(settings(shards, n), alone, zero=False) for n in ACCUMULATIONS}
+    return {n: plain_steps(settings(shards, n)) for n in ACCUMULATIONS}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

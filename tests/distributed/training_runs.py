@@ -4,18 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from m2i2.data.text.cleaning.tokenizer import Tokenizer, train_tokenizer
-from m2i2.workflows.preparation import make_augmentation, make_loader
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask
-from m2i2.training.deepspeed.engine import DEFAULT_CONFIG
-from m2i2.training.processes import Process, join
-from m2i2.training.stopping import StopFlag
-from m2i2.training.trainer import train
+from m2i2.training.processes import Process
+from m2i2.training.runtime import Runtime
+from m2i2.training.trainer import Trainer
+from m2i2.workflows.training_data import make_augmentation, make_loader
 
 
 def tokenizer_of(corpus: Corpus) -> Tokenizer:
@@ -38,12 +37,11 @@ def loader_of(config: PretrainingConfig, corpus: Corpus, tokenizer: Tokenizer, p
 
 def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask]) -> int:
     """Train a ``task_type`` in ``folder`` as the launcher would; returns the exit code."""
-    process = join()
-    stop = StopFlag()
+    runtime = Runtime.start(config.training)
     corpus = Corpus.open(config.data.shards, config.data.split, "captions")
     tokenizer = tokenizer_of(corpus)
     torch.manual_seed(0)
-    task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, process, torch.float32, 0)
+    task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32, 0)
     folder.mkdir(exist_ok=True)
-    loader = loader_of(config, corpus, tokenizer, process)
-    return train(task, loader, config, DEFAULT_CONFIG, "built-in", folder, process, torch.float32, tokenizer.save, stop)
+    loader = loader_of(config, corpus, tokenizer, runtime.process)
+    return Trainer(config, task, loader, runtime, folder, tokenizer.save).run()

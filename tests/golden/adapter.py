@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from m2i2.backends.choice import choose
 from torch import Tensor, nn
 
+from m2i2.backends.choice import choose
 from m2i2.config import (
     AnsweringConfig,
     FinetuningConfig,

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from m2i2.data.text.cleaning.tokenizer import load_tokenizer, train_tokenizer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from m2i2 import M2I2ForPretraining, M2I2ForVisualQuestionAnswering
 from m2i2.cli.convert import main as convert
+from m2i2.data.text.tokenizer import load_tokenizer, train_tokenizer
 from m2i2.models.weights import of_student, read_state
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.training.checkpoint import flaw

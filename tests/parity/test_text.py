@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from m2i2.data.text.cleaning.cleaning import clean_answer, clean_caption, clean_question, scored_answer
+
+from m2i2.data.text.cleaning import clean_answer, clean_caption, clean_question, scored_answer
 
 
 @pytest.fixture(scope="module")

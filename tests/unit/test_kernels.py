@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from m2i2.backends.kernels import Choice, apex_problem, build, choose, fuse_norms, install
 
+from m2i2.backends.choice import Backend, choose, install, prepare
+from m2i2.backends.cuda import apex_problem, fuse_norms
 from m2i2.config import TrainingConfig, preset
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.training.optimizer import build
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -48,7 +50,9 @@ def test_states_move_between_fused_and_plain() -> None:
         weight = torch.nn.Parameter(torch.linspace(-1, 1, 7))
         state = None
         for number, kind in enumerate(kinds):
-            optimizer = build([{"params": [weight], "weight_decay": 0.1}], Choice(kind, ""), lr=0.01, betas=(0.9, 0.99), eps=1e-8)  # type: ignore[arg-type]
+            optimizer = build(
+                [{"params": [weight], "weight_decay": 0.1}], Backend(kind, "", CPU), lr=0.01, betas=(0.9, 0.99), eps=1e-8
+            )  # type: ignore[arg-type]
             if state is not None:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             weight.grad = torch.full((7,), 0.3 + number)
@@ -62,7 +66,7 @@ def test_states_move_between_fused_and_plain() -> None:
 def test_what_is_asked_for_is_used_or_refused_with_the_reason() -> None:
     assert choose(CPU, "plain").kernel == "plain"
     assert str(choose(CPU, "fused")) == "Kernels: fused (training.kernels asks for PyTorch's)"
-    with pytest.raises(M2I2Error, match=r"training\.kernels=apex cannot be had: apex needs CUDA"):
+    with pytest.raises(M2I2Error, match=r"training\.kernels=apex is not available: apex needs CUDA"):
         choose(CPU, "apex")
     with pytest.raises(M2I2Error, match="there is no fused kernel for meta"):
         choose(torch.device("meta"), "fused")
@@ -94,7 +98,10 @@ def test_fused_norms_take_over_parameters_and_names(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_compute_the_same_under_the_same_names() -> None:
     plain, compiled = small(), small()
-    assert install([compiled], TrainingConfig(compile=True), CPU).kernel == "fused"
+    training = TrainingConfig(compile=True)
+    backend = install(CPU, training)
+    assert backend.kernel == "fused"
+    prepare([compiled], backend, training)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     side = plain.vision.image_size
     image, noise = torch.randn(2, 3, side, side), torch.rand(2, plain.vision.patches)

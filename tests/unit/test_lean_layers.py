@@ -2,12 +2,17 @@
 
 import pytest
 import torch
-from m2i2.backends.cpu_attention import attention
-from m2i2.backends.cpu_linear import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2i2.backends import cpu_attention as module
+from m2i2.backends import cpu as module
+from m2i2.backends.choice import install
+from m2i2.models.ops import Linear, attention
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    install(torch.device("cpu"))
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, StartConfig, TextConfig, VisionConfig
-from m2i2.data.loading.batch import QuestionBatch
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_answering, start_image, start_pretraining, start_text
@@ -227,7 +226,7 @@ def test_an_image_can_start_with_nothing_to_say(tmp_path: Path) -> None:
         lines = start_answering(model, StartConfig(text=str(tmp_path), cross_attention=cross), multimodal_decoder=False)
         assert ("output of zero" in lines[-1]) == unmoved
         assert torch.equal(fused(model, images[0]), fused(model, images[1])) == unmoved
-        model.answer_logits(_question(ids, mask, images[0])).sum().backward()
+        model.answer_logits(images[0], ids, mask, ids[:, :3]).sum().backward()
         projection = model.text_encoder.encoder.layers(TEXT.fusion_layer)[0].crossattention.output.dense.weight.grad
         assert projection is not None and projection.abs().max() > 0, "training can let it in"
         assert model.text_decoder.bert.encoder.layers()[0].crossattention.output.dense.weight.abs().max() > 0
@@ -267,12 +266,6 @@ def test_the_decoder_of_the_paper_starts_from_bert_alone(tmp_path: Path) -> None
         assert ("needs a start.text" in lines[-1]) != multimodal
     with pytest.raises(M2I2Error, match="missing"):
         start_answering(VQAModel(VISION, replace(TEXT, decoder_depth=5)), StartConfig(text=str(tmp_path / "bert")), False)
-
-
-def _question(ids: Tensor, mask: Tensor, image: Tensor) -> QuestionBatch:
-    return QuestionBatch(
-        image=image, item=torch.zeros(1), question_ids=ids, question_mask=mask, answer_ids=ids[:, :3], answer_mask=mask[:, :3]
-    )
 
 
 def test_names_that_are_nowhere_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
