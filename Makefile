@@ -12,7 +12,7 @@ help:
 	@echo "make setup   a virtual environment in .venv with the tested versions"
 	@echo "make demo    the main job end to end on built-in data: shards, pretraining, finetuning, evaluation"
 	@echo "make test    all tests (and lint)"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy, and the direction of imports"
 	@echo "make clean   remove runs/ and caches; .venv stays"
 
 setup: $(STAMP)
@@ -38,6 +38,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports --no-logo
 
 test: lint packages
 	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder

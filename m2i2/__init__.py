@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from m2i2.hub import M2I2Config, M2I2ForPretraining, M2I2ForVisualQuestionAnswering, M2I2Processor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["M2I2Config", "M2I2ForPretraining", "M2I2ForVisualQuestionAnswering", "M2I2Processor", "__version__"]
 
 

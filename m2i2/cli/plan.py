@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from m2i2.performance.plan import plan
+    from m2i2.performance.plan import Machine, plan
 
     config = override(preset(arguments.preset)[0], arguments.settings)
     gpus = arguments.gpus
@@ -42,18 +42,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     if gpus < 1 or batch % (gpus * config.training.accumulation):
         raise M2I2Error(f"--batch {batch} does not divide by {gpus} GPUs x accumulation {config.training.accumulation}.")
     rows = batch // gpus // config.training.accumulation
+    machine = Machine(1e12 * arguments.tflops, 1e9 * arguments.gigabytes_per_s)
 
     def of(count: int) -> "Plan":  # type: ignore[name-defined]  # noqa: F821
-        return plan(
-            config,
-            count,
-            rows=rows,
-            tokens=arguments.tokens,
-            flops_per_s=1e12 * arguments.tflops,
-            bytes_per_s=1e9 * arguments.gigabytes_per_s,
-            half=config.training.precision != "float32",
-            accumulation=config.training.accumulation,
-        )
+        return plan(config, count, machine, rows=rows, tokens=arguments.tokens)
 
     mine = of(gpus)
     needed = sum(mine.memory.values()) / 1e9

@@ -12,6 +12,17 @@ _FLOAT = 4
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What one GPU sustains, and its slowest link."""
+
+    flops_per_s: float
+    """Peak times MFU."""
+    bytes_per_s: float
+    """Sent at once over the slowest link."""
+    latency_s: float = 20e-6
+
+
+@dataclass(frozen=True)
 class Plan:
     """One number of GPUs. Bytes are those of one GPU."""
 
@@ -64,25 +75,23 @@ def activation_bytes(config: PretrainingConfig, rows: int, tokens: int, half: bo
     return rows * (image + words + keys_values)
 
 
-def plan(
-    config: PretrainingConfig,
-    gpus: int,
-    *,
-    rows: int,
-    tokens: int = 25,
-    flops_per_s: float,
-    bytes_per_s: float,
-    latency_s: float = 20e-6,
-    bucket: int = 8_000_000,
-    half: bool = True,
-    accumulation: int = 1,
-) -> Plan:
-    """The plan of ``gpus`` GPUs with ``rows`` pairs each a micro-batch, under ZeRO-2 with float32 weights.
+def contrast_bytes(config: PretrainingConfig, gpus: int, rows: int) -> float:
+    """What a GPU holds of its own ``rows`` against the global batch and the queue: nothing is of size (global batch)^2.
 
-    ``flops_per_s``: what a GPU sustains (peak times MFU); ``bytes_per_s``: what it sends at once over its slowest link.
+    Of each pair, both ways: the similarity, its log-softmax and the teacher's softmax in float32, and whether it is excluded;
+    of the global batch also the noise of the draws, as 64-bit numbers while they are made.
+    """
+    everyone = gpus * rows
+    return rows * (2 * 3 * _FLOAT + 1) * (everyone + config.objectives.queue) + rows * everyone * 2 * 8
+
+
+def plan(config: PretrainingConfig, gpus: int, machine: Machine, *, rows: int, tokens: int = 25, bucket: int = 8_000_000) -> Plan:
+    """The plan of ``gpus`` GPUs with ``rows`` pairs each per micro-batch, under ZeRO-2 with float32 weights.
+
     DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
     micro-batch (ZeRO-2); the weights are all-gathered once a step.
     """
+    half, accumulation = config.training.precision != "float32", config.training.accumulation
     trained, followed = parameters(config)
     objectives = config.objectives
     queue = objectives.queue * (2 * objectives.projection * _FLOAT + 16)
@@ -94,6 +103,7 @@ def plan(
         "queue": queue,
         "half-precision weights": 2 * trained if half else 0,
         "activations": activation_bytes(config, rows, tokens, half),
+        "contrast": contrast_bytes(config, gpus, rows),
     }
     share = (gpus - 1) / gpus
     features = gpus * rows * (2 * objectives.projection * _FLOAT + 16)
@@ -107,5 +117,5 @@ def plan(
     }
     pair = sum(pretraining_flops(config, tokens, rows * gpus).values())
     messages = accumulation * -(-trained // bucket) + -(-trained // bucket) + 8 * accumulation
-    network = sum(wire.values()) / bytes_per_s + messages * latency_s * max(0, gpus - 1) ** 0.5
-    return Plan(gpus, memory, wire, accumulation * rows * pair / flops_per_s, network if gpus > 1 else 0.0)
+    network = sum(wire.values()) / machine.bytes_per_s + messages * machine.latency_s * max(0, gpus - 1) ** 0.5
+    return Plan(gpus, memory, wire, accumulation * rows * pair / machine.flops_per_s, network if gpus > 1 else 0.0)

@@ -70,8 +70,35 @@ def seal(folder: Path) -> None:
     _sync(folder)
 
 
+_sound: dict[Path, object] = {}
+"""Complete checkpoints that this process has hashed already, and what their files looked like then."""
+
+
+def _look(folder: Path) -> object:
+    """What changes when a file of a folder does: names, sizes, times and places on the disk."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        status = path.stat()
+        found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
+    return found
+
+
 def flaw(folder: Path) -> str:
-    """Why a folder is not a complete checkpoint; empty for one that is."""
+    """Why a folder is not a complete checkpoint; empty for one that is. A process hashes an unchanged checkpoint once."""
+    key = folder.resolve()
+    try:
+        if key in _sound and _sound[key] == _look(folder):
+            return ""
+        look = _look(folder)
+    except OSError:
+        look = None
+    reason = _flaw(folder)
+    if not reason and look is not None:
+        _sound[key] = look
+    return reason
+
+
+def _flaw(folder: Path) -> str:
     try:
         manifest = parse_json(read_bytes(folder / MANIFEST, MOST_JSON))
         if manifest["format"] != FORMAT:

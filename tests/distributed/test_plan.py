@@ -11,7 +11,7 @@ from m2i2.backends import shared_memory
 from m2i2.config import PretrainingConfig, preset
 from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.performance.plan import plan
+from m2i2.performance.plan import Machine, plan
 from m2i2.performance.training import DrawnBatches, drawn_captions
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
@@ -70,7 +70,7 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_memory_and_gradients_are_as_planned(ranks: int) -> None:
-    planned = plan(settings(), ranks, rows=8 // ranks, tokens=20, flops_per_s=1e12, bytes_per_s=1e9, half=False)
+    planned = plan(settings(), ranks, Machine(1e12, 1e9), rows=8 // ranks, tokens=20)
     for found in on_ranks(ranks, _step):
         for kind in ("parameters", "optimizer", "teacher", "queue"):
             assert found[kind] == pytest.approx(planned.memory[kind], rel=0.1), kind

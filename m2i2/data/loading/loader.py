@@ -233,7 +233,6 @@ class Loader(Generic[B]):
         seed: int,
         window: int,
         workers: int,
-        start: Position | None = None,
         pin_memory: bool = False,
     ) -> None:
         self.corpus, self.rows, self.share, self.seed, self.workers, self.pin_memory = (
@@ -245,7 +244,7 @@ class Loader(Generic[B]):
             pin_memory,
         )
         order = Order(corpus.shard_items, corpus.fingerprint, seed, window)
-        self.sampler = StepSampler(order, share, epochs, start or Position())
+        self.sampler = StepSampler(order, share, epochs, Position())
         remote = any(part.storage.capacity is not None for part in corpus.parts)
         self.lookahead = Lookahead(corpus, order, epochs) if remote else None
 

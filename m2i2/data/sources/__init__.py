@@ -48,7 +48,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "captions",
         "the training questions and answers of question shards, as captions of the training images (--protocol clean)",
         "make_shards.py captions vqa-text shards/vqa_rad --keep-bytes --output shards/vqa_rad_text",
-        "m2i2.data.sources.vqa_text:VqaText",
+        "m2i2.data.loading.questions_as_captions:VqaText",
         ("protocol", "selection"),
     ),
     ("captions", "parquet"): Entry(
