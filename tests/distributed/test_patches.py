@@ -93,7 +93,7 @@ def test_without_shared_memory_weights_are_broadcast(tmp_path: Path) -> None:
     [
         (
             "allreduce_and_scatter",
-            "exchange of gradients and weights is not replaced: allreduce_and_scatter takes (all_of, options)",
+            "gradients and weights is not replaced: allreduce_and_scatter takes (all_of, options)",
         ),
         ("_link_all_hp_params", "copy of the master weights is not replaced: _link_all_hp_params takes (all_of, options), not ()"),
         ("_build_compact_grad_partition_buffer", "buffer of gradients is not replaced: _build_compact_grad_partition_buffer takes"),

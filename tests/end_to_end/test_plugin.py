@@ -72,5 +72,5 @@ def test_a_module_that_is_not_there_is_one_paragraph(folder: Path) -> None:
 
 
 def test_a_module_without_an_objective_is_one_paragraph() -> None:
-    with pytest.raises(M2I2Error, match="objectives.plugins=json registers no objective; decorate a function"):
+    with pytest.raises(M2I2Error, match=r"objectives\.plugins=json registers no objective; decorate a function"):
         active(ObjectivesConfig(plugins=("json",)))
