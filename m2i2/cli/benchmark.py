@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=8, help="global batch (%(default)s)")
     add("--steps", type=int, default=3, help="measured steps of a run (%(default)s)")
     add("--rounds", type=int, default=1, help="runs of each kind (%(default)s)")
-    stage("growth", "the contrast against queues up to 1,048,576, the order against 10^8 samples and 100,000 shards")
+    stage("growth", "the contrast against queues to 1,048,576 and global batches to 65,536, the order against 10^8 samples")
     return top
 
 
@@ -169,9 +169,12 @@ def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _grow(arguments: argparse.Namespace) -> dict[str, Any]:
+    from m2i2.performance.negatives import growth_of_batch
     from m2i2.performance.pipeline import growth_of_index, growth_of_queue
 
     found: dict[str, Any] = {"contrast_ms_by_queue": growth_of_queue((4_096, 65_536, 1_048_576))}
+    batches = growth_of_batch((32, 256, 2_048, 16_384, 65_536))
+    found |= {f"global_batch_{size}": row for size, row in batches.items()}
     for samples, shards in ((1_000, 10), (1_000_000, 1_000), (100_000_000, 100_000)):
         found[f"index_{samples}"] = growth_of_index(samples, shards)
     return found

@@ -1,6 +1,5 @@
 """What runs on the nodes: one process a rank, started by srun, that calls a launcher's own code."""
 
-import importlib
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from submitit.helpers import TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from m2i2.cluster.control import shown_state
+from m2i2.cluster.stages import command_line
 from m2i2.errors import M2I2Error
 from m2i2.training.signals import listen_early
 
@@ -81,7 +81,7 @@ class RankJob:
 
 def command(stage: str) -> Callable[[Sequence[str]], int]:
     """The launcher's command without its guard: its exceptions are for submitit, which hands them to the submitter."""
-    run: Callable[[Sequence[str]], int] = importlib.import_module(f"m2i2.cli.{stage}").run
+    run: Callable[[Sequence[str]], int] = command_line(stage).run
     return run
 
 

@@ -1,6 +1,5 @@
 """Submitting: a job folder with everything to know about it, and sbatch through submitit."""
 
-import importlib
 import json
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
 from m2i2.cluster.jobs import RankJob
 from m2i2.cluster.options import ClusterOptions, minutes, write_cluster_file
+from m2i2.cluster.stages import command_line
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, write_text
 from m2i2.options import to_dict
@@ -150,7 +150,7 @@ def new_job_folder(parent: Path, name: str) -> Path:
 
 def checked(task: Task, options: ClusterOptions) -> dict[str, Any]:
     """The resolved settings of a task. What its launcher would refuse is refused now, not after the wait in the queue."""
-    module = importlib.import_module(f"m2i2.cli.{task.stage}")
+    module = command_line(task.stage)
     if task.stage == "evaluate":
         return {name: str(value) for name, value in vars(module.parse(task.words)).items()}
     settings, _ = module.parse(task.words)

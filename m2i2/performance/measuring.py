@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -80,3 +81,9 @@ def peak_rss_gb(*, children: bool = False) -> float:
     """Largest resident memory of this process so far (or of the largest of its ended children), in 10^9 bytes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory so far, 10^6 bytes. Unlike getrusage's, it does not begin with the parent process's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

@@ -27,6 +27,7 @@ from m2i2.data.shards.split import FORMAT, ITEM
 from m2i2.data.shards.storage import INDEX, Shard
 from m2i2.errors import M2I2Error
 from m2i2.objectives.itc import itc_loss
+from m2i2.performance.measuring import peak_memory_mb
 
 Opening = Callable[[], Source]
 
@@ -129,14 +130,8 @@ def _write_holes(folder: Path, samples: int, shards: int) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def _peak_mb() -> float:
-    """Largest resident memory so far. Unlike getrusage's, it does not begin with that of the process that started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-
-
 def _measure_index(folder: str) -> dict[str, float]:
-    before = _peak_mb()
+    before = peak_memory_mb()
     start = time.perf_counter()
     corpus = Corpus.open([folder], "train", "captions")
     opened = time.perf_counter() - start
@@ -162,8 +157,8 @@ def _measure_index(folder: str) -> dict[str, float]:
         "resume_s": resume,
         "step_us": statistics.median(steps),
         "sent_to_workers_mb": sent / 1e6,
-        "memory_mb": _peak_mb() - before,
-        "process_mb": _peak_mb(),
+        "memory_mb": peak_memory_mb() - before,
+        "process_mb": peak_memory_mb(),
     }
 
 
