@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from m2i2.errors import M2I2Error
-from m2i2.training.deepspeed.private import forbid_shm_comm
+from m2i2.training.deepspeed.private import prepare_import
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("M2I2_TIMEOUT_MINUTES", "15")))
 """How long a rank waits for the others before it takes them for lost."""
@@ -65,7 +65,7 @@ def join() -> Process:
         local_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, int(os.environ.get("M2I2_THREADS") or cores // local_size)))
-        forbid_shm_comm()
+        prepare_import()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:

@@ -22,6 +22,7 @@ class _Within(nn.Module):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
+        private.prepare_import()
         self.student = student
 
     def forward(self, compute: Callable[[], Tensor]) -> Tensor:
@@ -35,6 +36,7 @@ class Engine:
         """``student``: float32, on its device. ``config``: as `complete_config` gives it."""
         import deepspeed  # late: joining the process group chooses its accelerator first
 
+        private.prepare_import()
         self.student = student
         self._engine, *_ = deepspeed.initialize(
             model=_Within(student), optimizer=optimizer, config=config, dist_init_required=False

@@ -7,6 +7,7 @@ training runs without the patch and says so.
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,9 +32,24 @@ _NEEDED = (
 """Attributes of a ZeRO-1/2 optimizer that checkpoints are written and read by."""
 
 
-def forbid_shm_comm() -> None:
-    """Keep DeepSpeed from building its shared-memory all-reduce: it serves inference only, and takes a compiler and a minute."""
+def prepare_import() -> None:
+    """Spare a process what DeepSpeed would compile or import for features that are not used here.
+
+    Its shared-memory all-reduce serves inference only; building it takes a compiler and a minute. And it asks of every
+    optimizer whether it is Muon, for whose sake it imports torch's compiler: 2 seconds.
+    """
     importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    decorator = getattr(compiler, "compile", None)
+    if decorator is None or "deepspeed.runtime.zero.muon.muon_optimizer" in sys.modules:
+        return
+    compiler.compile = lambda: lambda function: function  # type: ignore[attr-defined]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    except Exception:  # without Muon there is nothing to spare
+        return
+    finally:
+        compiler.compile = decorator  # type: ignore[attr-defined]
 
 
 def require_zero(zero: Any) -> None:
