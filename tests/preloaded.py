@@ -28,7 +28,10 @@ from typing import Any, NoReturn
 
 LONG = bool(os.environ.get("M2I2_LONG"))
 """Whether the long forms of the tests were asked for."""
-IMPORTS = ("torch.distributed", "deepspeed.ops", "transformers", "numpy", "PIL.Image", "safetensors.torch", "tokenizers", "psutil")
+IMPORTS = (
+    *("torch.distributed", "deepspeed.ops", "transformers", "numpy", "PIL.Image", "safetensors.torch", "tokenizers", "psutil"),
+    *("torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"),  # needed by every optimizer and every engine
+)
 AT_IMPORT = ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HOME")
 """Variables that the imports look at: a program with other values is started afresh."""
 REQUEST = 200_000
