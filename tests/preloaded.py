@@ -45,7 +45,7 @@ def run(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: flo
     if not _imported_with:
         _imported_with.update({name: env.get(name, "") for name in AT_IMPORT})
     if LONG or Path("/dev/nvidiactl").exists() or not _forkable(words, env):
-        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=seconds)
+        return afresh(words, folder, env, seconds)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         answer, theirs = socket.socketpair()
         with answer:
@@ -64,6 +64,11 @@ def run(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: flo
             file.seek(0)
             shown.append(file.read().decode(errors="replace"))
     return subprocess.CompletedProcess(words, code, *shown)
+
+
+def afresh(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """The same in a new interpreter."""
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=seconds)
 
 
 _imported_with: dict[str, str] = {}
