@@ -30,7 +30,7 @@ LONG = bool(os.environ.get("M2I2_LONG"))
 """Whether the long forms of the tests were asked for."""
 IMPORTS = (
     *("torch.distributed", "deepspeed.ops", "transformers", "numpy", "PIL.Image", "safetensors.torch", "tokenizers", "psutil"),
-    *("torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"),  # needed by every optimizer and every engine
+    "torch._dynamo",  # every optimizer imports it
 )
 AT_IMPORT = ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HOME")
 """Variables that the imports look at: a program with other values is started afresh."""
@@ -40,8 +40,7 @@ REQUEST = 200_000
 
 def run(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
     """`subprocess.run` of a Python program with its output captured."""
-    if words[0] == "deepspeed":
-        words = [sys.executable, str(Path(sys.executable).parent / "deepspeed"), *words[1:]]
+    words = _in_full(words)
     if not _imported_with:
         _imported_with.update({name: env.get(name, "") for name in AT_IMPORT})
     if LONG or Path("/dev/nvidiactl").exists() or not _forkable(words, env):
@@ -72,6 +71,13 @@ def afresh(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: 
 
 
 _imported_with: dict[str, str] = {}
+
+
+def _in_full(words: Any) -> Any:
+    """A command with the interpreter of its script."""
+    if isinstance(words, list) and words[0] == "deepspeed":
+        return [sys.executable, str(Path(sys.executable).parent / "deepspeed"), *words[1:]]
+    return words
 
 
 def _forkable(words: Any, env: Mapping[str, str]) -> bool:
@@ -139,14 +145,15 @@ def _forking(start: Callable[..., None]) -> Callable[..., None]:
     def execute_child(*given: Any, **named: Any) -> None:
         call = signature.bind(*given, **named).arguments
         env = os.environ if call["env"] is None else call["env"]
-        if call["shell"] or call["executable"] or call["preexec_fn"] or not _forkable(call["args"], env):
+        words = _in_full(call["args"])
+        if call["shell"] or call["executable"] or call["preexec_fn"] or not _forkable(words, env):
             return start(*given, **named)
         child = os.fork()
         if child == 0:
             if call["start_new_session"]:
                 os.setsid()
             pipes = {0: call["p2cread"], 1: call["c2pwrite"], 2: call["errwrite"]}
-            _become(call["args"], call["cwd"] or ".", env, {at: file for at, file in pipes.items() if file != -1}, call["pass_fds"])
+            _become(words, call["cwd"] or ".", env, {at: file for at, file in pipes.items() if file != -1}, call["pass_fds"])
         process: Any = call["self"]
         process.pid, process._child_created = child, True
         names = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")

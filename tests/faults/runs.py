@@ -13,6 +13,7 @@ import psutil
 
 from tests.conftest import ROOT
 from tests.launching import environment
+from tests.preloaded import run
 
 BATCH, ITEMS = 16, 80
 STEPS_PER_EPOCH = ITEMS // BATCH
@@ -35,6 +36,13 @@ LAUNCHER = str(ROOT / "launchers" / "pretrain.py")
 def torchrun(ranks: int) -> list[str]:
     """How ``ranks`` processes are started by torchrun, on a free port of its own."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), LAUNCHER]
+
+
+def run_to_its_end(launcher: Sequence[str], shards: Path, folder: Path, *more: str) -> str:
+    """Pretrain as ``folder/run`` with nobody watching; it must succeed. Returns what it printed."""
+    done = run([*launcher, "--shards", str(shards), *SETTINGS, *more], folder, environment(), 600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 class Watched:
