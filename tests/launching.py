@@ -33,7 +33,7 @@ def command(launcher: str, ranks: int) -> list[str]:
 
 
 def launch(
-    launcher: str, words: Sequence[object], folder: Path, ranks: int = 1, seconds: float = 300
+    launcher: str, words: Sequence[object], folder: Path, ranks: int = 1, seconds: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run a launcher in ``folder`` and return its outcome."""
     return run([*command(launcher, ranks), *map(str, words)], folder, environment(), seconds)

@@ -8,6 +8,7 @@ where there is a GPU (CUDA does not survive a fork), every program is started af
 """
 
 import atexit
+import contextlib
 import functools
 import importlib
 import inspect
@@ -199,6 +200,9 @@ def _put_in_place(folder: str, env: dict[str, str], files: Mapping[int, int], ke
     sys.path[:] = [*new, *(path for path in sys.path[1:] if path not in old)]
     os.environ.clear()
     os.environ.update(env)
+    sys.modules.pop("sitecustomize", None)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("sitecustomize")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(name, signal.SIG_DFL)

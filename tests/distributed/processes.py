@@ -37,7 +37,7 @@ def _run(rank: int, ranks: int, port: int, output: str, work: Callable[..., Any]
     dist.destroy_process_group()
 
 
-def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
+def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, seconds: float = 900) -> list[Any]:
     """What ``work(rank, ranks, *arguments)`` returns on each of ``ranks`` processes, in rank order."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -40,7 +40,7 @@ def torchrun(ranks: int) -> list[str]:
 
 def run_to_its_end(launcher: Sequence[str], shards: Path, folder: Path, *more: str) -> str:
     """Pretrain as ``folder/run`` with nobody watching; it must succeed. Returns what it printed."""
-    done = run([*launcher, "--shards", str(shards), *SETTINGS, *more], folder, environment(), 600)
+    done = run([*launcher, "--shards", str(shards), *SETTINGS, *more], folder, environment(), 900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -94,7 +94,7 @@ class Watched:
         self.tree()
         return rank.children() if rank else []
 
-    def wait_until(self, there: Callable[[], bool], seconds: float = 300) -> bool:
+    def wait_until(self, there: Callable[[], bool], seconds: float = 900) -> bool:
         """Whether ``there`` came true before the command ended."""
         end = time.monotonic() + seconds
         while not there():
@@ -104,7 +104,7 @@ class Watched:
             time.sleep(0.005)
         return True
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """The command's exit code."""
         self.tree()
         try:
@@ -119,7 +119,7 @@ class Watched:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self.process.wait(30)
+        self.process.wait(300)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def assert_each_once_an_epoch(steps: list[list[int]]) -> None:
         assert len(set(epoch)) == len(epoch) == BATCH * len(steps[start : start + STEPS_PER_EPOCH])
 
 
-def assert_gone(processes: set[psutil.Process], seconds: float = 20) -> None:
+def assert_gone(processes: set[psutil.Process], seconds: float = 120) -> None:
     """No process is left; loader processes look for their parent every five seconds."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], alive

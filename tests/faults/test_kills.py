@@ -54,7 +54,7 @@ def kill(victim: str, run: Watched) -> None:
         run.kill_all()
         return
     rank.kill()
-    assert run.wait(60) != 0, "a run that lost a rank says so"
+    assert run.wait(300) != 0, "a run that lost a rank says so"
 
 
 def test_kills_leave_the_run_that_nothing_disturbed(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
