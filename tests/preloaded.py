@@ -16,6 +16,7 @@ import json
 import os
 import random
 import runpy
+import select
 import signal
 import socket
 import struct
@@ -25,7 +26,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 LONG = bool(os.environ.get("M2I2_LONG"))
 """Whether the long forms of the tests were asked for."""
@@ -39,31 +40,66 @@ REQUEST = 200_000
 """No request is longer, bytes."""
 
 
+class Program:
+    """A program that goes on beside the test: the part of `subprocess.Popen` that tests use."""
+
+    def __init__(self, words: Sequence[str], folder: Path, env: Mapping[str, str], out: int, err: int) -> None:
+        self.args, self.returncode = words, None
+        self._answer, theirs = socket.socketpair()
+        with theirs:
+            request = json.dumps([list(words), str(folder), dict(env)]).encode()
+            socket.send_fds(_server(), [request], [theirs.fileno(), out, err])
+        self.pid: int = struct.unpack("i", self._answer.recv(4))[0]
+
+    returncode: int | None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative for a signal."""
+        if self.returncode is None:
+            if not select.select([self._answer], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            (self.returncode,) = struct.unpack("i", self._answer.recv(4))
+            self._answer.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
 def run(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
     """`subprocess.run` of a Python program with its output captured."""
-    words = _in_full(words)
-    if not _imported_with:
-        _imported_with.update({name: env.get(name, "") for name in AT_IMPORT})
-    if LONG or Path("/dev/nvidiactl").exists() or not _forkable(words, env):
-        return afresh(words, folder, env, seconds)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        answer, theirs = socket.socketpair()
-        with answer:
-            with theirs:
-                request = json.dumps([list(words), str(folder), dict(env)]).encode()
-                socket.send_fds(_server(), [request], [theirs.fileno(), out.fileno(), err.fileno()])
-            answer.settimeout(seconds)
-            (pid,) = struct.unpack("i", answer.recv(4))
-            try:
-                (code,) = struct.unpack("i", answer.recv(4))
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(words, seconds) from None
+        program = start(words, folder, env, out, err)
+        try:
+            code = program.wait(seconds)
+        except subprocess.TimeoutExpired:
+            program.send_signal(signal.SIGKILL)
+            raise
         shown = []
         for file in (out, err):
             file.seek(0)
             shown.append(file.read().decode(errors="replace"))
     return subprocess.CompletedProcess(words, code, *shown)
+
+
+def start(
+    words: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: IO[Any], stderr: IO[Any]
+) -> Program | subprocess.Popen[bytes]:
+    """Start a Python program beside the test."""
+    words = _in_full(words)
+    if not _imported_with:
+        _imported_with.update({name: env.get(name, "") for name in AT_IMPORT})
+    if LONG or Path("/dev/nvidiactl").exists() or not _forkable(words, env):
+        return subprocess.Popen(words, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+    return Program(words, cwd, env, stdout.fileno(), stderr.fileno())
 
 
 def afresh(words: Sequence[str], folder: Path, env: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -200,6 +236,8 @@ def _put_in_place(folder: str, env: dict[str, str], files: Mapping[int, int], ke
     sys.path[:] = [*new, *(path for path in sys.path[1:] if path not in old)]
     os.environ.clear()
     os.environ.update(env)
+    if "RANK" in env:  # what /proc shows of the environment is the server's
+        Path("/proc/self/comm").write_text(f"rank {env['RANK']}")
     sys.modules.pop("sitecustomize", None)
     with contextlib.suppress(ImportError):
         importlib.import_module("sitecustomize")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import psutil
 
+from tests import preloaded
 from tests.conftest import ROOT
 from tests.launching import environment
 from tests.preloaded import run
@@ -51,14 +52,14 @@ class Watched:
     started: ClassVar[list["Watched"]] = []
     """All of them, so that a test that fails leaves none behind (see conftest.py)."""
 
-    def __init__(self, words: Sequence[object], folder: Path, extra: dict[str, str] | None = None) -> None:
+    def __init__(self, words: Sequence[object], folder: Path, extra: dict[str, str] | None = None, afresh: bool = False) -> None:
+        """``afresh``: in new interpreters, not in forks of one that has the imports (see tests/preloaded.py)."""
         folder.mkdir(exist_ok=True)
         self.folder, self.run = folder, folder / "run"
         self.seen: set[psutil.Process] = set()
         with (folder / "output").open("w") as out:
-            self.process = subprocess.Popen(
-                list(map(str, words)), cwd=folder, env=environment() | (extra or {}), stdout=out, stderr=subprocess.STDOUT
-            )
+            begin = subprocess.Popen if afresh else preloaded.start
+            self.process = begin(list(map(str, words)), cwd=folder, env=environment() | (extra or {}), stdout=out, stderr=out)
         self.seen.add(psutil.Process(self.process.pid))
         self.started.append(self)
 
@@ -82,7 +83,7 @@ class Watched:
         for process in self.tree():
             try:
                 above = process.parent()
-                if process.environ().get("RANK") == str(number) and above and above.environ().get("RANK") != str(number):
+                if _rank_of(process) == str(number) and above and _rank_of(above) != str(number):
                     return process
             except psutil.Error:
                 continue
@@ -120,6 +121,12 @@ class Watched:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait(300)
+
+
+def _rank_of(process: psutil.Process) -> str | None:
+    """The rank that a process is, or that it works for; forked programs carry it in their name."""
+    name = process.name()
+    return name.removeprefix("rank ") if name.startswith("rank ") else process.environ().get("RANK")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def test_kills_leave_the_run_that_nothing_disturbed(shards: Path, undisturbed: P
     command = [*torchrun(2), "--shards", shards, *SETTINGS]
     seen, kills = set(), 0
     for moment, victim in plan:
-        run = Watched(command, tmp_path)
+        run = Watched(command, tmp_path, afresh=moment == "starting")  # imports are a part of starting
         assert reach(moment, run, chance), f"ended before it was killed ({moment}):\n{run.output[-3000:]}"
         kill(victim, run)
         seen |= run.seen
