@@ -19,8 +19,9 @@ from m2i2.training.pretraining import PretrainingTask
 from m2i2.training.processes import Process, join
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import loader_of, tokenizer_of
+from tests.preloaded import LONG
 
-STEPS = 20
+STEPS = 20 if LONG else 8  # an epoch has 6
 ACCUMULATIONS = (1, 2)
 Outcome = tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -45,7 +46,7 @@ def settings(shards: Path, accumulation: int) -> PretrainingConfig:
 
 
 def take_steps(config: PretrainingConfig, process: Process, *, zero: bool) -> Outcome:
-    """Losses (means over ranks and micro-batches) of 20 steps, and the student's and the teacher's weights after them."""
+    """Losses (means over ranks and micro-batches) of the steps, and the student's and the teacher's weights after them."""
     corpus = Corpus.open(config.data.shards, "train", "captions")
     loader = loader_of(config, corpus, tokenizer_of(corpus), process)
     torch.manual_seed(0)
