@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.preloaded import run
 
 _PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
 
@@ -32,17 +33,10 @@ def command(launcher: str, ranks: int) -> list[str]:
 
 
 def launch(
-    launcher: str, words: Sequence[object], folder: Path, ranks: int = 1, seconds: float = 300
+    launcher: str, words: Sequence[object], folder: Path, ranks: int = 1, seconds: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run a launcher in ``folder`` and return its outcome."""
-    return subprocess.run(
-        [*command(launcher, ranks), *map(str, words)],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+    return run([*command(launcher, ranks), *map(str, words)], folder, environment(), seconds)
 
 
 def succeed(launcher: str, words: Sequence[object], folder: Path, ranks: int = 1) -> str:

@@ -27,7 +27,7 @@ from tests.launching import environment
 from tests.phantom_model import lesion_questions, phantoms
 from tests.unit.test_dicom import dicom
 
-SECONDS = 90
+SECONDS = 300
 SCREENSHOT = os.environ.get("M2I2_SCREENSHOT", "")
 """Where a picture of the app is written (docs/images/app.png is one); empty: nowhere."""
 
@@ -46,13 +46,13 @@ def server(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "tools" / "app.py"), *words], cwd=folder, env=environment(), stdout=log, stderr=log
         )
-        end = time.monotonic() + 180
+        end = time.monotonic() + 600
         while "The app is open" not in (folder / "log").read_text():
             assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0, (folder / "log").read_text()
+        assert process.wait(300) == 0, (folder / "log").read_text()
     assert "The app has ended" in (folder / "log").read_text()
     assert "Traceback" not in (folder / "log").read_text()
 
@@ -160,7 +160,8 @@ def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, s
     answers = page.answers()
     assert next(iter(answers)) == answer and 95 <= sum(answers.values()) <= 102
     heat = page.picture("overlay")
-    assert heat.shape == shown.shape and (heat - shown)[..., 0].max() > 60, "something is hot"
+    assert heat.shape == shown.shape and (shown[..., 0] == shown[..., 2]).all()
+    assert (heat[..., 0] - heat[..., 2]).max() > 60, "something is hot, on however light a lesion"
     assert np.median(abs(heat - shown)) < 30, "and most of it is not"
     if SCREENSHOT:
         time.sleep(2)
@@ -242,7 +243,7 @@ def test_a_drawn_example_is_one_click(page: Page) -> None:
 )
 def test_no_file_of_the_machine_can_be_fetched(server: str, path: str) -> None:
     try:
-        with urllib.request.urlopen(server + path.format(root=ROOT), timeout=30) as answer:
+        with urllib.request.urlopen(server + path.format(root=ROOT), timeout=120) as answer:
             content, code = answer.read().decode(errors="replace"), answer.status
     except urllib.error.HTTPError as e:
         content, code = e.read().decode(errors="replace"), e.code

@@ -23,8 +23,9 @@ from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import loader_of, tokenizer_of
+from tests.preloaded import LONG
 
-STEPS = 20
+STEPS = 20 if LONG else 8  # an epoch has 6
 ACCUMULATIONS = (1, 2)
 Outcome = tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, np.ndarray]]
 

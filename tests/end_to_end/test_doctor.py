@@ -1,7 +1,6 @@
 """The examination of the machine: what it finds here, and what it says of installations that are broken on purpose."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.launching import environment
+from tests.preloaded import afresh, run
 
 
 def examine(folder: Path, *words: str, shadows: Path | None = None) -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -17,14 +17,9 @@ def examine(folder: Path, *words: str, shadows: Path | None = None) -> tuple[int
     place = environment()
     if shadows is not None:
         place["PYTHONPATH"] = f"{shadows}:{place.get('PYTHONPATH', '')}"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "doctor.py"), "--json", *words],
-        cwd=folder,
-        env=place,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    # forked from an interpreter that has its imports, unless it is to import others
+    start = run if shadows is None else afresh
+    done = start([sys.executable, str(ROOT / "tools" / "doctor.py"), "--json", *words], folder, place, 300)
     findings: dict[str, list[dict[str, Any]]] = {}
     for finding in json.loads(done.stdout):
         findings.setdefault(finding["subject"], []).append(finding)

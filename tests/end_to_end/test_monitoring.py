@@ -60,7 +60,7 @@ def on_a_terminal(words: list[str], folder: Path) -> str:
                 break
             shown += piece
     os.close(ours)
-    assert process.wait(60) == 0, (folder / "out").read_text()[-2000:] + shown.decode()[-2000:]
+    assert process.wait(300) == 0, (folder / "out").read_text()[-2000:] + shown.decode()[-2000:]
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 

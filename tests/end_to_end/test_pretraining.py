@@ -112,7 +112,7 @@ def test_the_command_of_the_readme_stops_in_good_order_and_resumes(tmp_path: Pat
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=out, stderr=out, start_new_session=True)
         progress = tmp_path / "runs" / "pretrain-tiny" / "log.jsonl"
-        end = time.monotonic() + 240
+        end = time.monotonic() + 900
         while not progress.exists() or not progress.read_text():
             assert process.poll() is None, (tmp_path / "out").read_text()[-3000:]
             assert time.monotonic() < end
@@ -121,7 +121,7 @@ def test_the_command_of_the_readme_stops_in_good_order_and_resumes(tmp_path: Pat
         ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=0" in p.cmdline()]
         (rank,) = (p for p in ranks if "-m" not in p.cmdline() and p.ppid() not in {other.pid for other in ranks})
         rank.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(300)
     text = (tmp_path / "out").read_text()
     assert "No --shards were given: training on the built-in demo data" in text
     stopped = [line for line in text.splitlines() if "Signal 15: saved after step" in line]
@@ -129,7 +129,7 @@ def test_the_command_of_the_readme_stops_in_good_order_and_resumes(tmp_path: Pat
     step = int(stopped[0].split("step ")[1].split(";")[0])
     assert (tmp_path / "runs" / "pretrain-tiny" / "checkpoints" / f"step-{step:08d}" / "manifest.json").exists()
     done = subprocess.run(
-        [*words, f"training.max_steps={step + 3}"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
+        [*words, f"training.max_steps={step + 3}"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"Resuming after step {step}" in done.stdout
@@ -140,12 +140,12 @@ def test_a_single_process_says_with_its_exit_code_that_it_was_stopped(shards: Pa
     process = subprocess.Popen(
         [*command("pretrain", 1), *words], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    progress, end = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
+    progress, end = tmp_path / "run" / "log.jsonl", time.monotonic() + 600
     while not progress.exists() or not progress.read_text():
         assert time.monotonic() < end
         time.sleep(0.1)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(60) == EXIT_STOPPED
+    assert process.wait(300) == EXIT_STOPPED
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m2i2.cli.make_shards import main as make_shards
-from tests.faults.runs import ITEMS, SETTINGS, Watched, torchrun
+from tests.faults.runs import ITEMS, Watched, run_to_its_end, torchrun
 
 STEPS = 60
 
@@ -31,6 +31,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of 60 steps on two ranks."""
-    run = Watched([*torchrun(2), "--shards", shards, *SETTINGS], tmp_path_factory.mktemp("undisturbed"))
-    assert run.wait(600) == 0, run.output[-3000:]
-    return run.run
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_to_its_end(torchrun(2), shards, folder)
+    return folder / "run"

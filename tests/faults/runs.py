@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 import psutil
 
+from tests import preloaded
 from tests.conftest import ROOT
 from tests.launching import environment
+from tests.preloaded import run
 
 BATCH, ITEMS = 16, 80
 STEPS_PER_EPOCH = ITEMS // BATCH
@@ -37,20 +39,27 @@ def torchrun(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), LAUNCHER]
 
 
+def run_to_its_end(launcher: Sequence[str], shards: Path, folder: Path, *more: str) -> str:
+    """Pretrain as ``folder/run`` with nobody watching; it must succeed. Returns what it printed."""
+    done = run([*launcher, "--shards", str(shards), *SETTINGS, *more], folder, environment(), 900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 class Watched:
     """A command that runs in ``folder`` with the run ``folder/run``; its output goes to ``folder/output``."""
 
     started: ClassVar[list["Watched"]] = []
     """All of them, so that a test that fails leaves none behind (see conftest.py)."""
 
-    def __init__(self, words: Sequence[object], folder: Path, extra: dict[str, str] | None = None) -> None:
+    def __init__(self, words: Sequence[object], folder: Path, extra: dict[str, str] | None = None, afresh: bool = False) -> None:
+        """``afresh``: in new interpreters, not in forks of one that has the imports (see tests/preloaded.py)."""
         folder.mkdir(exist_ok=True)
         self.folder, self.run = folder, folder / "run"
         self.seen: set[psutil.Process] = set()
         with (folder / "output").open("w") as out:
-            self.process = subprocess.Popen(
-                list(map(str, words)), cwd=folder, env=environment() | (extra or {}), stdout=out, stderr=subprocess.STDOUT
-            )
+            begin = subprocess.Popen if afresh else preloaded.start
+            self.process = begin(list(map(str, words)), cwd=folder, env=environment() | (extra or {}), stdout=out, stderr=out)
         self.seen.add(psutil.Process(self.process.pid))
         self.started.append(self)
 
@@ -74,7 +83,7 @@ class Watched:
         for process in self.tree():
             try:
                 above = process.parent()
-                if process.environ().get("RANK") == str(number) and above and above.environ().get("RANK") != str(number):
+                if _rank_of(process) == str(number) and above and _rank_of(above) != str(number):
                     return process
             except psutil.Error:
                 continue
@@ -86,7 +95,7 @@ class Watched:
         self.tree()
         return rank.children() if rank else []
 
-    def wait_until(self, there: Callable[[], bool], seconds: float = 300) -> bool:
+    def wait_until(self, there: Callable[[], bool], seconds: float = 900) -> bool:
         """Whether ``there`` came true before the command ended."""
         end = time.monotonic() + seconds
         while not there():
@@ -96,7 +105,7 @@ class Watched:
             time.sleep(0.005)
         return True
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """The command's exit code."""
         self.tree()
         try:
@@ -111,7 +120,13 @@ class Watched:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self.process.wait(30)
+        self.process.wait(300)
+
+
+def _rank_of(process: psutil.Process) -> str | None:
+    """The rank that a process is, or that it works for; forked programs carry it in their name."""
+    name = process.name()
+    return name.removeprefix("rank ") if name.startswith("rank ") else process.environ().get("RANK")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -151,7 +166,7 @@ def assert_each_once_an_epoch(steps: list[list[int]]) -> None:
         assert len(set(epoch)) == len(epoch) == BATCH * len(steps[start : start + STEPS_PER_EPOCH])
 
 
-def assert_gone(processes: set[psutil.Process], seconds: float = 20) -> None:
+def assert_gone(processes: set[psutil.Process], seconds: float = 120) -> None:
     """No process is left; loader processes look for their parent every five seconds."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], alive

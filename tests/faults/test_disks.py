@@ -10,7 +10,7 @@ import pytest
 
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.training.checkpoint import Checkpoints
-from tests.faults.runs import SETTINGS, Watched, losses, torchrun
+from tests.faults.runs import SETTINGS, Watched, losses, run_to_its_end, torchrun
 from tests.launching import launch
 
 
@@ -28,10 +28,10 @@ def mounted(folder: Path, *words: str) -> Iterator[Path]:
 
 
 def test_full_disk(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
-    words = ["--shards", shards, *SETTINGS, "training.keep=9", "training.max_steps=12"]
+    words = ["training.keep=9", "training.max_steps=12"]
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as small:
         (tmp_path / "run").symlink_to(small)
-        run = Watched([*torchrun(2), *words], tmp_path)
+        run = Watched([*torchrun(2), "--shards", shards, *SETTINGS, *words], tmp_path)
         assert run.wait() != 0
         errors = [line for line in run.output.splitlines() if line.startswith(("error", "fault"))]
         assert "): Saving the checkpoint run/checkpoints/step-00000006 failed" in errors[0]
@@ -39,9 +39,7 @@ def test_full_disk(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
         newest, passed_over = Checkpoints(small / "checkpoints").newest()
         assert newest is not None and newest.name == "step-00000004" and not passed_over
         subprocess.run(["mount", "-o", "remount,size=40m", str(small)], check=True)
-        run = Watched([*torchrun(2), *words], tmp_path)
-        assert run.wait() == 0, run.output[-3000:]
-        assert "Resuming after step 4" in run.output
+        assert "Resuming after step 4" in run_to_its_end(torchrun(2), shards, tmp_path, *words)
         assert losses(run.run) == losses(undisturbed)[:12]
 
 

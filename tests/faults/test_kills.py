@@ -19,11 +19,12 @@ from tests.faults.runs import (
     tensors,
     torchrun,
 )
+from tests.preloaded import LONG
 
 MOMENTS = ("starting", "loading", "stepping", "saving")
 VICTIMS = ("all", "rank 0", "rank 1")
-KILLS = 21
-"""Each moment with each victim once, then some of them again."""
+KILLS = 21 if LONG else 12
+"""Each moment with each victim once; with M2I2_LONG=1 then some of them again."""
 
 
 def reach(moment: str, run: Watched, chance: random.Random) -> bool:
@@ -53,10 +54,10 @@ def kill(victim: str, run: Watched) -> None:
         run.kill_all()
         return
     rank.kill()
-    assert run.wait(60) != 0, "a run that lost a rank says so"
+    assert run.wait(300) != 0, "a run that lost a rank says so"
 
 
-def test_twenty_kills_leave_the_run_that_nothing_disturbed(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_kills_leave_the_run_that_nothing_disturbed(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     chance = random.Random(2023)
     every = [(moment, victim) for moment in MOMENTS for victim in VICTIMS]
     plan = every + chance.sample(every, KILLS - len(every))
@@ -64,14 +65,14 @@ def test_twenty_kills_leave_the_run_that_nothing_disturbed(shards: Path, undistu
     command = [*torchrun(2), "--shards", shards, *SETTINGS]
     seen, kills = set(), 0
     for moment, victim in plan:
-        run = Watched(command, tmp_path)
+        run = Watched(command, tmp_path, afresh=moment == "starting")  # imports are a part of starting
         assert reach(moment, run, chance), f"ended before it was killed ({moment}):\n{run.output[-3000:]}"
         kill(victim, run)
         seen |= run.seen
         kills += 1
     run = Watched(command, tmp_path)
     assert run.wait() == 0, run.output[-3000:]
-    assert kills >= 20
+    assert kills == KILLS
 
     assert tensors(run.run, STEPS) == tensors(undisturbed, STEPS)
     assert losses(run.run) == losses(undisturbed)

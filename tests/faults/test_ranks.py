@@ -38,7 +38,7 @@ def test_dead_rank_under_the_deepspeed_launcher(shards: Path, tmp_path: Path) ->
     rank.kill()
     killed = time.monotonic()
     assert run.wait() in (1, 247), "the launcher passes on the code of the rank that it sees end first (247 is -9)"
-    assert time.monotonic() - killed < 60
+    assert time.monotonic() - killed < 300
     assert first_error(run).startswith("error (rank 0): lost contact with another rank")
     assert_gone(run.seen)
 
@@ -58,7 +58,7 @@ def test_ranks_without_a_launcher_end_with_the_one_that_is_gone(shards: Path, tm
     assert zero.wait_until(lambda: steps_logged(tmp_path / "run") > 1), zero.output[-3000:]
     zero.tree()
     one.kill_all()
-    assert zero.wait(60) == 1
+    assert zero.wait(300) == 1
     assert first_error(zero).startswith("error (rank 0): lost contact with another rank")
     assert_gone(zero.seen | one.seen)
 
@@ -68,7 +68,7 @@ def test_a_rank_that_hangs_is_given_up_in_time(shards: Path, tmp_path: Path) -> 
     assert zero.wait_until(lambda: steps_logged(tmp_path / "run") > 1), zero.output[-3000:]
     one.process.send_signal(signal.SIGSTOP)
     try:
-        assert zero.wait(120) == 1
+        assert zero.wait(400) == 1
         assert first_error(zero).startswith("error (rank 0): lost contact with another rank")
     finally:
         one.kill_all()

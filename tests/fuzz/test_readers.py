@@ -4,8 +4,9 @@ import pytest
 
 from tests.fuzz.harness import explore
 from tests.fuzz.readers import READERS
+from tests.preloaded import LONG
 
-INPUTS = 370
+INPUTS = 370 if LONG else 120
 
 
 @pytest.mark.parametrize("name", READERS)

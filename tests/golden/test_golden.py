@@ -20,7 +20,7 @@ def assert_golden(found: Record, name: str) -> None:
 
 @pytest.mark.parametrize("ranks", ON_RANKS)
 def test_the_numbers_of_version_0_1(ranks: int) -> None:
-    for outcome in on_ranks(ranks, run_several, ON_RANKS[ranks], preload=PRELOAD):
+    for outcome in on_ranks(ranks, run_several, ON_RANKS[ranks]):
         for name, found in outcome.items():
             assert_golden(found, name)
 

@@ -42,7 +42,7 @@ def missing() -> str:
     return ""
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 1200) -> None:
     """Wait for a condition; fails with ``what`` after so many seconds."""
     end = time.monotonic() + seconds
     while not true():
@@ -64,7 +64,7 @@ class Cluster:
 
     def ask(self, *words: str) -> str:
         """What a SLURM command prints; it must succeed."""
-        done = subprocess.run(words, env=self.environment(), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, env=self.environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
@@ -73,7 +73,7 @@ class Cluster:
         text = self.ask("scontrol", "show", "job", "-o", job_id)
         return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{field}="))
 
-    def slurm(self, words: Sequence[object], folder: Path, seconds: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
+    def slurm(self, words: Sequence[object], folder: Path, seconds: float = 1200, **more: str) -> subprocess.CompletedProcess[str]:
         """Run launchers/slurm.py in ``folder`` to its end."""
         script = [sys.executable, str(ROOT / "launchers" / "slurm.py"), *map(str, words)]
         return subprocess.run(
@@ -91,7 +91,7 @@ class Cluster:
             finally:
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL)
-                    process.wait(10)
+                    process.wait(60)
                     self.ask("scancel", "--user=root")
 
     def end_node(self, name: str) -> None:
@@ -102,7 +102,7 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         """It comes back."""
-        subprocess.run([HERE / "node.sh", self.folder, name], check=True, timeout=30, env=self.environment())
+        subprocess.run([HERE / "node.sh", self.folder, name], check=True, timeout=300, env=self.environment())
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class Following:
         """What it has printed so far."""
         return self.output.read_text()
 
-    def says(self, text: str, seconds: float = 600) -> None:
+    def says(self, text: str, seconds: float = 1200) -> None:
         """Wait for it to print ``text``."""
         until(lambda: text in self.text() or self.process.poll() is not None, f"{text!r} in:\n{self.text()}", seconds)
         assert text in self.text(), self.text()
 
-    def code(self, seconds: float = 600) -> int:
+    def code(self, seconds: float = 1200) -> int:
         """Its exit code."""
         return self.process.wait(seconds)
 
@@ -145,10 +145,10 @@ def running(**knobs: str) -> Iterator[Cluster]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=180,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         yield Cluster(folder)
     finally:
-        subprocess.run([HERE / "down.sh", folder], check=True, timeout=60)
+        subprocess.run([HERE / "down.sh", folder], check=True, timeout=300)
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.launching import command
 from tests.launching import environment as plain_environment
+from tests.preloaded import run
 from tests.slurm.cluster import HERE, Cluster, Following, until
 
 STEPS = 40
@@ -94,7 +95,7 @@ def undisturbed(shards: Path, folder: Path) -> Path:
     words = [*command("pretrain", 4), "--shards", str(shards / "captions"), "--output", "here", *SETTINGS]
     path = f"{HERE / 'recording'}:{os.environ.get('PYTHONPATH', '')}"
     env = {**plain_environment(), "PYTHONPATH": path, "RECORD_SAMPLES": str(folder / "samples-here")}
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = run(words, folder, env, 900)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "here"
 
@@ -136,6 +137,6 @@ def test_its_job_folder_says_everything(disturbed: str, folder: Path, cluster: C
         assert f"global_rank={rank}(4)" in (job_folder / f"{job}_{rank}_log.out").read_text()
     again = (job_folder / "resume.sh").read_text()
     assert "--output there" in again and "pretrain --cluster" in again
-    done = subprocess.run(["sh", job_folder / "resume.sh"], env=cluster.environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", job_folder / "resume.sh"], env=cluster.environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     cluster.ask("scancel", done.stdout.split()[1])

@@ -30,7 +30,7 @@ def test_the_lines_of_the_documentation_go_from_shards_to_results(cluster: Clust
     lines = (ROOT / "docs" / "clusters.md").read_text().split("```sh\n")[1].split("```")[0]
     assert len(lines.splitlines()) < 15
     done = subprocess.run(
-        ["bash", "-e", "-c", lines], cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True, timeout=900
+        ["bash", "-e", "-c", lines], cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stdout + done.stderr
     study = tmp_path / "runs" / "study"
@@ -103,14 +103,14 @@ def test_a_recipe_runs_as_arrays_and_is_recorded(cluster: Cluster, tmp_path: Pat
 
     def ablate(*more: str) -> str:
         command = [*words, "--output", "RESULTS.md", *more]
-        done = subprocess.run(command, cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=cluster.environment(), capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     out = ablate("--cluster", "lab.yaml")
     jobs = re.findall(r"Job (\d+) \((\w+): 2 cells\) is submitted", out)
     assert [stage for _, stage in jobs] == ["pretrain", "finetune", "evaluate"]
-    until(lambda: not cluster.ask("squeue", "-h", "-j", ",".join(number for number, _ in jobs)).strip(), "the arrays to end", 300)
+    until(lambda: not cluster.ask("squeue", "-h", "-j", ",".join(number for number, _ in jobs)).strip(), "the arrays to end", 1200)
     out = ablate("--collect")
     cells = ["pretraining-full-seed-0", "drawn-full-seed-0", "pretraining-no-mim-seed-0", "drawn-no-mim-seed-0"]
     assert sorted(re.findall(r"(\S+): recorded", out)) == sorted(cells)

@@ -1,14 +1,15 @@
 """Every stage of the benchmark measures at small sizes and ends with one JSON object."""
 
 import json
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from m2i2.performance.pipeline import growth_of_index
 from tests.conftest import ROOT
 from tests.launching import environment
+from tests.preloaded import run
 
 
 @pytest.mark.parametrize(
@@ -23,9 +24,9 @@ from tests.launching import environment
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_stage_reports(words: list[str], keys: set[str]) -> None:
+def test_a_stage_reports(words: list[str], keys: set[str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), words[0], "--json", *words[1:]]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = run(command, tmp_path, environment(), 300)
     assert done.returncode == 0, done.stderr[-3000:]
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["stage"] == words[0] and keys <= set(row)

@@ -145,5 +145,5 @@ def test_a_process_that_ends_in_the_middle_ends_its_workers(folder: Path) -> Non
         "from pathlib import Path\nfrom m2i2.data.loading.sampling import Share\nfrom tests.unit.test_loader import captions\n"
         f"batches = iter(captions(Path({str(folder)!r}), Share(8, 1, 0, 1), workers=2))\nprint(len(next(batches)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr

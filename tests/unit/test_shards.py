@@ -189,7 +189,7 @@ def test_processes_read_side_by_side(shards: Path, method: str) -> None:
     for process in processes:
         process.start()
     expected = [f"caption {i}" for i in range(8)]
-    assert [results.get(timeout=60) for _ in processes] == [expected, expected]
+    assert [results.get(timeout=300) for _ in processes] == [expected, expected]
     assert [split.read(i).captions[0] for i in range(8)] == expected
     for process in processes:
         process.join()

@@ -8,8 +8,6 @@ samples meet in a step whatever the number of ranks and workers.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch.utils.data import Sampler
-
 from m2i2.data.loading.order import Order
 from m2i2.errors import M2I2Error
 
@@ -45,7 +43,7 @@ class Share:
         return self.batch // (self.accumulation * self.ranks)
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
+class StepSampler:
     """Lists of (epoch, item), one a micro-batch of this rank, from ``start`` to the end of the last epoch."""
 
     def __init__(self, order: Order, share: Share, epochs: int, start: Position) -> None:
