@@ -9,13 +9,14 @@ from m2i2.precision import full
 def mlm_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, mean_count: Tensor, distillation: float) -> Tensor:
     """(1 - a) * CE(labels) + a * soft CE(teacher), the mean over the masked words of all ranks.
 
-    ``logits``, ``teacher_logits``: [M, V] at the masked positions of this rank; ``labels``: [M]; a = ``distillation``.
+    ``logits``, ``teacher_logits``: [M, V] at the masked positions of this rank; ``labels``: [M], -100 where nothing is asked; a =
+    ``distillation``.
     ``mean_count``: masked words of a rank, the mean over the ranks. Ranks mask different numbers of words: dividing by it makes the
     ranks' average the global mean.
     """
     log_probabilities = F.log_softmax(full(logits), dim=-1)
-    loss = F.nll_loss(log_probabilities, labels, reduction="sum") * (1 - distillation)
+    loss = F.nll_loss(log_probabilities, labels, reduction="sum", ignore_index=-100) * (1 - distillation)
     if distillation:
         soft = F.softmax(full(teacher_logits), dim=-1)
-        loss = loss - distillation * (log_probabilities * soft).sum()
+        loss = loss - distillation * ((log_probabilities * soft).sum(-1) * (labels != -100)).sum()
     return loss / mean_count.to(loss.dtype).clamp_min(1e-6)

@@ -40,7 +40,7 @@ class Words(NamedTuple):
     logits: Tensor
     """[M, V] the student's."""
     labels: Tensor
-    """[M] the words themselves."""
+    """[M] the words themselves; -100 where nothing is asked."""
     teacher_logits: Tensor
     """[M, V]"""
     mean_count: Tensor

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.masking import places_of
 from m2i2.data.loading.sampling import Share
 from m2i2.models.flops import finetuning_flops, pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
@@ -47,13 +48,15 @@ def drawn_captions(config: PretrainingConfig, rows: int, tokens: int) -> Caption
     asked = torch.zeros(rows * (tokens - 1), dtype=torch.bool)
     asked[torch.randperm(len(asked))[: round(config.objectives.text_mask_ratio * len(asked))]] = True
     chosen = torch.cat([torch.zeros(rows, 1, dtype=torch.bool), asked.view(rows, -1)], dim=1)
+    labels = torch.where(chosen, ids, -100)
     return CaptionBatch(
         image=torch.randint(256, (rows, 3, vision.image_size, vision.image_size), dtype=torch.uint8),
         item=torch.arange(rows),
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         masked_input_ids=torch.where(chosen, torch.randint_like(ids, words), ids),
-        labels=torch.where(chosen, ids, -100),
+        labels=labels,
+        places=torch.from_numpy(places_of(labels.numpy(), config.objectives.text_mask_ratio)),
         student_noise=torch.rand(rows, vision.patches),
         teacher_noise=torch.rand(rows, vision.patches),
         image_id=torch.randint(1 << 60, (rows,)),
@@ -79,7 +82,7 @@ def time_pretraining(config: PretrainingConfig, runtime: Runtime, *, batch: int,
     """Median optimizer step at a global ``batch`` of captions ``tokens`` long. Collective."""
     config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
     torch.manual_seed(config.training.seed)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, runtime.dtype, 0)
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, runtime.dtype)
     flops = sum(pretraining_flops(config, tokens, batch).values()) * batch
     draw = lambda: drawn_captions(config, batch // runtime.process.ranks, tokens)  # noqa: E731
     return {"tokens": tokens, **_time_steps(task, config, runtime, draw, flops, steps)}

@@ -7,7 +7,6 @@ import torch
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import normalise
 from m2i2.data.loading.batch import CaptionBatch
-from m2i2.distributed import max_over_ranks, world_size
 from m2i2.models.flops import pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.objectives.registry import active
@@ -24,9 +23,9 @@ class PretrainingTask(Task):
 
     student: PretrainingModel
 
-    def __init__(self, student: PretrainingModel, config: PretrainingConfig, dtype: torch.dtype, pad_id: int) -> None:
-        """``dtype``: of matrix products; ``pad_id``: the token that fills captions up to the length of the longest."""
-        self.student, self.config, self.dtype, self.pad_id = student, config, dtype, pad_id
+    def __init__(self, student: PretrainingModel, config: PretrainingConfig, dtype: torch.dtype) -> None:
+        """``dtype``: of matrix products."""
+        self.student, self.config, self.dtype = student, config, dtype
         self.objectives = active(config.objectives)
         self.teacher = Teacher(student)
         self.queue = FeatureQueue(config.objectives.queue, config.objectives.projection, config.training.seed)
@@ -65,12 +64,8 @@ class PretrainingTask(Task):
         return Output(self._untouched.tie(total), losses, states.features())
 
     def prepared(self, batch: CaptionBatch) -> CaptionBatch:
-        """The batch with normalised pixels and captions as long as those of every other rank. Collective."""
-        batch = replace(batch, image=normalise(batch.image).to(self.student.temp.dtype))
-        if world_size() > 1:
-            longest = int(max_over_ranks(torch.tensor([batch.input_ids.shape[1]], device=batch.item.device)))
-            batch = batch.padded(longest, self.pad_id)
-        return batch
+        """The batch with normalised pixels, in the weights' type."""
+        return replace(batch, image=normalise(batch.image).to(self.student.temp.dtype))
 
     def end_step(self) -> None:
         """Push the step's features onto the queue, in the order of the global batch; the teacher follows the student.

@@ -113,15 +113,18 @@ class PretrainingStates(States):
         """The vocabulary head's output, at the masked words alone."""
         if self._fused.masked is None:
             raise _not_read("words")
-        places = self.targets.places
-        logits = self.student.text_encoder.logits(self._fused.masked.flatten(0, 1).index_select(0, places))
-        labels = self.batch.labels.flatten().index_select(0, places)
-        return Words(logits, labels, self.targets.mlm_logits, self._mean_counts[1])
+        logits = self.student.text_encoder.logits(self._fused.masked.flatten(0, 1).index_select(0, self.batch.places))
+        return Words(logits, self._labels, self.targets.mlm_logits, self._mean_counts[1])
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        """[M] the masked words, -100 where nothing is asked."""
+        return self.batch.labels.flatten().index_select(0, self.batch.places)
 
     @cached_property
     def _mean_counts(self) -> Tensor:
         """[2] rows of the matching, and masked words, of a rank: the means over the ranks."""
-        words = self.image_features.new_full((), len(self.targets.places))
+        words = (self._labels != -100).sum().to(self.image_features.dtype)
         rows = words.new_zeros(())
         if "matching" in self._reads:
             rows = rows_present(self.negatives.image_there, self.negatives.text_there).sum().to(words.dtype)

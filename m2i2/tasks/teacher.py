@@ -19,14 +19,7 @@ class TeacherTargets(NamedTuple):
     """[b, projection], L2-normalised."""
     text_features: Tensor
     mlm_logits: Tensor
-    """[M, V] at the masked positions."""
-    places: Tensor
-    """[M] numbers of the masked positions in the flattened batch."""
-
-
-def masked_positions(labels: Tensor) -> Tensor:
-    """[b, L] labels -> [M] numbers of the masked positions in the flattened batch."""
-    return (labels.flatten() != -100).nonzero().squeeze(1)
+    """[M, V] at the masked positions, ``places`` of the batch."""
 
 
 class Teacher(Encoders):
@@ -43,14 +36,13 @@ class Teacher(Encoders):
     @torch.no_grad()
     def targets(self, batch: CaptionBatch, mask_ratio: float) -> TeacherTargets:
         """Features, and logits at the masked words, of a micro-batch; the image is masked by the teacher's own noise."""
-        places = masked_positions(batch.labels)
         image = self.visual_encoder(batch.image, batch.teacher_noise, mask_ratio).states
         bert, mask, rows = self.text_encoder.bert, batch.attention_mask, len(batch)
         text = bert.encode(torch.cat([batch.input_ids, batch.masked_input_ids]), torch.cat([mask, mask]))
         fused = bert.fuse(text[rows:], mask, [ImageRows(bert.image_keys_values(image), 1)])
-        chosen = fused.flatten(0, 1).index_select(0, places)
+        chosen = fused.flatten(0, 1).index_select(0, batch.places)
         logits = self.text_encoder.logits(chosen)
-        return TeacherTargets(self.image_features(image), self.text_features(text[:rows]), logits, places)
+        return TeacherTargets(self.image_features(image), self.text_features(text[:rows]), logits)
 
 
 class VQATeacher(VQAModel):

@@ -21,14 +21,7 @@ class HeldOutPairs:
         self.tokenizer, self.process = tokenizer, process
         batch = min(config.training.batch // config.training.accumulation, len(corpus)) // process.ranks * process.ranks
         whole = EvaluationTransform(size=config.vision.image_size)
-        rows = CaptionRows(
-            augmentation=lambda encoded, rng, name: whole(encoded, name),
-            tokenizer=tokenizer,
-            max_words=config.data.max_words,
-            max_tokens=config.data.max_tokens,
-            text_mask_ratio=config.objectives.text_mask_ratio,
-            patches=config.vision.patches,
-        )
+        rows = CaptionRows.of(config, lambda encoded, rng, name: whole(encoded, name), tokenizer, process.ranks)
         self.share = Share(batch, 1, process.rank, process.ranks)
         self._loader: Loader[CaptionBatch] = Loader(
             corpus, rows, self.share, epochs=1, seed=0, window=config.data.window, workers=0

@@ -41,20 +41,13 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     config = replace(config, text=replace(config.text, vocabulary_size=tokenizer.size))
     if config.data.max_tokens > config.text.positions:
         raise M2I2Error(f"data.max_tokens={config.data.max_tokens} exceeds the model's text.positions={config.text.positions}.")
-    rows = CaptionRows(
-        augmentation=make_augmentation(config.vision.image_size, config.data),
-        tokenizer=tokenizer,
-        max_words=config.data.max_words,
-        max_tokens=config.data.max_tokens,
-        text_mask_ratio=config.objectives.text_mask_ratio,
-        patches=config.vision.patches,
-    )
+    rows = CaptionRows.of(config, make_augmentation(config.vision.image_size, config.data), tokenizer, process.ranks)
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = PretrainingModel(config.vision, config.text, config.objectives)
     for line in start_pretraining(student, start):
         process.say(line)
-    task = PretrainingTask(student, config, runtime.dtype, tokenizer.pad_id)
+    task = PretrainingTask(student, config, runtime.dtype)
     for one in task.objectives:
         if one.name not in ("mim", "mlm", "itm", "itc"):
             process.say(f"Objective {one.name} of {one.loss.__module__}, weight {one.weight:g}.")

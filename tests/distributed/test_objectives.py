@@ -9,6 +9,7 @@ from torch import Tensor
 
 from m2i2.config import ObjectivesConfig, PretrainingConfig, TextConfig, VisionConfig
 from m2i2.data.loading.batch import CaptionBatch
+from m2i2.data.loading.masking import places_of
 from m2i2.distributed import RowExchange, all_gather
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask
@@ -48,6 +49,7 @@ def whole_batch() -> CaptionBatch:
         attention_mask=mask,
         masked_input_ids=torch.where(labels != -100, 4, ids),
         labels=labels,
+        places=torch.zeros(0, dtype=torch.long),
         student_noise=torch.rand(BATCH, 16, generator=generator),
         teacher_noise=torch.rand(BATCH, 16, generator=generator),
         image_id=torch.tensor([0, 1, 2, 3, 4, 5, 1, 7]),
@@ -79,7 +81,7 @@ def step(rank: int, ranks: int, objectives: ObjectivesConfig, accumulation: int 
     torch.manual_seed(0)
     student = well_conditioned(PretrainingModel(VISION, TEXT, objectives)).to(dtype)
     config = PretrainingConfig(vision=VISION, text=TEXT, objectives=objectives)
-    task = AsItIs(student, config, dtype, 0)
+    task = AsItIs(student, config, dtype)
     task.queue.to(dtype)
     task.distillation = 0.4
     together = BATCH // accumulation
@@ -89,7 +91,8 @@ def step(rank: int, ranks: int, objectives: ObjectivesConfig, accumulation: int 
     gradients: dict[str, Tensor] = {}
     for micro in range(accumulation):
         first = micro * together + rank * rows
-        batch = CaptionBatch(**{name: value[first : first + rows] for name, value in vars(whole).items() if name != "unreadable"})
+        cut = {name: value[first : first + rows] for name, value in vars(whole).items() if name not in ("unreadable", "places")}
+        batch = CaptionBatch(**cut, places=torch.from_numpy(places_of(cut["labels"].numpy(), 0.15)))
         batch.image = batch.image.to(dtype)
         found = task.forward(batch, Key(5, 0, micro))
         for objective, loss in found.losses.items():

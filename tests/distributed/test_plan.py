@@ -34,7 +34,7 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
     shared_memory.FOLDER = Path("missing")  # the plan is of machines between which gradients travel
     config = settings()
     runtime = Runtime.start(config.training)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32, 0)
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32)
     drawn = DrawnBatches(Share(8, 1, rank, ranks), lambda: drawn_captions(config, 8 // ranks, 20))
     trainer = Trainer(config, task, drawn, runtime, Path(), lambda folder: None)  # type: ignore[arg-type]
     engine = trainer.engine

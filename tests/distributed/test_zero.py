@@ -54,7 +54,7 @@ def build(config: PretrainingConfig, process: Process) -> tuple[PretrainingTask,
     corpus = Corpus.open(config.data.shards, "train", "captions")
     loader = loader_of(config, corpus, tokenizer_of(corpus), process)
     torch.manual_seed(0)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32, 0)
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32)
     return task, loader
 
 

@@ -24,14 +24,7 @@ def tokenizer_of(corpus: Corpus) -> Tokenizer:
 
 def loader_of(config: PretrainingConfig, corpus: Corpus, tokenizer: Tokenizer, process: Process) -> Loader[Any]:
     """The loader that the launcher would make."""
-    rows = CaptionRows(
-        augmentation=make_augmentation(config.vision.image_size, config.data),
-        tokenizer=tokenizer,
-        max_words=config.data.max_words,
-        max_tokens=config.data.max_tokens,
-        text_mask_ratio=config.objectives.text_mask_ratio,
-        patches=config.vision.patches,
-    )
+    rows = CaptionRows.of(config, make_augmentation(config.vision.image_size, config.data), tokenizer, process.ranks)
     return make_loader(corpus, rows, config.data, config.training, process)
 
 
@@ -41,7 +34,7 @@ def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask
     corpus = Corpus.open(config.data.shards, config.data.split, "captions")
     tokenizer = tokenizer_of(corpus)
     torch.manual_seed(0)
-    task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32, 0)
+    task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32)
     folder.mkdir(exist_ok=True)
     loader = loader_of(config, corpus, tokenizer, runtime.process)
     return Trainer(config, task, loader, runtime, folder, tokenizer.save).run()

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from m2i2.backends.choice import choose
 from m2i2.config import (
@@ -21,6 +22,7 @@ from m2i2.config import (
     VisionConfig,
 )
 from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
+from m2i2.data.loading.masking import places_of
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.tasks.negatives import Negatives
@@ -46,7 +48,7 @@ class Session:
             objectives = ObjectivesConfig(**cases.OBJECTIVES)
             student = _weighted(PretrainingModel(vision, text, objectives))
             config = PretrainingConfig(vision=vision, text=text, objectives=objectives, optimizer=optimizer, training=training)
-            self.task = PretrainingTask(student, config, torch.float64, cases.PAD)
+            self.task = PretrainingTask(student, config, torch.float64)
             queue = self.task.queue.double()
             queue.image.copy_(cases.queue_start("image"))
             queue.text.copy_(cases.queue_start("text"))
@@ -68,7 +70,7 @@ class Session:
     def losses(self, seen: cases.Micro, step: int, micro: int) -> dict[str, Tensor]:
         """Losses of a micro-batch by name, ``loss`` to be differentiated: the forward pass, with the negatives given."""
         kind = CaptionBatch if self.case.kind == "pretraining" else QuestionBatch
-        batch = kind(**{name: tensor.clone() for name, tensor in seen.batch.items()})
+        batch = kind(**_padded({name: tensor.clone() for name, tensor in seen.batch.items()}))
         key = Key(0, step, micro)
         if isinstance(self.task, PretrainingTask):
             output = self.task.forward(batch, key, _forced(seen.image_negatives, seen.text_negatives))
@@ -93,6 +95,16 @@ def _weighted(model: M) -> M:
             if not name.endswith("pos_embed"):
                 parameter.copy_(cases.weight(name, parameter.shape))
     return model
+
+
+def _padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Captions as long as every rank's, and where their masked words are, as the loader would have it."""
+    if "labels" not in batch:
+        return batch
+    longer = {"input_ids": cases.PAD, "masked_input_ids": cases.PAD, "attention_mask": 0, "labels": -100}
+    more = cases.TEXT["positions"] - batch["labels"].shape[1]
+    padded = {name: pad(batch[name], (0, more), value=value) for name, value in longer.items()}
+    return {**batch, **padded, "places": torch.from_numpy(places_of(padded["labels"].numpy(), 0.15))}
 
 
 def _forced(images: Sequence[int], texts: Sequence[int]) -> Negatives:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
+from m2i2.data.loading.masking import places_of
 from m2i2.inference.ranking import rank_official
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
@@ -41,6 +42,7 @@ def pretraining_step(folder: Path) -> dict[str, Tensor]:
         attention_mask=inputs["attention_mask"],
         masked_input_ids=inputs["mlm_input_ids"],
         labels=inputs["mlm_labels"],
+        places=torch.from_numpy(places_of(inputs["mlm_labels"].numpy(), objectives.text_mask_ratio)),
         student_noise=inputs["mim_noise_student"],
         teacher_noise=inputs["mim_noise_teacher"],
         image_id=torch.arange(rows),

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 T = TypeVar("T", bound="Batch")
 
@@ -48,13 +47,17 @@ class CaptionBatch(Batch):
     """Image-caption pairs with their masks."""
 
     input_ids: Tensor
-    """[B, L] int64, [CLS] first, padded to the longest of the batch."""
+    """[B, L] int64, [CLS] first, padded to one of a few lengths, the same on every rank."""
     attention_mask: Tensor
     """[B, L] int64, 1 for tokens, 0 for padding."""
     masked_input_ids: Tensor
     """[B, L] int64, the caption with its masked words (MLM)."""
     labels: Tensor
-    """[B, L] int64, the original token where one is to be predicted, else -100."""
+    """[B, L] int64, the original token where one is to be predicted, else -100; never at [CLS]."""
+    places: Tensor
+    """[M] int64, numbers of the masked positions in the flattened batch, filled up with 0 (a [CLS]) to one of a few capacities
+    M, so
+    that shapes repeat: see `masking.places_of`."""
     student_noise: Tensor
     """[B, P] float32 in [0, 1): the patches with the lowest values stay visible to the student."""
     teacher_noise: Tensor
@@ -63,19 +66,6 @@ class CaptionBatch(Batch):
     """[B] int64, equal for equal images."""
     caption_id: Tensor
     """[B] int64, equal for equal captions."""
-
-    def padded(self, length: int, pad_id: int) -> "CaptionBatch":
-        """The same batch with its captions padded to ``length`` tokens, so that ranks can exchange them."""
-        more = length - self.input_ids.shape[1]
-        if more <= 0:
-            return self
-        return replace(
-            self,
-            input_ids=pad(self.input_ids, (0, more), value=pad_id),
-            attention_mask=pad(self.attention_mask, (0, more), value=0),
-            masked_input_ids=pad(self.masked_input_ids, (0, more), value=pad_id),
-            labels=pad(self.labels, (0, more), value=-100),
-        )
 
 
 @dataclass(kw_only=True)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import Augmentation
 from m2i2.data.loading.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.lookahead import Lookahead
-from m2i2.data.loading.masking import mask_tokens
+from m2i2.data.loading.masking import mask_tokens, places_of
 from m2i2.data.loading.order import Order
 from m2i2.data.loading.randomness import sample_generator
 from m2i2.data.loading.sampling import Position, Share, StepSampler
@@ -29,6 +30,8 @@ from m2i2.errors import M2I2Error
 
 B = TypeVar("B", bound=Batch)
 Row = dict[str, Any]
+Augmented = Callable[[bytes, np.random.Generator, str], torch.Tensor]
+"""An encoded image, its random stream and its name -> [3, H, W] uint8."""
 _SUBSTITUTES = 16
 
 
@@ -36,12 +39,27 @@ _SUBSTITUTES = 16
 class CaptionRows:
     """How a caption sample becomes a row: augmented, tokenised, masked, all from its own random stream."""
 
-    augmentation: Callable[[bytes, np.random.Generator, str], torch.Tensor]
+    augmentation: Augmented
     tokenizer: Tokenizer
     max_words: int
     max_tokens: int
     text_mask_ratio: float
     patches: int
+    lengths: tuple[int, ...] = ()
+    """The lengths, in tokens, that captions are padded to; on several ranks one, so that all agree. Empty: multiples of 8."""
+
+    @classmethod
+    def of(cls, config: PretrainingConfig, augmentation: Augmented, tokenizer: Tokenizer, ranks: int) -> "CaptionRows":
+        """As the settings have it, for one of ``ranks`` ranks."""
+        return cls(
+            augmentation=augmentation,
+            tokenizer=tokenizer,
+            max_words=config.data.max_words,
+            max_tokens=config.data.max_tokens,
+            text_mask_ratio=config.objectives.text_mask_ratio,
+            patches=config.vision.patches,
+            lengths=(config.data.max_tokens,) if ranks > 1 else (),
+        )
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
         """One row; raises M2I2Error, naming the sample, for an image that cannot be decoded or a caption without a word."""
@@ -63,16 +81,19 @@ class CaptionRows:
         }
 
     def collate(self, rows: list[Row]) -> CaptionBatch:
-        """Rows padded to the longest caption."""
-        pad = self.tokenizer.pad_id
-        ids, mask = pad_rows([row["input_ids"] for row in rows], pad)
+        """Rows padded to the length that the longest caption needs."""
+        pad, longest = self.tokenizer.pad_id, max(len(row["input_ids"]) for row in rows)
+        length = next((one for one in self.lengths if one >= longest), min(self.max_tokens, -(-longest // 8) * 8))
+        ids, mask = pad_rows([row["input_ids"] for row in rows], pad, length)
+        labels = pad_rows([row["labels"] for row in rows], -100, length)[0]
         return CaptionBatch(
             image=torch.stack([row["image"] for row in rows]),
             item=torch.tensor([row["item"] for row in rows]),
             input_ids=ids,
             attention_mask=mask,
-            masked_input_ids=pad_rows([row["masked_input_ids"] for row in rows], pad)[0],
-            labels=pad_rows([row["labels"] for row in rows], -100)[0],
+            masked_input_ids=pad_rows([row["masked_input_ids"] for row in rows], pad, length)[0],
+            labels=labels,
+            places=torch.from_numpy(places_of(labels.numpy(), self.text_mask_ratio)),
             student_noise=torch.from_numpy(np.stack([row["student_noise"] for row in rows])),
             teacher_noise=torch.from_numpy(np.stack([row["teacher_noise"] for row in rows])),
             image_id=torch.tensor([row["image_id"] for row in rows]),
@@ -115,9 +136,9 @@ class QuestionRows:
         )
 
 
-def pad_rows(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as one [B, longest] int64 tensor, and its mask of ones and zeros."""
-    longest = max(map(len, rows))
+def pad_rows(rows: list[list[int]], value: int, length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as one [B, longest] int64 tensor, at least ``length`` long, and its mask of ones and zeros."""
+    longest = max(length, *map(len, rows))
     ids = np.full((len(rows), longest), value, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     for i, row in enumerate(rows):
