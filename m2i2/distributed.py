@@ -1,11 +1,16 @@
 """The few collectives that training needs, on gloo or NCCL; with one process they cost nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from m2i2.errors import M2I2Error
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -140,3 +145,18 @@ def _words(x: Tensor) -> Tensor:
 def same_on_all_ranks(value: Tensor) -> bool:
     """Whether every rank called with the same ``value``. Collective; waits for the device."""
     return bool((all_gather(value.unsqueeze(0)) == value).all())
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Let rank 0 do ``work`` and give every rank its result, or its error as an M2I2Error. Collective."""
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except (M2I2Error, OSError) as e:
+            outcome[1] = str(e)
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise M2I2Error(outcome[1])
+    return outcome[0]

@@ -1,4 +1,7 @@
-"""Which kernels this process computes with, and why: chosen and installed once, at start, by `install`.
+"""Which kernels this process computes with, and why: chosen once, at start.
+
+`install` gives the networks their attention and linear layers, `fuse_and_compile` gives a model fused norms and compiled
+layers, and `training.optimizer.build` takes AdamW from the same `Backend`.
 
 All of them compute the same and keep the same state under the same names, so that checkpoints move between them.
 """
@@ -48,15 +51,15 @@ def choose(device: torch.device, wanted: str = "auto") -> Backend:
     problem = apex_problem(device)
     fused = device.type in ("cuda", "cpu")
     if wanted == "plain":
-        return Backend("plain", "training.kernels asks for them", device)
+        return Backend("plain", "requested by training.kernels", device)
     if wanted == "apex" and problem:
-        raise M2I2Error(f"training.kernels=apex is not available: {problem}. training.kernels=auto takes what is there.")
+        raise M2I2Error(f"training.kernels=apex is not available: {problem}. training.kernels=auto picks the best available.")
     if wanted == "fused" and not fused:
         raise M2I2Error(f"training.kernels=fused is not available: there is no fused kernel for {device.type}.")
     if not problem and wanted != "fused":
-        return Backend("apex", "its CUDA extensions are there", device)
+        return Backend("apex", "CUDA extensions found", device)
     if fused:
-        return Backend("fused", "training.kernels asks for PyTorch's" if wanted == "fused" else f"PyTorch's; {problem}", device)
+        return Backend("fused", "requested by training.kernels" if wanted == "fused" else f"PyTorch's; {problem}", device)
     return Backend("plain", f"no fused kernel for {device.type}", device)
 
 
@@ -73,7 +76,7 @@ def install(device: torch.device, training: TrainingConfig | None = None) -> Bac
     return backend
 
 
-def prepare(modules: Iterable[nn.Module], backend: Backend, training: TrainingConfig) -> None:
+def fuse_and_compile(modules: Iterable[nn.Module], backend: Backend, training: TrainingConfig) -> None:
     """Give ``modules`` the layers that the backend and the settings ask for, in place; names of parameters stay."""
     for module in modules:
         if backend.kernel == "apex":
@@ -83,7 +86,7 @@ def prepare(modules: Iterable[nn.Module], backend: Backend, training: TrainingCo
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let torch.compile see to the layers of ``model``, in place; names of parameters stay.
+    """Compile the layers of ``model`` in place; names of parameters stay.
 
     Of the text layers the parts around attention: whatever reads an image calls attention from outside.
     """

@@ -169,7 +169,7 @@ def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _grow(arguments: argparse.Namespace) -> dict[str, Any]:
-    from m2i2.performance.negatives import growth_of_batch
+    from m2i2.performance.global_batch import growth_of_batch
     from m2i2.performance.pipeline import growth_of_index, growth_of_queue
 
     found: dict[str, Any] = {"contrast_ms_by_queue": growth_of_queue((4_096, 65_536, 1_048_576))}

@@ -23,6 +23,12 @@ class MaskedImage(NamedTuple):
     order: Tensor | None
     """[B, P] patch numbers, the visible ones first; None where nothing was masked."""
 
+    @property
+    def hidden(self) -> Tensor:
+        """[B, masked] numbers of the masked patches, in the order in which they are reconstructed."""
+        assert self.order is not None
+        return self.order[:, self.states.shape[1] - 1 :]
+
 
 class Attention(nn.Module):
     """Self-attention with one projection for queries, keys and values."""

@@ -1,1 +1,4 @@
-"""The objectives of pretraining: pure functions of tensors, one loss a file, and their registry."""
+"""Losses, pure functions of tensors, one per file, and the registry of pretraining's objectives.
+
+To add an objective without editing this package, see `registry`.
+"""

@@ -7,17 +7,6 @@ from torch.nn import functional as F
 from m2i2.precision import full
 
 
-@torch.no_grad()
-def draw_negatives(similarity: Tensor, forbidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """One negative for each row, drawn with probability softmax(similarity) among the columns that are allowed.
-
-    ``similarity``, Gumbel ``noise``: [b, B]; ``forbidden``: [b, B] boolean. Returns columns [b] and whether each row had
-    one to draw from [b]. The largest of log-probability plus noise is an exact draw, and exists whatever the numbers.
-    """
-    scores = torch.nan_to_num(full(similarity), nan=0.0, posinf=1e4, neginf=-1e4) + noise
-    return scores.masked_fill(forbidden, -torch.inf).argmax(dim=1), ~forbidden.all(dim=1)
-
-
 def itm_loss(logits: Tensor, image_there: Tensor, text_there: Tensor, mean_rows: Tensor) -> Tensor:
     """Cross-entropy of 3b rows: true pairs, then a negative image for each text, then a negative text for each image.
 

@@ -37,7 +37,7 @@ class Objective:
     loss: Loss
     """States of a micro-batch -> a scalar. Ranks' values must average to that of the concatenated batch."""
     reads: frozenset[str] = frozenset()
-    """Which of ``matching`` and ``words`` it reads."""
+    """Which of ``matching`` and ``words`` the function reads."""
 
 
 BUILT_IN: dict[str, tuple[Loss, frozenset[str]]] = {
@@ -46,20 +46,27 @@ BUILT_IN: dict[str, tuple[Loss, frozenset[str]]] = {
     "itm": (lambda s: itm_loss(*s.matching), frozenset({"matching"})),
     "itc": (lambda s: s.contrast.loss, frozenset()),
 }
-_RESERVED = {*BUILT_IN, "loss", "step", "epoch", "lr"}
+_RESERVED = {
+    *(*BUILT_IN, "loss", "step", "epoch", "lr", "temperature", "distillation", "samples_per_s", "data_wait", "memory_gib", "mfu"),
+    *("skipped_steps", "unreadable", "pairs", "selection_accuracy"),
+}
+"""Columns of log.jsonl and validation.jsonl."""
 _plugins: dict[str, dict[str, Objective]] = {}
 """Objectives by the module that registered them."""
 
 
 def objective(name: str, weight: float = 1.0, reads: Sequence[str] = ()) -> Callable[[Loss], Loss]:
     """Register the decorated function as an objective; its module is named by ``objectives.plugins``."""
-    if not name.isidentifier() or name in _RESERVED:
+    if not name.isidentifier() or name in _RESERVED or name.startswith(("image_to_text", "text_to_image")):
         raise M2I2Error(f"An objective cannot be called {name!r}; choose a word that no built-in loss or log column has.")
     if unknown := set(reads) - {"matching", "words"}:
         raise M2I2Error(f"The objective {name} reads {', '.join(sorted(unknown))}; it can read matching and words.")
 
     def add(loss: Loss) -> Loss:
-        _plugins.setdefault(loss.__module__, {})[name] = Objective(name, weight, loss, frozenset(reads))
+        mine = _plugins.setdefault(loss.__module__, {})
+        if name in mine and mine[name].loss.__qualname__ != loss.__qualname__:  # a module that is imported anew registers the same
+            raise M2I2Error(f"{loss.__module__} registers two objectives called {name!r}; rename one of them.")
+        mine[name] = Objective(name, weight, loss, frozenset(reads))
         return loss
 
     return add
@@ -69,8 +76,8 @@ def active(config: ObjectivesConfig) -> list[Objective]:
     """The objectives of a run: the built-in ones whose weight is not 0, then those of ``objectives.plugins``."""
     found = [Objective(name, getattr(config, name), loss, reads) for name, (loss, reads) in BUILT_IN.items()]
     found = [one for one in found if one.weight]
-    for module in config.plugins:
-        found += _of_module(module)
+    for module in dict.fromkeys(config.plugins):
+        found += [one for one in _of_module(module) if one not in found]
     names = [one.name for one in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise M2I2Error(f"Two of objectives.plugins register an objective called {repeated[0]!r}; rename one of them.")

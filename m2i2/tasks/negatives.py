@@ -1,4 +1,4 @@
-"""Everyone's features, and which of the global batch's rows are hard negatives of this rank's.
+"""The global batch's features, and which of its rows are the hard negatives of this rank's.
 
 Nothing here is of size (global batch)^2: a rank holds its own b rows against the B of all ranks and the Q of the queue.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.distributed import all_gather_together, rank
-from m2i2.objectives.itm import draw_negatives
+from m2i2.precision import full
 from m2i2.tasks.noise import gumbel_noise
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.task import Key
@@ -30,7 +30,7 @@ class Negatives(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Everyone:
+class GlobalBatch:
     """What the contrast and the queue take of the global batch: gathered once per micro-batch."""
 
     image: Tensor
@@ -47,7 +47,7 @@ class Everyone:
     """Whether negatives come from this rank's own rows only (official code)."""
 
     @classmethod
-    def gather(cls, targets: TeacherTargets, batch: CaptionBatch, queue: FeatureQueue, local: bool) -> "Everyone":
+    def gather(cls, targets: TeacherTargets, batch: CaptionBatch, queue: FeatureQueue, local: bool) -> "GlobalBatch":
         """Gather the features and identities of every rank's micro-batch. Collective."""
         mine = targets.image_features, targets.text_features, batch.image_id, batch.caption_id
         image, text, image_ids, text_ids = all_gather_together(mine)
@@ -94,6 +94,18 @@ class Everyone:
         image, image_there = draw_negatives(text_to_image, forbidden, gumbel_noise(key, 0, rows, columns))
         text, text_there = draw_negatives(image_to_text, forbidden, gumbel_noise(key, 1, rows, columns))
         return Negatives(image, text, image_there, text_there)
+
+
+@torch.no_grad()
+def draw_negatives(similarity: Tensor, forbidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One negative for each row, drawn with probability softmax(similarity) among the columns that are allowed.
+
+    ``similarity``, Gumbel ``noise``: [b, B]; ``forbidden``: [b, B] boolean. Returns columns [b] and whether each row had one to
+    draw from [b]. The argmax of log-probability plus Gumbel noise is an exact sample; it stays valid for NaN and infinite
+    similarities.
+    """
+    scores = torch.nan_to_num(full(similarity), nan=0.0, posinf=1e4, neginf=-1e4) + noise
+    return scores.masked_fill(forbidden, -torch.inf).argmax(dim=1), ~forbidden.all(dim=1)
 
 
 def _same(mine: Tensor, all_ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise by counter: a number belongs to (key, row, column), not to a generator that was asked before.
+"""Counter-based noise: each value depends only on (key, row, column), never on earlier draws.
 
 The same on any device and for any number of ranks, each of which draws its own rows only.
 """

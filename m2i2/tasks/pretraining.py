@@ -7,11 +7,12 @@ import torch
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import normalise
 from m2i2.data.loading.batch import CaptionBatch
+from m2i2.data.loading.sampling import Share
 from m2i2.models.flops import pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.objectives.registry import active
+from m2i2.objectives.registry import BUILT_IN, active
 from m2i2.precision import autocast
-from m2i2.tasks.negatives import Everyone, Negatives
+from m2i2.tasks.negatives import GlobalBatch, Negatives
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.states import PretrainingStates
 from m2i2.tasks.task import Key, Output, Task, Untouched, distillation_ramp
@@ -32,7 +33,7 @@ class PretrainingTask(Task):
         self.beside = {"teacher": self.teacher, "queue": self.queue}
         self.distillation = 0.0
         self._untouched = Untouched(student.parameters())
-        self._to_push: list[Everyone] = []
+        self._to_push: list[GlobalBatch] = []
 
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
         """The share of soft targets at this step."""
@@ -41,11 +42,11 @@ class PretrainingTask(Task):
     def forward(self, batch: CaptionBatch, key: Key, negatives: Negatives | None = None) -> Output:
         """The losses of a micro-batch. ``negatives``: which hard negatives are taken, in place of those drawn from ``key``."""
         states = self.states(batch, negatives or key, self.distillation)
-        self._to_push.append(states.everyone)
+        self._to_push.append(states.global_batch)
         return self.output(states)
 
     def states(self, batch: CaptionBatch, draws: Key | Negatives, distillation: float) -> PretrainingStates:
-        """What the objectives read of a micro-batch: the teacher's targets, everyone's features, the student's states. Collective.
+        """What the objectives read of a micro-batch: the teacher's targets, the global batch, the student's states. Collective.
 
         ``draws``: what the hard negatives are drawn from, or which ones they are.
         """
@@ -53,8 +54,8 @@ class PretrainingTask(Task):
         reads = frozenset[str]().union(*(one.reads for one in self.objectives))
         with autocast(batch.image.device, self.dtype):
             targets = self.teacher.targets(batch, settings.image_mask_ratio)
-            everyone = Everyone.gather(targets, batch, self.queue, local=settings.negatives == "local")
-            return PretrainingStates(self.student, settings, batch, targets, everyone, distillation, draws, reads)
+            global_batch = GlobalBatch.gather(targets, batch, self.queue, local=settings.negatives == "local")
+            return PretrainingStates(self.student, settings, batch, targets, global_batch, distillation, draws, reads)
 
     def output(self, states: PretrainingStates) -> Output:
         """The losses of a micro-batch from its states, and their weighted sum with every parameter in its graph."""
@@ -70,11 +71,11 @@ class PretrainingTask(Task):
     def end_step(self) -> None:
         """Push the step's features onto the queue, in the order of the global batch; the teacher follows the student.
 
-        The official code lets the teacher follow at the start of the next step, which is the same. The temperature's clamp
+        The official code updates the teacher at the start of the next step, which is equivalent. The temperature's clamp
         follows the optimizer.
         """
-        for everyone in self._to_push:
-            self.queue.push(everyone.image, everyone.text, everyone.image_ids, everyone.text_ids)
+        for global_batch in self._to_push:
+            self.queue.push(global_batch.image, global_batch.text, global_batch.image_ids, global_batch.text_ids)
         self._to_push.clear()
         self.student.clamp_temperature()
         self.teacher.update(self.student, self.config.objectives.momentum)
@@ -84,12 +85,22 @@ class PretrainingTask(Task):
         self._to_push.clear()
 
     def loaded(self) -> None:
-        """Versions before 0.2 saved the temperature before its clamp."""
+        """Clamp the temperature: checkpoints written before 0.2 may hold an unclamped value."""
         self.student.clamp_temperature()
+
+    def remarks(self, share: Share) -> list[str]:
+        """What accumulation means for the negatives."""
+        if share.accumulation == 1:
+            return []
+        return [
+            f"With accumulation {share.accumulation}, in-batch and hard negatives come from micro-batches of "
+            f"{share.batch // share.accumulation} samples, not from the whole batch of {share.batch}; "
+            f"the word loss is the mean of the micro-batches' means."
+        ]
 
     def flops(self, batch: CaptionBatch) -> float:
         """As `pretraining_flops` counts them at the length of the padded captions; 0 where an objective is left out or added."""
-        if [one.name for one in self.objectives] != ["mim", "mlm", "itm", "itc"]:
+        if [one.name for one in self.objectives] != list(BUILT_IN):
             return 0.0
         of_pair = pretraining_flops(self.config, batch.input_ids.shape[1], self.config.training.batch)
         return len(batch) * sum(of_pair.values())

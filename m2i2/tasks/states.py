@@ -15,7 +15,7 @@ from m2i2.models.vision import patchify, take
 from m2i2.objectives.itc import itc_loss
 from m2i2.objectives.itm import rows_present
 from m2i2.objectives.states import Contrast, Matching, Pixels, States, Words
-from m2i2.tasks.negatives import Everyone, Negatives
+from m2i2.tasks.negatives import GlobalBatch, Negatives
 from m2i2.tasks.task import Key
 from m2i2.tasks.teacher import TeacherTargets
 
@@ -38,7 +38,7 @@ class PretrainingStates(States):
         settings: ObjectivesConfig,
         batch: CaptionBatch,
         targets: TeacherTargets,
-        everyone: Everyone,
+        global_batch: GlobalBatch,
         distillation: float,
         draws: Key | Negatives,
         reads: frozenset[str],
@@ -48,7 +48,7 @@ class PretrainingStates(States):
         ``reads``: which of ``matching`` and ``words`` some objective reads.
         """
         self.student, self.settings, self.batch, self.targets = student, settings, batch, targets
-        self.everyone, self.distillation, self._draws, self._reads = everyone, distillation, draws, reads
+        self.global_batch, self.distillation, self._draws, self._reads = global_batch, distillation, draws, reads
         self._seen = student.visual_encoder(batch.image, batch.student_noise, settings.image_mask_ratio)
         self.image_states = self._seen.states
         texts, mask = [batch.input_ids], batch.attention_mask
@@ -61,20 +61,20 @@ class PretrainingStates(States):
 
     @cached_property
     def _excluded(self) -> Tensor | None:
-        return self.everyone.excluded() if self.settings.false_negatives == "exclude" else None
+        return self.global_batch.excluded() if self.settings.false_negatives == "exclude" else None
 
     @cached_property
     def contrast(self) -> Contrast:
         """The image-text contrast against the teacher's features of the global batch and the queue."""
-        image, text, _, _ = self.everyone.candidates()
-        queue = self.everyone.queue
+        image, text, _, _ = self.global_batch.candidates()
+        queue = self.global_batch.queue
         with torch.autocast(image.device.type, enabled=False):
             return itc_loss(
                 self.image_features,
                 self.text_features,
                 (image, queue.image),
                 (text, queue.text),
-                self.everyone.own(),
+                self.global_batch.own(),
                 self.student.temp,
                 self.distillation,
                 self._excluded,
@@ -83,9 +83,7 @@ class PretrainingStates(States):
     @cached_property
     def pixels(self) -> Pixels:
         """The masked patches, reconstructed from the visible ones."""
-        assert self._seen.order is not None
-        hidden = self._seen.order[:, self.image_states.shape[1] - 1 :]
-        target = take(patchify(self.batch.image, self.student.vision.patch_size), hidden)
+        target = take(patchify(self.batch.image, self.student.vision.patch_size), self._seen.hidden)
         return Pixels(self.student.visual_encoder.reconstruct(self._seen), target)
 
     @cached_property
@@ -93,10 +91,10 @@ class PretrainingStates(States):
         """The hard negatives of the rank's rows."""
         if isinstance(self._draws, Negatives):
             return self._draws
-        count = len(self.everyone.candidates()[0])
+        count = len(self.global_batch.candidates()[0])
         excluded = None if self._excluded is None else self._excluded[:, :count]
         contrast = self.contrast
-        return self.everyone.draw(contrast.text_to_image[:, :count], contrast.image_to_text[:, :count], excluded, self._draws)
+        return self.global_batch.draw(contrast.text_to_image[:, :count], contrast.image_to_text[:, :count], excluded, self._draws)
 
     @cached_property
     def matching(self) -> Matching:
@@ -167,9 +165,9 @@ class PretrainingStates(States):
     def _negative_states(self, keys_values: list[tuple[Tensor, Tensor]]) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
         """Keys and values of the negative images, states and mask of the negative texts; from other ranks where they are theirs."""
         image, text, mask = self.negatives.image, self.negatives.text, self.batch.attention_mask
-        if self.everyone.local or world_size() == 1:
+        if self.global_batch.local or world_size() == 1:
             return [(k[image], v[image]) for k, v in keys_values], self.text_states[text], mask[text]
-        exchange = RowExchange((image, text), self.everyone.rows)
+        exchange = RowExchange((image, text), self.global_batch.rows)
         images = exchange.fetch(0, self.image_states)
         texts = exchange.fetch(1, torch.cat([self.text_states, mask.unsqueeze(-1).to(self.text_states.dtype)], dim=-1))
         return self.student.text_encoder.bert.image_keys_values(images), texts[..., :-1], texts[..., -1].long()

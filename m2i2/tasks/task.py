@@ -1,11 +1,12 @@
-"""What is trained: a student, what stands beside it, and what a batch makes of both."""
+"""What is trained: a student, its companions outside the engine (teacher, queue), and the loss of a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from m2i2.data.loading.sampling import Share
 
 
 class Key(NamedTuple):
@@ -28,7 +29,7 @@ class Output(NamedTuple):
 
 
 class Task(ABC):
-    """What is trained: the student, what stands beside it (teacher, queue), and the losses of a micro-batch."""
+    """What is trained: the student, its companions (teacher, queue), and the losses of a micro-batch."""
 
     student: nn.Module
     beside: Mapping[str, nn.Module]
@@ -36,7 +37,7 @@ class Task(ABC):
 
     @abstractmethod
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
-        """Before the first micro-batch of an optimizer step: what its number decides."""
+        """Before the first micro-batch of an optimizer step: set what depends on its number."""
 
     @abstractmethod
     def forward(self, batch: Any, key: Key) -> Output:
@@ -58,6 +59,10 @@ class Task(ABC):
         """Floating-point operations of a micro-batch's forward and backward pass, for MFU; 0 where they are not counted."""
         return 0.0
 
+    def remarks(self, share: Share) -> list[str]:
+        """What a user must know of a run whose batch is cut like this."""
+        return []
+
     def readings(self) -> dict[str, float]:
         """Further figures for the log, such as the temperature."""
         return {}
@@ -67,7 +72,7 @@ class Untouched:
     """The parameters that no loss depends on: they are tied to it with a factor of 0.
 
     All ranks must differentiate the same parameters, and the optimizer expects a gradient of each. Which ones a loss does not reach
-    is read off its graph, once: the objectives of a run stay the same.
+    is read off its graph once: an objective must use the same parameters in every step.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -109,23 +114,3 @@ def step_generator_seed(key: Key, rank: int) -> int:
     for part in (*key, rank):
         mixed = (mixed * 1_000_003 + part + 1) % (1 << 61)
     return mixed
-
-
-@torch.no_grad()
-def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter of the same name."""
-    theirs = dict(student.named_parameters())
-    mine = dict(teacher.named_parameters())
-    torch._foreach_lerp_(list(mine.values()), [theirs[name].detach() for name in mine], 1 - momentum)
-
-
-def follow(teacher: nn.Module, student: nn.Module) -> None:
-    """Give the teacher the student's weights, no gradient, and evaluation mode.
-
-    Teachers are float32 moving averages outside the engine. They run without dropout, so that targets do not depend on ranks; the
-    official ``_m`` modules stay in training mode. Without dropout, as in the parity fixtures, both are the same.
-    """
-    state = student.state_dict()
-    teacher.to(next(student.parameters()).dtype)
-    teacher.load_state_dict({name: state[name] for name in teacher.state_dict()})
-    teacher.eval().requires_grad_(False)

@@ -1,19 +1,38 @@
-"""The momentum teachers, and what they say of a batch."""
+"""The momentum teachers: float32 moving averages of the students outside the engine, and their outputs for a batch.
+
+They run without dropout, so that targets do not depend on ranks; the official ``_m`` modules stay in training mode. Without
+dropout, as in the parity fixtures, both are the same.
+"""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
 from m2i2.models.pretraining import Encoders, PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
-from m2i2.tasks.task import follow, move_towards
+
+
+@torch.no_grad()
+def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter of the same name."""
+    students = dict(student.named_parameters())
+    teachers = dict(teacher.named_parameters())
+    torch._foreach_lerp_(list(teachers.values()), [students[name].detach() for name in teachers], 1 - momentum)
+
+
+def initialise_from(teacher: nn.Module, student: nn.Module) -> None:
+    """Copy the student's weights into the teacher; no gradient, evaluation mode."""
+    state = student.state_dict()
+    teacher.to(next(student.parameters()).dtype)
+    teacher.load_state_dict({name: state[name] for name in teacher.state_dict()})
+    teacher.eval().requires_grad_(False)
 
 
 class TeacherTargets(NamedTuple):
-    """What the momentum teacher says of a rank's micro-batch."""
+    """The teacher's outputs for a rank's micro-batch."""
 
     image_features: Tensor
     """[b, projection], L2-normalised."""
@@ -27,10 +46,10 @@ class Teacher(Encoders):
 
     def __init__(self, student: PretrainingModel) -> None:
         super().__init__(student.vision, student.text, student.objectives, with_decoder=False)
-        follow(self, student)
+        initialise_from(self, student)
 
     def update(self, student: PretrainingModel, momentum: float) -> None:
-        """Follow the student by one optimizer step."""
+        """Move towards the student, once per optimizer step."""
         move_towards(self, student, momentum)
 
     @torch.no_grad()
@@ -50,10 +69,10 @@ class VQATeacher(VQAModel):
 
     def __init__(self, student: VQAModel) -> None:
         super().__init__(student.vision, student.text)
-        follow(self, student)
+        initialise_from(self, student)
 
     def update(self, student: VQAModel, momentum: float) -> None:
-        """Follow the student by one optimizer step."""
+        """Move towards the student, once per optimizer step."""
         move_towards(self, student, momentum)
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ C = TypeVar("C")
 
 MANIFEST = "manifest.json"
 SELECTION = "selection.json"
-"""What the selection scored at which step, and which step is the best; see training/selecting.py."""
+"""What the selection scored at which step, and which step is the best; see evaluation/selection.py."""
 FORMAT = 1
 
 
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, in place at once or not at all."""
+    """A JSON file, written atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -182,7 +182,7 @@ class Checkpoints:
         return None, passed_over
 
     def set_aside(self, name: str) -> Path:
-        """Rename a checkpoint that was passed over: it stays for people to look at, and counts no more among those kept."""
+        """Rename a checkpoint that was passed over: it stays for people to look at, and no longer counts towards ``keep``."""
         aside = self.folder / f"{name}.damaged"
         if aside.exists():
             shutil.rmtree(aside)
@@ -208,8 +208,6 @@ class Checkpoints:
                 os.rename(temporary, final)
                 _sync(self.folder)
                 write_text(self.folder / "latest", final.name + "\n")
-                for old in self._outdated():
-                    shutil.rmtree(old)
             except Exception as e:
                 shutil.rmtree(temporary, ignore_errors=True)
                 failure[0] = str(e) or type(e).__name__
@@ -220,8 +218,11 @@ class Checkpoints:
         if failure[0]:
             raise M2I2Error(
                 f"Saving the checkpoint {final} failed: {failure[0]}. Earlier checkpoints are untouched; "
-                f"make room or mend the folder, and start the same command again to resume."
+                f"make room or check the folder's permissions, and start the same command again to resume."
             )
+        if dist.get_rank() == 0:
+            for old in self._outdated():
+                shutil.rmtree(old, ignore_errors=True)  # the new one is complete: an old one that stays is no failure
         return final
 
 
@@ -231,7 +232,11 @@ def find_checkpoint(source: str | Path, best: bool = False) -> Path:
     With ``best``, a run's chosen checkpoint comes before its newest.
     """
     path = Path(source)
-    if path.is_file() or (path / MANIFEST).exists():
+    if path.is_file():
+        return path
+    if (path / MANIFEST).exists():
+        if reason := flaw(path):
+            raise M2I2Error(f"The checkpoint {path} is not complete: {reason}. Name another one, or bring it back from a copy.")
         return path
     if not path.exists():
         raise M2I2Error(f"There is no checkpoint {path}.")
@@ -244,7 +249,7 @@ def find_checkpoint(source: str | Path, best: bool = False) -> Path:
     return newest
 
 
-def same_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
+def require_same_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
     """M2I2Error that lists keys and shapes where ``found`` (read from ``what``) does not fit ``expected``."""
     problems = [f"{k} is missing" for k in expected if k not in found]
     problems += [f"{k} is unknown" for k in found if k not in expected]
@@ -264,7 +269,7 @@ def same_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], what: str
 def copy_into(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Copy ``state`` into the module's parameters and buffers in place; everything must fit."""
     own = module.state_dict()
-    same_shapes(own, state, what)
+    require_same_shapes(own, state, what)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
@@ -280,11 +285,11 @@ def read_config(kind: type[C], checkpoint: Path) -> C:
     return from_dict(kind, stored)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def read_run_state(checkpoint: Path) -> dict[str, Any]:
     """The state of the run stored with a checkpoint; M2I2Error where one of its counts is missing or no count."""
     path = checkpoint / "state.json"
     state = read_object(path, "checkpoint's state", " Resume from another checkpoint.")
     for name in ("step", "optimizer_steps", "skipped_steps"):
         if type(state.get(name)) is not int or not 0 <= state[name] < 1 << 53:
-            raise M2I2Error(f"{path} says {name} = {shown(state.get(name))}, which is no count; resume from another checkpoint.")
+            raise M2I2Error(f"{path} says {name} = {shown(state.get(name))}, which is not a count; resume from another checkpoint.")
     return state

@@ -27,9 +27,9 @@ class Measured:
 class Evaluator(ABC):
     """A measurement on fixed data at intervals. A trainer has a list of them.
 
-    The trainer calls `measure` on every rank after the same step, so that it may use collectives; one that only rank 0 carries
-    out ends with one that the others wait in. What is measured is a function of the weights alone: the same data, masks and
-    draws each time, for any number of ranks. `undisturbed` keeps the training as it was.
+    The trainer calls `measure` on every rank after the same step, so that it may use collectives; an evaluator that works on
+    rank 0 only must end with a barrier. Data, masks and draws are the same every time; the contrast also depends on the run's
+    queue. `undisturbed` keeps the training as it was.
     """
 
     every: int

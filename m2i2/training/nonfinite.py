@@ -35,7 +35,7 @@ class NonFiniteGuard:
         if self.streak > self.limit:
             raise M2I2Error(
                 f"{self.streak} steps in a row up to step {step} were not finite (last: {what}). The weights are those of step "
-                f"{step - self.streak}. Resume with a lower optimizer.lr, with optimizer.clip=1 or with "
-                f"training.precision=float32, in a new --output started from the last checkpoint (start.checkpoint=...)."
+                f"{step - self.streak}. Start a new run from the last checkpoint (--output NEW start.checkpoint=...) with a lower "
+                f"optimizer.lr, with optimizer.clip=1 or with training.precision=float32."
             )
         return False

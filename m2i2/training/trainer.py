@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from m2i2.backends.choice import prepare
+from m2i2.backends.choice import fuse_and_compile
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.sampling import Position
-from m2i2.distributed import all_gather, checksum, same_on_all_ranks
+from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ranks
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
 from m2i2.tasks.task import Key, Task, step_generator_seed
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_state, read_tensors, write_json, write_tensors
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_json, write_tensors
 from m2i2.training.deepspeed.configuration import complete_config
 from m2i2.training.deepspeed.engine import Engine
 from m2i2.training.evaluators import Evaluator, Measured
@@ -31,7 +30,7 @@ from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 from m2i2.training.unreadable import UnreadableSamples
 
-_FREE_ON_RESUME = (
+_CHANGEABLE_ON_RESUME = (
     *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
     *("training.max_nonfinite", "training.accumulation", "training.kernels", "training.compile"),
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
@@ -58,7 +57,7 @@ class Trainer:
         modules = (task.student, *task.beside.values())
         for module in modules:
             module.to(runtime.device)
-        prepare(modules, runtime.backend, config.training)
+        fuse_and_compile(modules, runtime.backend, config.training)
         self.engine = Engine(
             task.student,
             adamw(task.student, config.optimizer, runtime.backend),
@@ -92,7 +91,7 @@ class Trainer:
             output = self.engine.forward(lambda: self.task.forward(batch, key))  # noqa: B023
             result.losses.append({"loss": output.loss, **output.losses})
             self.engine.backward(output.loss)
-            self.engine.step()
+            self.engine.micro_step()
         self.done += 1
         self.runtime.backend.after_step(self.done)
         result.applied = self.nonfinite.passed(self.engine.applied, result.losses, self.done)
@@ -118,14 +117,13 @@ class Trainer:
     # --- a run
 
     def run(self, stop: StopFlag | None = None) -> int:
-        """Train to the end, from the newest checkpoint of the folder if there is one; returns the exit code. Collective.
+        """Train to the end; returns the exit code. `resume` comes first. Collective.
 
         ``stop`` says when to stop earlier (default: on SIGTERM, SIGINT and SIGUSR2, from now on).
         """
         stop = stop or StopFlag()
-        self.resume()
         if self.done >= self.last and not self._unmeasured():
-            self.process.say(f"Nothing left to do: {self.folder} has finished {self.done} of {self.last} steps.")
+            self.process.say(f"Nothing left to do: {self.folder} has finished {self.done} steps; the run ends at {self.last}.")
             return 0
         self._introduce()
         unreadable = UnreadableSamples(
@@ -168,14 +166,8 @@ class Trainer:
             f"{share.accumulation}, {self.runtime}"
             + (" Ranks share weights and gradients in /dev/shm." if self.engine.shares_memory else "")
         )
-        for remark in self.engine.remarks:
+        for remark in (*self.engine.remarks, *self.task.remarks(share)):
             self.process.say(remark)
-        if share.accumulation > 1:
-            self.process.say(
-                f"With accumulation {share.accumulation}, in-batch and hard negatives come from micro-batches of "
-                f"{share.batch // share.accumulation} samples, not from the whole batch of {share.batch}; "
-                f"the word loss is the mean of the micro-batches' means."
-            )
 
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
         """A line of the log. Collective; waits for the device."""
@@ -193,9 +185,9 @@ class Trainer:
     def _write_items(self, result: StepResult, lines: StepLines | None) -> None:
         """Note the step's samples, where ``training.log_items`` asks for it. Collective."""
         if self.config.training.log_items:
-            everyones = _in_global_order(torch.stack(result.items), self.loader.share.ranks)
+            numbers = _in_global_order(torch.stack(result.items), self.loader.share.ranks)
             if lines:
-                lines.add({"step": self.done, "items": everyones})
+                lines.add({"step": self.done, "items": numbers})
 
     def _save_due(self) -> bool:
         regular = self.done % self.config.training.save_every == 0 and not self.nonfinite.streak
@@ -210,13 +202,10 @@ class Trainer:
         return [one for one in self.evaluators if one.due(self.done, self.last)]
 
     def _unmeasured(self) -> bool:
-        """Whether something is due at this step of which there is no line yet. Collective."""
-        found = [False]
-        if self.process.first:
-            path = self.folder / "validation.jsonl"
-            found[0] = bool(self._due()) and not any(row["step"] == self.done for row in StepLines.of(path))
-        dist.broadcast_object_list(found, src=0)
-        return found[0]
+        """Whether an evaluation that is due at this step has not been logged yet. Collective."""
+        path = self.folder / "validation.jsonl"
+        logged = on_first_rank(lambda: any(row["step"] == self.done for row in StepLines.of(path)))
+        return bool(self._due()) and not logged
 
     def _measure(self, log: RunLog) -> None:
         """Let what is due measure, and save the model where one of them asks for it. Collective."""
@@ -235,7 +224,7 @@ class Trainer:
     # --- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint of the present step. Collective; M2I2Error where the ranks' replicas differ or the disk fails."""
+        """Write a checkpoint of the current step. Collective; M2I2Error where the ranks' replicas differ or writing fails."""
         task = self.task
         replicas = [tensor for module in (task.student, *task.beside.values()) for tensor in module.state_dict().values()]
         if not same_on_all_ranks(checksum(replicas)):
@@ -260,7 +249,7 @@ class Trainer:
         self.saved = self.done
 
     def _state(self, optimizer_steps: int) -> dict[str, object]:
-        """What a checkpoint knows beside its tensors."""
+        """The state of the run, stored next to the tensors; ``position``, ``samples``, ``seed`` and ``ranks`` are for people."""
         per_epoch = self.loader.steps_per_epoch
         return {
             "step": self.done,
@@ -295,9 +284,7 @@ class Trainer:
 
     def _newest(self) -> Path | None:
         """The newest complete checkpoint; those that are not complete are set aside and named. Collective."""
-        found: list[Any] = [*self.checkpoints.newest()] if self.process.first else [None, None]
-        dist.broadcast_object_list(found, src=0)
-        path, passed_over = found
+        path, passed_over = on_first_rank(self.checkpoints.newest)
         if path is None and passed_over:
             raise M2I2Error(
                 f"No checkpoint of {self.checkpoints.folder} is complete "
@@ -310,9 +297,9 @@ class Trainer:
 
     def _checked_state(self, path: Path) -> dict[str, Any]:
         """The state of a checkpoint; M2I2Error where it is one of other settings or other data."""
-        state = read_state(path)
+        state = read_run_state(path)
         stored = read_config(type(self.config), path)
-        changed = [key for key in differences(stored, self.config) if not key.startswith(_FREE_ON_RESUME)]
+        changed = [key for key in differences(stored, self.config) if not key.startswith(_CHANGEABLE_ON_RESUME)]
         if changed:
             raise M2I2Error(
                 f"{self.checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
@@ -328,5 +315,4 @@ class Trainer:
 
 def _in_global_order(items: Tensor, ranks: int) -> list[int]:
     """This rank's items of a step [micro-batches, b] -> those of all ranks in the order of the global batch. Collective."""
-    everyones = all_gather(items).unflatten(0, (ranks, len(items)))
-    return everyones.transpose(0, 1).flatten().tolist()
+    return all_gather(items).unflatten(0, (ranks, len(items))).transpose(0, 1).flatten().tolist()

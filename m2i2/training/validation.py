@@ -58,8 +58,7 @@ class Validation(Evaluator):
         with autocast(device, self.task.dtype):
             seen = encoder(image, noise, self.task.config.objectives.image_mask_ratio)
             predicted = encoder.reconstruct(seen).float()
-        assert seen.order is not None
-        hidden = seen.order[:, seen.states.shape[1] - 1 :].unsqueeze(-1).expand(-1, -1, patch * patch * 3)
+        hidden = seen.hidden.unsqueeze(-1).expand(-1, -1, patch * patch * 3)
         patches = patchify(image, patch)
         masked = unpatchify(patches.scatter(1, hidden, _GREY), patch)
         restored = unpatchify(patches.scatter(1, hidden, predicted), patch)

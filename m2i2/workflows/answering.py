@@ -1,4 +1,4 @@
-"""A model that answers, from wherever it lies, and the answers it may choose from: the one place where it is built."""
+"""The one place where a trained answering model is loaded, whatever its format; and the answers it may choose from."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Loaded:
 def load_model(source: Path, tokenizer: str = "", settings: Sequence[str] = (), *, best: bool = False) -> Loaded:
     """The answering model of a finetuning run, of a checkpoint of it, of an official ``.pth``, or of a Hugging Face folder.
 
-    ``tokenizer``: of an official file, which carries none; of the others, one that must be theirs. ``settings``: architecture of an
+    ``tokenizer``: required for official files; otherwise it must match the stored one. ``settings``: architecture of an
     official file that its shapes do not show. ``best``: of a run, the checkpoint that its selection chose, where it has one.
     """
     if (source / "processor_config.json").exists():
@@ -109,7 +109,7 @@ def read_candidates(source: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as e:
         raise M2I2Error(f"Cannot read the candidates {source}: {e}.") from e
     if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
-        raise M2I2Error(f"{source} is no list of answers; write one a line, or a JSON list of texts.")
+        raise M2I2Error(f"{source} is not a list of answers; write one per line, or a JSON list of texts.")
     answers = tuple(dict.fromkeys(answer.strip().lower() for answer in found if answer.strip()))
     if not answers:
         raise M2I2Error(f"{source} holds no answers.")

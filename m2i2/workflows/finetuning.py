@@ -23,7 +23,7 @@ from m2i2.training.processes import Process, leave
 from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
-from m2i2.workflows.run_folder import claim_run, resolved, stored_tokenizer
+from m2i2.workflows.run_folder import claim_run, record_start, resolved, stored_tokenizer
 from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
 
 
@@ -33,9 +33,9 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
     process, stop = runtime.process, StopFlag()
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
-        config = replace(config, data=replace(config.data, shards=(demo_shards("vqa", process),)))
-    start = resolved(config.start, process)
-    config, tokenizer = fitted(config, start.checkpoint, stored_tokenizer(folder, start.tokenizer, process))
+        config = replace(config, data=replace(config.data, shards=(demo_shards("vqa"),)))
+    start = resolved(config.start)
+    config, tokenizer = fitted(config, start.checkpoint, stored_tokenizer(folder, start.tokenizer))
     rows = QuestionRows(
         augmentation=make_augmentation(config.vision.image_size, config.data),
         tokenizer=tokenizer,
@@ -49,13 +49,16 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
     student = VQAModel(config.vision, config.text)
     for line in start_answering(student, start, config.answering.decoder_start == "multimodal"):
         process.say(line)
-    claim_run(folder, config, process)
+    claim_run(folder)
     task = VQATask(student, config, runtime.dtype)
     evaluators: list[Evaluator] = []
     if held is not None and len(held):
         every = max(1, round(config.answering.select_every * loader.steps_per_epoch))
         evaluators.append(Selection(task, held, tokenizer, process, every))
-    code = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators).run(stop)
+    trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators)
+    trainer.resume()
+    record_start(folder, config, process)
+    code = trainer.run(stop)
     leave()
     return code
 

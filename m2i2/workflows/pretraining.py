@@ -11,10 +11,11 @@ from m2i2.data.loading.loader import CaptionRows
 from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import read_index
 from m2i2.data.text.cleaning import clean_caption
-from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, train_tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_pretraining
+from m2i2.objectives.registry import BUILT_IN
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.evaluators import Evaluator
 from m2i2.training.held_out import HeldOutPairs
@@ -24,7 +25,7 @@ from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
 from m2i2.training.validation import Validation
-from m2i2.workflows.run_folder import claim_run, resolved, stored_tokenizer
+from m2i2.workflows.run_folder import claim_run, record_start, resolved, stored_tokenizer
 from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
 
 
@@ -34,10 +35,10 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     process, stop = runtime.process, StopFlag()
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
-        config = replace(config, data=replace(config.data, shards=(demo_shards("captions", process),)))
+        config = replace(config, data=replace(config.data, shards=(demo_shards("captions"),)))
     corpus = Corpus.open(config.data.shards, config.data.split, "captions", config.data)
-    start = resolved(config.start, process)
-    tokenizer = _tokenizer(replace(config, start=start), corpus, folder, process)
+    start = resolved(config.start)
+    tokenizer = _tokenizer(replace(config, start=start), corpus, folder)
     config = replace(config, text=replace(config.text, vocabulary_size=tokenizer.size))
     if config.data.max_tokens > config.text.positions:
         raise M2I2Error(f"data.max_tokens={config.data.max_tokens} exceeds the model's text.positions={config.text.positions}.")
@@ -49,24 +50,30 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
         process.say(line)
     task = PretrainingTask(student, config, runtime.dtype)
     for one in task.objectives:
-        if one.name not in ("mim", "mlm", "itm", "itc"):
+        if one.name not in BUILT_IN:
             process.say(f"Objective {one.name} of {one.loss.__module__}, weight {one.weight:g}.")
-    claim_run(folder, config, process)
+    claim_run(folder)
     evaluators = _evaluators(task, config, tokenizer, folder, process)
-    code = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators).run(stop)
+    trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators)
+    trainer.resume()
+    record_start(folder, config, process)
+    code = trainer.run(stop)
     leave()
     return code
 
 
-def _tokenizer(config: PretrainingConfig, corpus: Corpus, run: Path, process: Process) -> Tokenizer:
+def _tokenizer(config: PretrainingConfig, corpus: Corpus, run: Path) -> Tokenizer:
     """The run's own tokenizer, or the one that the settings name, or one trained on the captions (random text weights only)."""
     start = config.start
-    if (stored := stored_tokenizer(run, start.tokenizer, process)) is not None:
+    if (stored := stored_tokenizer(run, start.tokenizer)) is not None:
         return stored
+    if start.checkpoint and Path(start.checkpoint).is_dir():
+        own = load_tokenizer(Path(start.checkpoint) / "tokenizer")
+        if start.tokenizer:
+            require_same(load_tokenizer(start.tokenizer), own, start.checkpoint)
+        return own
     if start.tokenizer:
         return load_tokenizer(start.tokenizer)
-    if start.checkpoint and Path(start.checkpoint).is_dir():
-        return load_tokenizer(Path(start.checkpoint) / "tokenizer")
     if start.text:
         return load_tokenizer(start.text)
     if start.checkpoint:

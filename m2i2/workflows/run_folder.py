@@ -1,15 +1,12 @@
 """A run's folder before its first step: who owns it, what it stores, which checkpoint and tokenizer it starts from."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch.distributed as dist
 
 from m2i2.config import FinetuningConfig, PretrainingConfig, StartConfig
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
+from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
 from m2i2.provenance import provenance
@@ -17,27 +14,12 @@ from m2i2.training.checkpoint import Checkpoints, find_checkpoint, write_json
 from m2i2.training.locking import lock
 from m2i2.training.processes import Process
 
-T = TypeVar("T")
 _FIRST_FILES = {"lock", ".settings.json.writing"}
 """What a run has in its folder that was killed before its settings were there."""
 
 
-def on_first_rank(process: Process, work: Callable[[], T]) -> T:
-    """Let rank 0 do ``work`` and give every rank its result, or its error. Collective."""
-    outcome: list[Any] = [None, None]
-    if process.first:
-        try:
-            outcome[0] = work()
-        except (M2I2Error, OSError) as e:
-            outcome[1] = str(e)
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise M2I2Error(outcome[1])
-    return outcome[0]
-
-
-def claim_run(folder: Path, config: PretrainingConfig | FinetuningConfig, process: Process) -> None:
-    """Make ``folder`` the run's own: its settings, versions, commit and command.
+def claim_run(folder: Path) -> None:
+    """Make ``folder`` the run's own until this process ends.
 
     M2I2Error where it holds other things, or another run that has not ended. Collective.
     """
@@ -49,26 +31,36 @@ def claim_run(folder: Path, config: PretrainingConfig | FinetuningConfig, proces
             if "settings.json" not in present and present - _FIRST_FILES:
                 raise M2I2Error(f"{folder} holds other data; choose an empty or new folder as --output.")
             lock(folder)
+        except OSError as e:
+            raise M2I2Error(f"Cannot write to {folder}: {e.strerror}. Choose another --output.") from e
+
+    on_first_rank(claim)
+
+
+def record_start(folder: Path, config: PretrainingConfig | FinetuningConfig, process: Process) -> None:
+    """Store the run's settings, versions, commit and command, after every check has passed. Collective."""
+
+    def record() -> None:
+        try:
             write_json(folder / "settings.json", to_dict(config))
-            starts = folder / "starts.jsonl"
-            with starts.open("a") as f:
+            with (folder / "starts.jsonl").open("a") as f:
                 f.write(json.dumps({**provenance(), "ranks": process.ranks, "device": str(process.device)}) + "\n")
         except OSError as e:
             raise M2I2Error(f"Cannot write to {folder}: {e.strerror}. Choose another --output.") from e
 
-    on_first_rank(process, claim)
+    on_first_rank(record)
 
 
-def resolved(start: StartConfig, process: Process) -> StartConfig:
+def resolved(start: StartConfig) -> StartConfig:
     """The same, with the run named in ``checkpoint`` replaced by its newest complete checkpoint. Collective."""
     if not start.checkpoint:
         return start
-    return replace(start, checkpoint=on_first_rank(process, lambda: str(find_checkpoint(start.checkpoint))))
+    return replace(start, checkpoint=on_first_rank(lambda: str(find_checkpoint(start.checkpoint))))
 
 
-def stored_tokenizer(run: Path, given: str, process: Process) -> Tokenizer | None:
+def stored_tokenizer(run: Path, given: str) -> Tokenizer | None:
     """The tokenizer of a run's newest checkpoint, where it has one; it must be the one ``given``, where one is. Collective."""
-    newest = on_first_rank(process, lambda: Checkpoints(run / "checkpoints").newest()[0])
+    newest = on_first_rank(lambda: Checkpoints(run / "checkpoints").newest()[0])
     if newest is None:
         return None
     tokenizer = load_tokenizer(newest / "tokenizer")

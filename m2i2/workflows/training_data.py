@@ -11,20 +11,20 @@ from m2i2.data.loading.sampling import Share
 from m2i2.data.records import Kind
 from m2i2.data.shards.building import Encoding, build
 from m2i2.data.sources import open_source
+from m2i2.distributed import on_first_rank
 from m2i2.training.processes import Process
-from m2i2.workflows.run_folder import on_first_rank
 
 DEMO = Path("runs") / "demo-shards"
 
 
-def demo_shards(kind: Kind, process: Process) -> str:
+def demo_shards(kind: Kind) -> str:
     """The folder of the built-in demo data's shards, drawn now where they are not there yet. Collective."""
     folder = DEMO / kind
 
     def draw() -> None:
         build(open_source(kind, "phantoms", None), folder, Encoding(side=128), options={})
 
-    on_first_rank(process, draw)
+    on_first_rank(draw)
     return str(folder)
 
 

@@ -67,7 +67,7 @@ def train(rank: int, ranks: int, folder: str, changed: str) -> Outcome:
         output = engine.forward(lambda: Output(model(data).square().mean(), {}, {}))  # noqa: B023
         engine.backward(output.loss)
         built.append(inner.averaged_gradients[0].flat_partition.data_ptr() if inner.averaged_gradients.get(0) else None)
-        engine.step()
+        engine.micro_step()
     masters = {t.untyped_storage().data_ptr() for t in private.masters(inner)}
     calls["aliased"] = int(masters <= {t.untyped_storage().data_ptr() for t in inner.bit16_groups_flat})
     calls["same_partition"] = int(getattr(inner.averaged_gradients.get(0), "flat_partition", None) is None and len(set(built)) == 1)

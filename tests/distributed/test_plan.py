@@ -52,7 +52,7 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
         engine.backward(loss)
     finally:
         dist.all_reduce = all_reduce
-    engine.step()
+    engine.micro_step()
     zero = engine._zero
     moments = [
         t for state in private.inner_optimizer(zero).state.values() for name, t in state.items() if name.startswith("exp_avg")

@@ -67,7 +67,7 @@ def _train(rank: int, ranks: int, stage: int, folder: str) -> tuple[bool, dict[s
         batch = torch.randn(4 * ranks, 33, generator=data)[rank::ranks]
         output = engine.forward(lambda: Output(model(batch).square().mean(), {}, {}))  # noqa: B023
         engine.backward(output.loss)
-        engine.step()
+        engine.micro_step()
     dist.barrier()
     left = [name for name in os.listdir(folder) if name.startswith("m2i2-")] if Path(folder).is_dir() else []
     return engine.shares_memory, {name: t.numpy().copy() for name, t in model.state_dict().items()}, left

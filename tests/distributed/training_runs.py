@@ -37,4 +37,6 @@ def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask
     task = task_type(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32)
     folder.mkdir(exist_ok=True)
     loader = loader_of(config, corpus, tokenizer, runtime.process)
-    return Trainer(config, task, loader, runtime, folder, tokenizer.save).run()
+    trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save)
+    trainer.resume()
+    return trainer.run()

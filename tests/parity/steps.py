@@ -16,7 +16,7 @@ from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, of_student, of_teacher, to_answering
 from m2i2.objectives.answers import answer_loss
 from m2i2.objectives.registry import active
-from m2i2.tasks.negatives import Everyone, Negatives
+from m2i2.tasks.negatives import GlobalBatch, Negatives
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.states import PretrainingStates
 from m2i2.tasks.teacher import Teacher, VQATeacher
@@ -50,14 +50,14 @@ def pretraining_step(folder: Path) -> dict[str, Tensor]:
     )
     teacher.update(student, objectives.momentum)  # the official order: the average moves before it is used
     targets = teacher.targets(batch, objectives.image_mask_ratio)
-    everyone = Everyone.gather(targets, batch, queue, local=False)
+    global_batch = GlobalBatch.gather(targets, batch, queue, local=False)
     there = torch.ones(rows, dtype=torch.bool)
     forced = Negatives(inputs["negative_image_for_text"], inputs["negative_text_for_image"], there, there)
     reads = frozenset({"matching", "words"})
-    states = PretrainingStates(student, objectives, batch, targets, everyone, objectives.distillation, forced, reads)
+    states = PretrainingStates(student, objectives, batch, targets, global_batch, objectives.distillation, forced, reads)
     losses = {one.name: one.loss(states) for one in active(objectives)}
     sum(losses.values(), torch.zeros(())).backward()
-    queue.push(everyone.image, everyone.text, everyone.image_ids, everyone.text_ids)
+    queue.push(global_batch.image, global_batch.text, global_batch.image_ids, global_batch.text_ids)
     after = {}
     for name, tensor in teacher.state_dict().items():
         head, _, tail = name.partition(".")

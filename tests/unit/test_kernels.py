@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2i2.backends.choice import Backend, choose, install, prepare
+from m2i2.backends.choice import Backend, choose, fuse_and_compile, install
 from m2i2.backends.cuda import apex_problem, fuse_norms
 from m2i2.config import TrainingConfig, preset
 from m2i2.errors import M2I2Error
@@ -65,7 +65,7 @@ def test_states_move_between_fused_and_plain() -> None:
 
 def test_what_is_asked_for_is_used_or_refused_with_the_reason() -> None:
     assert choose(CPU, "plain").kernel == "plain"
-    assert str(choose(CPU, "fused")) == "Kernels: fused (training.kernels asks for PyTorch's)"
+    assert str(choose(CPU, "fused")) == "Kernels: fused (requested by training.kernels)"
     with pytest.raises(M2I2Error, match=r"training\.kernels=apex is not available: apex needs CUDA"):
         choose(CPU, "apex")
     with pytest.raises(M2I2Error, match="there is no fused kernel for meta"):
@@ -101,7 +101,7 @@ def test_compiled_layers_compute_the_same_under_the_same_names() -> None:
     training = TrainingConfig(compile=True)
     backend = install(CPU, training)
     assert backend.kernel == "fused"
-    prepare([compiled], backend, training)
+    fuse_and_compile([compiled], backend, training)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     side = plain.vision.image_size
     image, noise = torch.randn(2, 3, side, side), torch.rand(2, plain.vision.patches)

@@ -9,10 +9,11 @@ from torch import nn
 
 from m2i2.data.loading.masking import mask_tokens
 from m2i2.objectives.itc import itc_loss
-from m2i2.objectives.itm import draw_negatives, itm_loss
+from m2i2.objectives.itm import itm_loss
 from m2i2.objectives.mlm import mlm_loss
+from m2i2.tasks.negatives import draw_negatives
 from m2i2.tasks.queue import FeatureQueue
-from m2i2.tasks.task import move_towards
+from m2i2.tasks.teacher import move_towards
 
 
 def gumbel(*shape: int, seed: int = 0) -> torch.Tensor:

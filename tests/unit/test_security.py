@@ -29,7 +29,7 @@ from m2i2.errors import M2I2Error
 from m2i2.models.start import stored_architecture
 from m2i2.models.weights import read_state as read_weights
 from m2i2.options import from_dict
-from m2i2.training.checkpoint import flaw, read_config, read_state, read_tensors, seal
+from m2i2.training.checkpoint import flaw, read_config, read_run_state, read_tensors, seal
 from tests.fuzz.harness import refuses
 
 
@@ -269,7 +269,7 @@ READS: dict[str, Callable[[Path], Any]] = {
     "index.json": lambda p: ShardSplit.open(p.parent, "train", "captions"),
     "manifest.json": lambda p: _raise(flaw(p.parent)),
     "config.json": lambda p: read_config(PretrainingConfig, p.parent),
-    "state.json": lambda p: read_state(p.parent),
+    "state.json": lambda p: read_run_state(p.parent),
     "model.safetensors": read_tensors,
     "weights.safetensors": read_weights,
     "weights.pth": read_weights,
@@ -489,7 +489,7 @@ def test_settings_of_a_checkpoint(tmp_path: Path, content: str) -> None:
 def test_the_state_of_a_run(tmp_path: Path, value: str) -> None:
     (tmp_path / "state.json").write_text(value)
     with pytest.raises(M2I2Error, match="state"):
-        read_state(tmp_path)
+        read_run_state(tmp_path)
 
 
 @pytest.mark.parametrize(

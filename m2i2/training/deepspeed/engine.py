@@ -30,7 +30,7 @@ class _Within(nn.Module):
 
 
 class Engine:
-    """ZeRO-1/2 training of one student. Weights become rank 0's on every rank. Every method is collective."""
+    """ZeRO-1/2 training of one student. Rank 0's weights are broadcast to every rank. Every method is collective."""
 
     def __init__(self, student: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
         """``student``: float32, on its device. ``config``: as `complete_config` gives it."""
@@ -64,8 +64,8 @@ class Engine:
         """
         self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
 
-    def step(self) -> None:
-        """After each micro-batch; the optimizer steps after the last one (DeepSpeed counts them itself)."""
+    def micro_step(self) -> None:
+        """Call after every micro-batch. DeepSpeed applies the optimizer only at the boundary of accumulation."""
         self._engine.step()
 
     @property
@@ -103,7 +103,7 @@ class Engine:
         return (gathered, steps) if dist.get_rank() == 0 else None
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
-        """Give every rank its slice of the moments that `moments` gathered, whatever their number was then.
+        """Distribute gathered moments; the number of ranks may have changed since they were saved.
 
         The float32 master weights are taken anew from the student's weights, which must be loaded first.
         """
@@ -121,8 +121,8 @@ class Engine:
                 for name, offset, shape in self._layout(group):
                     tensor = moments.get(f"{key}.{name}")
                     if tensor is None or tensor.shape != shape:
-                        found = "nothing" if tensor is None else tuple(tensor.shape)
-                        raise M2I2Error(f"The checkpoint's optimizer state of {name} is {found}, not {tuple(shape)}.")
+                        found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                        raise M2I2Error(f"The checkpoint's optimizer state of {name} is {found}; expected {tuple(shape)}.")
                     flat[offset : offset + shape.numel()] = tensor.flatten()
                 state[key] = flat[rank * size : (rank + 1) * size].to(partition.device)
 

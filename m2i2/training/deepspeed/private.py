@@ -33,7 +33,7 @@ _NEEDED = (
 
 
 def prepare_import() -> None:
-    """Spare a process what DeepSpeed would compile or import for features that are not used here.
+    """Skip what DeepSpeed would compile or import for features that are not used here.
 
     Its shared-memory all-reduce serves inference only; building it takes a compiler and a minute. And it asks of every
     optimizer whether it is Muon, for whose sake it imports torch's compiler: 2 seconds.
@@ -153,7 +153,7 @@ def alias_masters(zero: Any) -> bool:
     """Let the master weights be the rank's own slice of the weights themselves: half-precision weights need a copy, float32
     ones do not.
 
-    Saves 4 bytes a parameter over the number of ranks.
+    Saves 4 / ranks bytes per parameter.
     """
     link = _expect(zero, "_link_all_hp_params")
     changed = False
@@ -218,7 +218,9 @@ def share_memory(zero: Any) -> bool:
     dist.barrier()
     exchange = Exchange(memory.slabs)
 
-    def reduce(bucket: Iterable[Sequence[Any]], *_: Any, **__: Any) -> None:
+    def reduce(bucket: Iterable[Sequence[Any]], communication_data_type: torch.dtype, **options: Any) -> None:
+        if communication_data_type != torch.float32 or options.get("divide", True):
+            raise RuntimeError("DeepSpeed asks for a reduction that the exchange in memory does not do; please report this.")
         exchange([(_owners(entry[0]), entry[1], entry[2] if len(entry) > 2 else None) for entry in bucket])
 
     zero.allreduce_and_scatter = reduce

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from m2i2.errors import M2I2Error
 from m2i2.objectives.itc import itc_loss
 from m2i2.performance.measuring import peak_memory_mb
-from m2i2.tasks.negatives import Everyone
+from m2i2.tasks.negatives import GlobalBatch
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.task import Key
 
@@ -27,7 +27,7 @@ def growth_of_batch(sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """Milliseconds and megabytes of a rank's contrast and draws by the size of the global batch, each in a process of its own."""
     found = {}
     for size in sizes:
-        command = [sys.executable, "-m", "m2i2.performance.negatives", str(size)]
+        command = [sys.executable, "-m", "m2i2.performance.global_batch", str(size)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise M2I2Error(f"Measuring a global batch of {size} failed: {done.stderr.strip()[-500:]}")
@@ -40,19 +40,19 @@ def _measure(size: int, rounds: int = 5) -> dict[str, float]:
     torch.manual_seed(0)
     features = [normalize(torch.randn(size, WIDTH), dim=1) for _ in range(2)]
     ids = [torch.randint(1 << 60, (size,)) for _ in range(2)]
-    everyone = Everyone(features[0], features[1], ids[0], ids[1], FeatureQueue(QUEUE, WIDTH), rows=ROWS, local=False)
+    global_batch = GlobalBatch(features[0], features[1], ids[0], ids[1], FeatureQueue(QUEUE, WIDTH), rows=ROWS, local=False)
     student = [normalize(torch.randn(ROWS, WIDTH), dim=1).requires_grad_() for _ in range(2)]
     temperature = torch.full((1,), 0.07, requires_grad=True)
     contrasts, draws, before = [], [], peak_memory_mb()
     for step in range(rounds + 1):
         start = time.perf_counter()
-        excluded = everyone.excluded()
-        keys = (everyone.image, everyone.queue.image), (everyone.text, everyone.queue.text)
-        contrast = itc_loss(student[0], student[1], *keys, everyone.own(), temperature, 0.4, excluded)
+        excluded = global_batch.excluded()
+        keys = (global_batch.image, global_batch.queue.image), (global_batch.text, global_batch.queue.text)
+        contrast = itc_loss(student[0], student[1], *keys, global_batch.own(), temperature, 0.4, excluded)
         contrast.loss.backward()
         middle = time.perf_counter()
         similarities = contrast.text_to_image[:, :size], contrast.image_to_text[:, :size]
-        everyone.draw(*similarities, excluded[:, :size], Key(0, step, 0))
+        global_batch.draw(*similarities, excluded[:, :size], Key(0, step, 0))
         contrasts.append(1000 * (middle - start))
         draws.append(1000 * (time.perf_counter() - middle))
     return {
