@@ -123,6 +123,10 @@ class RowExchange:
         return incoming.index_select(0, self._places[number]).unflatten(1, x.shape[1:])
 
 
+_CHUNK = 1 << 20
+"""Words of a checksum that are widened at a time."""
+
+
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
     """A checksum [2] int64 of the tensors' bits, computed where they are: any flipped bit changes it.
 
@@ -130,16 +134,17 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     """
     sums: list[Tensor] = []
     for number, tensor in enumerate(tensors):
-        words = _words(tensor.detach())
-        weights = 2 * torch.arange(len(words), device=words.device) + (2 * number * 0x9E3779B1 + 1)
-        sums.append(torch.stack([words.sum(), (words * weights).sum()]))
+        for start, part in enumerate(_words(tensor.detach()).split(_CHUNK)):
+            words = part.long()
+            weights = 2 * torch.arange(len(words), device=words.device) + (2 * (number * 0x9E3779B1 + start * _CHUNK) + 1)
+            sums.append(torch.stack([words.sum(), (words * weights).sum()]))
     return torch.stack([one.to(sums[0].device) for one in sums]).sum(0) if sums else torch.zeros(2, dtype=torch.int64)
 
 
 def _words(x: Tensor) -> Tensor:
-    """The bits of ``x`` as int64 numbers, one for every four bytes (or for every byte, where four do not divide them)."""
+    """The bits of ``x`` as numbers of four bytes (or of one, where four do not divide an element)."""
     flat = x.contiguous().flatten()
-    return flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8).long()
+    return flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8)
 
 
 def same_on_all_ranks(value: Tensor) -> bool:

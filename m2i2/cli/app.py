@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from m2i2.inference.loading import load_answerer, read_candidates
+    from m2i2.workflows.answering import load_model, read_candidates
 
     if min(arguments.max_megabytes, arguments.max_megapixels) < 1:
         raise M2I2Error("--max-megabytes and --max-megapixels must be at least 1.")
     candidates = read_candidates(arguments.candidates) if arguments.candidates else ()
-    answerer = load_answerer(arguments.checkpoint, candidates)
+    answerer = load_model(arguments.checkpoint).answerer(candidates)
     with tempfile.TemporaryDirectory(prefix="m2i2-app-") as folder:
         # Gradio reads these when it is imported
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -69,9 +69,11 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from m2i2.evaluation.protocols import protocol
     from m2i2.workflows.answering import load_model
     from m2i2.workflows.evaluation import Asked, evaluate
 
+    protocol(arguments.protocol)  # a wrong name is said before anything is loaded
     names = ("shards", "split", "protocol", "mode", "k", "beams", "generate_too", "batch", "precision")
     asked = Asked(**{name: getattr(arguments, name) for name in names})
     loaded = load_model(arguments.checkpoint, arguments.tokenizer or "", arguments.settings, best=True)

@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from m2i2.files import write_text
     from m2i2.inference.answering import open_image
-    from m2i2.inference.loading import load_answerer, read_candidates
     from m2i2.inference.overlay import overlay
+    from m2i2.workflows.answering import load_model, read_candidates
 
     candidates = read_candidates(arguments.candidates) if arguments.candidates else ()
-    answerer, image = load_answerer(arguments.checkpoint, candidates), open_image(arguments.image)
+    answerer, image = load_model(arguments.checkpoint).answerer(candidates), open_image(arguments.image)
     given = answerer.answer(image, arguments.question)
     answer = arguments.answer or given[0][0]
     tokens = answerer.tokenizer.tokens(answerer.answer_tokens(answer)[1:-2])
@@ -103,15 +103,15 @@ def _slake(arguments: argparse.Namespace) -> int:
     from m2i2.evaluation.scoring import is_correct
     from m2i2.files import write_text
     from m2i2.inference.answering import open_image
-    from m2i2.inference.loading import load_answerer, read_candidates
     from m2i2.inference.localisation import localise
+    from m2i2.workflows.answering import load_model, read_candidates
 
     records = list(Slake(arguments.slake))
     if arguments.candidates:
         candidates = read_candidates(arguments.candidates)
     else:
         candidates = distinct_answers(q for r in records if r.split in ("train", "test") for q in r.questions)
-    answerer = load_answerer(arguments.checkpoint, candidates)
+    answerer = load_model(arguments.checkpoint).answerer(candidates)
     layers: list[int | None] = [None, *range(answerer.model.text.depth - answerer.model.text.fusion_layer)]
     layers = layers if arguments.layer is None else [arguments.layer]
     rows: list[dict[str, Any]] = []

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
-
-NAMES = ("mim", "mlm", "itm", "itc", "loss")
+from m2i2.training.display import losses_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +40,8 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
 
     logs = {run.name: read_log(run) for run in runs}
     first = next(iter(logs.values()))
-    names = [name for name in NAMES if name in first[0]]
-    names = names[:-1] if len(names) > 1 else names
+    names = losses_of(first[0])
+    names = names[1:] if len(names) > 1 else names  # the sum only where it is all there is
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
     several = len(logs) > 1
     heads = ["loss", *(["run"] if several else []), f"step {first[0]['step']}", "highest", f"step {first[-1]['step']}"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from m2i2.backends.choice import install
 from m2i2.errors import M2I2Error
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
@@ -186,5 +187,6 @@ class M2I2ForVisualQuestionAnswering(M2I2PreTrainedModel[VQAModel]):
         and the probabilities are among them; without, answers are written by beam search.
         """
         self.eval()
+        install(self.device)
         answerer = Answerer(self.network, self.processor.own_tokenizer, self.processor.normalisation, candidates or ())
         return answerer.answer(open_image(image), question, top)

@@ -61,11 +61,16 @@ def examples_of(evaluation: Evaluation, count: int, shards: Path | None, explain
     for right, rows in chosen.items():
         for row in rows:
             picture = pictures.get(row["image"])
+            try:
+                drawn = inlined(overlay(picture, row)) if picture and overlay else ""
+            except M2I2Error as e:  # such as a question without a word
+                drawn = ""
+                found.missing.append(f"The Grad-CAM overlay of question {row.get('id')} is missing: {e}")
             (found.right if right else found.wrong).append(
                 Example(
                     row,
                     inlined(decode(picture, row["image"])) if picture else "",
-                    inlined(overlay(picture, row)) if picture and overlay else "",
+                    drawn,
                 )
             )
     return found

@@ -28,6 +28,7 @@ class PretrainingTask(Task):
         """``dtype``: of matrix products."""
         self.student, self.config, self.dtype = student, config, dtype
         self.objectives = active(config.objectives)
+        student.clamp_temperature()
         self.teacher = Teacher(student)
         self.queue = FeatureQueue(config.objectives.queue, config.objectives.projection, config.training.seed)
         self.beside = {"teacher": self.teacher, "queue": self.queue}

@@ -79,7 +79,7 @@ def _look(folder: Path) -> object:
     found = []
     for path in sorted(folder.rglob("*")):
         status = path.stat()
-        found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
+        found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     return found
 
 

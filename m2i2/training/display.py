@@ -96,8 +96,10 @@ class Display:
 
 
 def losses_of(row: Row) -> list[str]:
-    """The names of the losses in a row of the log, the sum first."""
-    return sorted((name for name in row if name not in _READINGS), key=lambda name: name != "loss")
+    """The names of the losses in a row of the log: the sum, the paper's four in their order, and others."""
+    order = ("loss", "mim", "mlm", "itm", "itc")
+    found = [name for name in row if name not in _READINGS]
+    return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def course_of(values: "deque[float]") -> str:

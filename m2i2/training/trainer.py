@@ -68,6 +68,7 @@ class Trainer:
         self.done, self.saved = 0, -1
         """Optimizer steps done, and the step of the newest checkpoint that this trainer has written or resumed from."""
         self._batches: Iterator[Batch] | None = None
+        self._resumed = False
 
     @property
     def last(self) -> int:
@@ -117,11 +118,13 @@ class Trainer:
     # --- a run
 
     def run(self, stop: StopFlag | None = None) -> int:
-        """Train to the end; returns the exit code. `resume` comes first. Collective.
+        """Train to the end, from the newest checkpoint of the folder if there is one; returns the exit code. Collective.
 
         ``stop`` says when to stop earlier (default: on SIGTERM, SIGINT and SIGUSR2, from now on).
         """
         stop = stop or StopFlag()
+        if not self._resumed:
+            self.resume()
         if self.done >= self.last and not self._unmeasured():
             self.process.say(f"Nothing left to do: {self.folder} has finished {self.done} steps; the run ends at {self.last}.")
             return 0
@@ -130,6 +133,7 @@ class Trainer:
             self.folder, self.config.data.max_unreadable, len(self.loader.corpus), self.process, self.done
         )
         settings = to_dict(self.config)
+        self._batches = iter(self.loader)  # before the log starts threads: loader workers are forked
         run_log = RunLog(
             self.folder, self.config.monitor, settings, active=self.process.first, total_steps=self.last, done_steps=self.done
         )
@@ -264,9 +268,16 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue after the newest complete checkpoint of the folder, if there is one. Collective."""
-        path = self._newest()
+        path, passed_over = on_first_rank(self.checkpoints.newest)
+        if path is None and passed_over:
+            raise M2I2Error(
+                f"No checkpoint of {self.checkpoints.folder} is complete "
+                f"({'; '.join(f'{name}: {why}' for name, why in passed_over.items())}). "
+                f"Bring one back from a copy; or remove them, or choose another --output, to start anew."
+            )
         if path is not None:
             state = self._checked_state(path)
+            self._set_aside(passed_over)
             what = f"{path}/model.safetensors"
             copy_into(self.task.student, read_tensors(path / "model.safetensors"), what)
             for name, module in self.task.beside.items():
@@ -278,22 +289,14 @@ class Trainer:
             self.process.say(f"Resuming after step {self.done} from {path}.")
         per_epoch = self.loader.steps_per_epoch
         self.loader.starting_at(Position(self.done // per_epoch, self.done % per_epoch))
-        self._batches = None
+        self._batches, self._resumed = None, True
         for one in self.evaluators:
             one.resume(self.checkpoints, self.done)
 
-    def _newest(self) -> Path | None:
-        """The newest complete checkpoint; those that are not complete are set aside and named. Collective."""
-        path, passed_over = on_first_rank(self.checkpoints.newest)
-        if path is None and passed_over:
-            raise M2I2Error(
-                f"No checkpoint of {self.checkpoints.folder} is complete "
-                f"({'; '.join(f'{name}: {why}' for name, why in passed_over.items())}). "
-                f"Bring one back from a copy; or remove them, or choose another --output, to start anew."
-            )
+    def _set_aside(self, passed_over: dict[str, str]) -> None:
+        """Rename the checkpoints that are not complete, and name them."""
         for name, why in passed_over.items() if self.process.first else ():
             self.process.say(f"Passed over the checkpoint {name}: {why}. It is now {self.checkpoints.set_aside(name)}.")
-        return path
 
     def _checked_state(self, path: Path) -> dict[str, Any]:
         """The state of a checkpoint; M2I2Error where it is one of other settings or other data."""

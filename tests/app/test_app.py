@@ -129,7 +129,6 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
 
     Those come first whose map lies best on the lesion.
     """
-    from m2i2.inference.loading import load_answerer
 
     from m2i2.inference.localisation import localise
 

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from m2i2.inference.loading import load_answerer
 from PIL import Image
 
 from m2i2.cli.gradcam import main
 from m2i2.inference.localisation import localise
+from m2i2.workflows.answering import load_model
 from tests.phantom_model import TEST_IMAGES, lesion_questions, phantoms
 
 ANSWERS = ("nodule", "cyst", "mass", "left", "right", "upper", "lower")
 
 
 def test_the_maps_of_right_answers_lie_on_the_lesion(phantom_run: Path) -> None:
-    answerer = load_answerer(phantom_run, ANSWERS)
+    answerer = load_model(phantom_run).answerer(ANSWERS)
     asked, found = 0, []
     for phantom in phantoms("test", TEST_IMAGES):
         image = Image.fromarray(phantom.image).convert("RGB")

@@ -17,7 +17,7 @@ from m2i2.inference.localisation import localise
 from m2i2.inference.overlay import overlay
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
-from tests.parity.fixture import TEXT, VISION, fitting, largest_difference, tensors
+from tests.parity.fixture import fitting, largest_difference, sizes, tensors
 
 QUESTION, ANSWER = torch.tensor([[2, 7, 9, 3]]), torch.tensor([[2, 11, 12, 3]])
 
@@ -36,7 +36,9 @@ def image() -> Tensor:
 
 
 def test_the_open_pass_is_the_normal_pass(parity_folder: Path) -> None:
-    model = VQAModel(replace(VISION, image_size=96), TEXT).double().eval()
+    told = sizes(parity_folder)
+    text_config = told.text
+    model = VQAModel(replace(told.vision, image_size=told.answering_side), text_config).double().eval()
     model.load_state_dict(dict(fitting(model, tensors(parity_folder, "vqa_state_dict"))))
     inputs = tensors(parity_folder, "vqa_inputs")
     ids, mask = inputs["question_ids"], inputs["question_mask"]
@@ -46,7 +48,7 @@ def test_the_open_pass_is_the_normal_pass(parity_folder: Path) -> None:
         normal = model.text_encoder.fuse(text, mask, [ImageRows(keys_values, 1)])
         opened, attentions = fuse_openly(model.text_encoder, text, mask, keys_values)
     assert largest_difference(opened, normal) < 1e-12
-    assert len(attentions) == TEXT.depth - TEXT.fusion_layer
+    assert len(attentions) == text_config.depth - text_config.fusion_layer
     assert all(largest_difference(a.sum(-1), torch.ones_like(a[..., 0])) < 1e-12 for a in attentions)
 
 

@@ -196,10 +196,10 @@ def share_memory(zero: Any) -> bool:
     same weight for all, so that a rank may write its part only between the last exchange of a step, when nobody reads weights
     any more, and `wait_for_all`.
     """
-    _expect_attributes(zero, "cpu_offload")
+    _expect_attributes(zero, "cpu_offload", "communication_data_type")
     flats: list[Tensor] = zero.bit16_groups_flat
     plain = all(flat.dtype == torch.float32 and flat.device.type == "cpu" for flat in flats) and not zero.cpu_offload
-    if dist.get_world_size() == 1 or not plain:
+    if dist.get_world_size() == 1 or not plain or zero.communication_data_type != torch.float32:
         return False
     update = _expect(zero, "_update_model_bit16_weights", "group_index")
     cut = _expect(zero, "get_data_parallel_partitions", "tensor", "group_id")

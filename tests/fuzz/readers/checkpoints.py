@@ -15,7 +15,7 @@ from m2i2.errors import M2I2Error
 from m2i2.models.start import stored_architecture
 from m2i2.models.weights import read_state as read_weights
 from m2i2.options import read_settings, to_dict
-from m2i2.training.checkpoint import Checkpoints, read_config, read_state, read_tensors, seal
+from m2i2.training.checkpoint import Checkpoints, read_config, read_run_state, read_tensors, seal
 from tests.fuzz.harness import Opened, Reader
 from tests.fuzz.mutation import either, mutated_bytes, mutated_json
 
@@ -56,7 +56,7 @@ def _settings(folder: Path) -> Opened:
 def _state(folder: Path) -> Opened:
     def read(data: bytes) -> None:
         (folder / "state.json").write_bytes(data)
-        read_state(folder)
+        read_run_state(folder)
 
     return Opened([b'{"step": 7, "optimizer_steps": 7, "skipped_steps": 0, "data": "0/train"}'], read)
 
