@@ -83,8 +83,8 @@ def _from_run(checkpoint: Path) -> _Found:
 def _from_official(path: Path, tokenizer: str, settings: Sequence[str]) -> _Found:
     if not tokenizer:
         raise M2I2Error(
-            f"{path} is an official file, which carries no tokenizer: name the one it was trained with (--tokenizer bert-base-uncased, of "
-            f"evaluate.py), or convert it first: python tools/convert.py {path} --to checkpoint --tokenizer ... --output ..."
+            f"{path} is an official file, which carries no tokenizer: name the one it was trained with (evaluate.py "
+            f"--tokenizer bert-base-uncased), or convert it first: python tools/convert.py {path} --to checkpoint --tokenizer ... --output ..."
         )
     own = load_tokenizer(tokenizer)
     state, vision, text = official_answering(path)

@@ -132,7 +132,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
 
     from m2i2.inference.localisation import localise
 
-    answerer = load_answerer(phantom_run, ("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
+    answerer = load_model(phantom_run).answerer(("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
     folder, found = tmp_path_factory.mktemp("cases"), []
     for number, phantom in enumerate(phantoms("test", 60)):
         image = Image.fromarray(phantom.image).convert("RGB")
