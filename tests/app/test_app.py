@@ -131,6 +131,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
     """
 
     from m2i2.inference.localisation import localise
+    from m2i2.workflows.answering import load_model
 
     answerer = load_model(phantom_run).answerer(("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
     folder, found = tmp_path_factory.mktemp("cases"), []
