@@ -28,7 +28,7 @@ SETTINGS = [
     "data.crop_scale=0.98,1",
     "data.workers=0",
     "training.batch=32",
-    "training.epochs=28",
+    "training.epochs=18",
     "training.precision=float32",
     "training.save_every=5000",
     "training.log_every=100",
@@ -69,7 +69,7 @@ def write_as_slake(folder: Path, train: int) -> None:
 
 
 def train(folder: Path, images: int = 700) -> Path:
-    """Data, shards, tokenizer and a finetuning run in ``folder``; returns the run. About a minute on one core."""
+    """Data, shards, tokenizer and a finetuning run in ``folder``; returns the run. A minute or two of one core."""
     from m2i2.data.text.tokenizer import train_tokenizer
 
     write_as_slake(folder / "slake", images)

@@ -13,6 +13,8 @@ import functools
 import importlib
 import inspect
 import json
+import logging
+import multiprocessing.util
 import os
 import random
 import runpy
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -204,6 +207,7 @@ def _become(words: Sequence[Any], folder: str, env: Mapping[str, str], files: Ma
     """Turn this fork into the program, and end with it as an interpreter does."""
     code: Any = 1
     try:
+        _forget_exit_functions()
         _put_in_place(folder, dict(env), files, kept)
         _execute([os.fspath(word) for word in words[1:]])
         code = 0
@@ -220,6 +224,17 @@ def _become(words: Sequence[Any], folder: str, env: Mapping[str, str], files: Ma
             atexit._run_exitfuncs()
         finally:
             os._exit(code)
+
+
+def _forget_exit_functions() -> None:
+    """What the forking process does at its end (remove its temporary folders, for one) is not this one's to do."""
+    atexit._clear()
+    finalize: Any = weakref.finalize
+    finalize._registry.clear()
+    finalize._registered_with_atexit = False
+    multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
+    atexit.register(logging.shutdown)
+    atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
 
 
 def _put_in_place(folder: str, env: dict[str, str], files: Mapping[int, int], kept: Sequence[int]) -> None:

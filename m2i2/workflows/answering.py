@@ -84,7 +84,8 @@ def _from_official(path: Path, tokenizer: str, settings: Sequence[str]) -> _Foun
     if not tokenizer:
         raise M2I2Error(
             f"{path} is an official file, which carries no tokenizer: name the one it was trained with (evaluate.py "
-            f"--tokenizer bert-base-uncased), or convert it first: python tools/convert.py {path} --to checkpoint --tokenizer ... --output ..."
+            f"--tokenizer bert-base-uncased), or convert it first: "
+            f"python tools/convert.py {path} --to checkpoint --tokenizer ... --output ..."
         )
     own = load_tokenizer(tokenizer)
     state, vision, text = official_answering(path)

@@ -66,11 +66,12 @@ def train(rank: int, ranks: int, folder: str, changed: str) -> Outcome:
         data = torch.randn(8, 33, generator=torch.Generator().manual_seed(1))[rank::ranks]
         output = engine.forward(lambda: Output(model(data).square().mean(), {}, {}))  # noqa: B023
         engine.backward(output.loss)
-        built.append(inner.averaged_gradients[0].flat_partition.data_ptr() if inner.averaged_gradients.get(0) else None)
+        partition = getattr(inner.averaged_gradients.get(0), "flat_partition", None)
+        built.append(None if partition is None else partition.data_ptr())
         engine.micro_step()
     masters = {t.untyped_storage().data_ptr() for t in private.masters(inner)}
     calls["aliased"] = int(masters <= {t.untyped_storage().data_ptr() for t in inner.bit16_groups_flat})
-    calls["same_partition"] = int(getattr(inner.averaged_gradients.get(0), "flat_partition", None) is None and len(set(built)) == 1)
+    calls["same_partition"] = int(built[0] is not None and len(set(built)) == 1)
     return engine.shares_memory, engine.remarks, dict(calls), {k: v.numpy().copy() for k, v in model.state_dict().items()}
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from tests.faults.runs import SETTINGS, assert_gone, shared_memory
 from tests.faults.soak import soak
+from tests.preloaded import LONG
 
-STEPS = 160
+STEPS = 160 if LONG else 120
 
 
 def test_nothing_grows(tmp_path: Path) -> None:

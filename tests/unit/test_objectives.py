@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from m2i2.data.loading.masking import mask_tokens
+from m2i2.data.loading.masking import mask_tokens, places_of
 from m2i2.objectives.itc import itc_loss
 from m2i2.objectives.itm import itm_loss
 from m2i2.objectives.mlm import mlm_loss
@@ -115,3 +115,13 @@ def test_excluded_pairs_do_not_count_in_the_contrast() -> None:
     same = itc_loss(*features[:2], [features[2]], [features[3]], own, temperature, 0.4, excluded)
     assert float(same.loss) == pytest.approx(float(fewer.loss), abs=1e-6)
     assert torch.isfinite(same.loss)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 7, 8, 30, 49, 50])
+def test_every_masked_word_has_a_place_and_the_rest_asks_for_nothing(asked: int) -> None:
+    labels = np.full((5, 10), -100)
+    labels.flat[np.random.default_rng(asked).permutation(50)[:asked]] = 7
+    places = places_of(labels, 0.15)
+    assert sorted(set(places[labels.flat[places] != -100])) == np.flatnonzero(labels != -100).tolist()
+    assert (labels.flat[places] != -100).sum() == asked
+    assert len(places) in (16, 32, 50), "a few capacities"

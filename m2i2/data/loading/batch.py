@@ -55,7 +55,7 @@ class CaptionBatch(Batch):
     labels: Tensor
     """[B, L] int64, the original token where one is to be predicted, else -100; never at [CLS]."""
     places: Tensor
-    """[M] int64, numbers of the masked positions in the flattened batch, filled up with 0 (a [CLS]) to one of a few capacities
+    """[M] int64, numbers of the masked positions in the flattened batch, filled up to one of a few capacities
     M, so
     that shapes repeat: see `masking.places_of`."""
     student_noise: Tensor

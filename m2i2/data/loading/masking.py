@@ -31,7 +31,7 @@ def mask_tokens(ids: Sequence[int], rng: np.random.Generator, ratio: float, voca
 
 
 def places_of(labels: NDArray[np.int64], ratio: float) -> NDArray[np.int64]:
-    """[b, L] labels -> [M] numbers of the masked positions in the flattened batch, filled up with 0, where nothing is asked.
+    """[b, L] labels -> [M] numbers of the masked positions in the flattened batch, filled up with one where nothing is asked.
 
     M is one of a few capacities, so that shapes repeat from batch to batch: that which 999 of 1,000 draws with ``ratio`` fit
     (mean and three deviations, a multiple of 8), doubled until all masked positions fit. None is ever dropped.
@@ -41,6 +41,6 @@ def places_of(labels: NDArray[np.int64], ratio: float) -> NDArray[np.int64]:
     capacity = 8 * math.ceil((ratio * words + 3 * math.sqrt(ratio * (1 - ratio) * words)) / 8)
     while capacity < len(found):
         capacity *= 2
-    places = np.zeros(capacity, dtype=np.int64)
+    places = np.full(min(capacity, labels.size), (labels == -100).argmax(), dtype=np.int64)
     places[: len(found)] = found
     return places
