@@ -1,0 +1,76 @@
+"""A step of one rank reads nothing back from its device: on tensors without values any such read raises.
+
+What a step would wait for on a GPU: ``.item()``, ``nonzero``, a Python branch on a tensor. The engine's own reads (DeepSpeed's
+check for overflow) come after it.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from m2i2.config import preset
+from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
+from m2i2.models.pretraining import PretrainingModel
+from m2i2.models.vqa import VQAModel
+from m2i2.objectives.registry import BUILT_IN
+from m2i2.objectives.states import States
+from m2i2.performance.training import drawn_captions, drawn_questions
+from m2i2.tasks.pretraining import PretrainingTask
+from m2i2.tasks.task import Key, Task
+from m2i2.tasks.vqa import VQATask
+
+PRETRAINING, FINETUNING = preset("tiny")
+READS = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+@pytest.fixture
+def valueless() -> Iterator[tuple[CaptionBatch, QuestionBatch]]:
+    """A batch of captions and one of questions, whose tensors (and all that are made meanwhile) have shapes and types but no values."""
+    captions, questions = drawn_captions(PRETRAINING, 4, 24), drawn_questions(FINETUNING, 4, 12, 6)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield captions._each(mode.from_tensor), questions._each(mode.from_tensor)
+
+
+def step(task: Task, batch: object) -> None:
+    """All that a task does in an optimizer step."""
+    task.begin_step(500, 1000)
+    task.forward(batch, Key(0, 500, 0)).loss.backward()
+    assert all(p.grad is not None for p in task.student.parameters() if p.requires_grad)
+    task.end_step()
+
+
+def pretraining() -> PretrainingTask:
+    student = PretrainingModel(PRETRAINING.vision, PRETRAINING.text, PRETRAINING.objectives)
+    return PretrainingTask(student, PRETRAINING, torch.float32)
+
+
+def test_a_pretraining_step_reads_nothing(valueless: tuple[CaptionBatch, QuestionBatch]) -> None:
+    step(pretraining(), valueless[0])
+
+
+def test_a_finetuning_step_reads_nothing(valueless: tuple[CaptionBatch, QuestionBatch]) -> None:
+    step(VQATask(VQAModel(FINETUNING.vision, FINETUNING.text), FINETUNING, torch.float32), valueless[1])
+
+
+def _item(states: States) -> Tensor:
+    return states.contrast.loss * states.image_features.mean().item()
+
+
+def _nonzero(states: States) -> Tensor:
+    return states.image_features[states.image_features[:, 0] > 0].sum()
+
+
+def _branch(states: States) -> Tensor:
+    return states.contrast.loss if states.contrast.loss > 1 else states.image_features.sum()
+
+
+@pytest.mark.parametrize("planted", [_item, _nonzero, _branch])
+def test_a_planted_read_is_found(
+    planted: object, valueless: tuple[CaptionBatch, QuestionBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILT_IN, "itc", (planted, frozenset()))  # type: ignore[arg-type]
+    with pytest.raises(READS):
+        step(pretraining(), valueless[0])
