@@ -28,7 +28,7 @@ READS = (DataDependentOutputException, DynamicOutputShapeException)
 
 @pytest.fixture
 def valueless() -> Iterator[tuple[CaptionBatch, QuestionBatch]]:
-    """A batch of captions and one of questions, whose tensors (and all that are made meanwhile) have shapes and types but no values."""
+    """A batch of captions and one of questions. Their tensors, and all that are made meanwhile, have no values."""
     captions, questions = drawn_captions(PRETRAINING, 4, 24), drawn_questions(FINETUNING, 4, 12, 6)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield captions._each(mode.from_tensor), questions._each(mode.from_tensor)
