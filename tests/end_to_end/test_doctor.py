@@ -50,7 +50,7 @@ def test_an_old_and_broken_package_is_a_fault_with_a_remedy(tmp_path: Path) -> N
     assert findings["deepspeed"][0]["status"] == "fault"
     assert "no such operator" in findings["deepspeed"][0]["found"]
     assert findings["packages"][0]["status"] == "fault"
-    assert "deepspeed 0.1, >=0.19.8 is required" in findings["packages"][0]["found"]
+    assert "deepspeed 0.1, <0.20,>=0.19.8 is required" in findings["packages"][0]["found"]
     assert "pip install" in findings["packages"][0]["remedy"]
 
 

@@ -70,7 +70,9 @@ def loader(
 ) -> Loader[CaptionBatch]:
     rows = CaptionRows(AUGMENTATION, tokenizer, 30, 32, 0.3, 16)
     corpus = Corpus.open([place], "train", "captions", cache)
-    return Loader(corpus, rows, share or Share(8, 1, 0, 1), epochs=2, seed=5, window=2, workers=workers, start=start)
+    loader: Loader[Any] = Loader(corpus, rows, share or Share(8, 1, 0, 1), epochs=2, seed=5, window=2, workers=workers)
+    loader.starting_at(start or Position())
+    return loader
 
 
 def same(ours: list[CaptionBatch], theirs: list[CaptionBatch]) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from m2i2.cli.make_shards import main as make_shards
+from m2i2.config import preset
 from m2i2.data.images.transforms import Augmentation
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.data.loading.corpus import Corpus
@@ -37,7 +38,9 @@ def tokenizer_of(corpus: Corpus) -> Tokenizer:
 def captions(folder: Path, share: Share, workers: int = 0, start: Position | None = None) -> Loader[CaptionBatch]:
     corpus = Corpus.open([folder / "captions"], "train", "captions")
     rows = CaptionRows(AUGMENTATION, tokenizer_of(corpus), 30, 32, 0.3, 16)
-    return Loader(corpus, rows, share, epochs=2, seed=5, window=3, workers=workers, start=start)
+    loader: Loader[CaptionBatch] = Loader(corpus, rows, share, epochs=2, seed=5, window=3, workers=workers)
+    loader.starting_at(start or Position())
+    return loader
 
 
 def test_ranks_workers_and_micro_batches_see_the_same_rows(folder: Path) -> None:
@@ -80,12 +83,23 @@ def test_epochs_draw_anew(folder: Path) -> None:
 def test_captions_are_padded_and_identified(folder: Path) -> None:
     batch = next(iter(captions(folder, Share(8, 1, 0, 1))))
     lengths = batch.attention_mask.sum(1)
-    assert int(lengths.max()) == batch.input_ids.shape[1]
+    length = batch.input_ids.shape[1]
+    assert length % 8 == 0 and length - 8 < int(lengths.max()) <= length, "a few lengths"
     assert (batch.labels[batch.attention_mask == 0] == -100).all()
     assert len(set(batch.image_id.tolist())) == 8
-    padded = batch.padded(40, 0)
-    assert padded.input_ids.shape == padded.labels.shape == (8, 40)
-    assert torch.equal(padded.attention_mask.sum(1), lengths)
+    assert batch.masked_input_ids.shape == batch.labels.shape == (8, length)
+    asked = batch.labels.flatten()[batch.places]
+    assert int((asked != -100).sum()) == int((batch.labels != -100).sum()) > 0
+
+
+def test_on_several_ranks_every_caption_has_the_same_length(folder: Path) -> None:
+    config = preset("tiny")[0]
+    corpus = Corpus.open([folder / "captions"], "train", "captions")
+    for ranks, lengths in ((1, ()), (2, (config.data.max_tokens,))):
+        rows = CaptionRows.of(config, AUGMENTATION, tokenizer_of(corpus), ranks)
+        assert rows.lengths == lengths
+        batch = next(iter(Loader[CaptionBatch](corpus, rows, Share(8, 1, 0, ranks), epochs=1, seed=0, window=2, workers=0)))
+        assert ranks == 1 or batch.input_ids.shape[1] == config.data.max_tokens
 
 
 def test_answers_end_twice(folder: Path) -> None:
