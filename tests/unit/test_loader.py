@@ -37,7 +37,10 @@ def tokenizer_of(corpus: Corpus) -> Tokenizer:
 def captions(folder: Path, share: Share, workers: int = 0, start: Position | None = None) -> Loader[CaptionBatch]:
     corpus = Corpus.open([folder / "captions"], "train", "captions")
     rows = CaptionRows(AUGMENTATION, tokenizer_of(corpus), 30, 32, 0.3, 16)
-    return Loader(corpus, rows, share, epochs=2, seed=5, window=3, workers=workers, start=start)
+    loader: Loader[CaptionBatch] = Loader(corpus, rows, share, epochs=2, seed=5, window=3, workers=workers)
+    if start:
+        loader.starting_at(start)
+    return loader
 
 
 def test_ranks_workers_and_micro_batches_see_the_same_rows(folder: Path) -> None:

@@ -15,9 +15,9 @@ MAX_EXIF = 1 << 17
 """Bytes of EXIF in a JPEG; one segment, which is what cameras write, holds 65,533."""
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _EXIF = re.compile(rb"\xff\xe1(..)Exif\x00\x00", re.DOTALL)
-_FRAMES, _TABLES, _START_OF_SCAN, _JFIF = (0xC0, 0xC1, 0xC2), (0xC4, 0xDB, 0xDD), 0xDA, 0xE0
-"""Markers of a JPEG's segments: frames of Huffman codes (baseline, extended, progressive); Huffman and quantisation tables and the
-restart interval; a scan; JFIF's own."""
+_FRAMES, _TABLES, _START_OF_SCAN, _JFIF = (0xC0, 0xC1, 0xC2), (0xC4, 0xDB, 0xDD, 0xFE), 0xDA, 0xE0
+"""Markers of a JPEG's segments: frames of Huffman codes (baseline, extended, progressive); tables of codes and of quantisation, the
+restart interval and comments; a scan; JFIF's own."""
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value by its type (TIFF 6.0, section 2; BigTIFF adds 16 to 18)."""
 
@@ -63,7 +63,7 @@ def check_directory(data: bytes, name: str) -> None:
 def plain_jpeg(encoded: bytes) -> tuple[int, int, int] | None:
     """Width, height and channels (1 or 3) of a JPEG of the plainest kind; None for any other file.
 
-    Its header holds 8-bit samples, Huffman coded, and nothing else than JFIF's own segment and tables: no EXIF or XMP that
+    Its header holds 8-bit samples, Huffman coded, and nothing else than JFIF's own segment, tables and comments: no EXIF or XMP that
     could ask for a turn, no profile, no mark of Adobe's. What any decoder makes of such a header is the same.
     """
     place, end, found = 2, len(encoded), None
