@@ -236,8 +236,8 @@ def test_bounds_come_before_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None
     last = data.rfind(b"\xff\xda")
     with pytest.raises(M2I2Error, match="more than 100 JPEG scans"):
         decode_pixels(data[:last] + data[last:-2] * 200 + data[-2:], "x", 573)
+    huge = bytearray(jpeg(scene(24, 16)))
+    frame = huge.find(b"\xff\xc0")
+    huge[frame + 5 : frame + 9] = (11000).to_bytes(2, "big") * 2
     with pytest.raises(M2I2Error, match="11000 x 11000 pixels"):
-        huge = bytearray(jpeg(scene(24, 16)))
-        frame = huge.find(b"\xff\xc0")
-        huge[frame + 5 : frame + 9] = (11000).to_bytes(2, "big") * 2
         decode_pixels(bytes(huge), "x", 573)

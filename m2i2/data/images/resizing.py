@@ -6,6 +6,7 @@ those after its end are handed over with it, and the few rows at its start are c
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ def _on_its_side(rows: Pixels) -> Pixels:
     """[A, C, B] -> [B, C, A], the last dimension filled up to a multiple of 4 with anything."""
     length, channels, width = rows.shape
     turned = np.empty((width, channels, (length + 3) // 4 * 4), dtype=np.uint8)
-    turned[:, :, :length] = rows.transpose(2, 1, 0)
+    for channel in range(channels):
+        turned[:, channel, :length] = rows[:, channel].T
     return turned
 
 
@@ -58,17 +60,18 @@ def _stretch(rows: Pixels, start: int, length: int, size: int) -> Pixels:
     resized = torch.ops.aten._upsample_bicubic2d_aa(source, [wanted, width], False, size / length, None)
     out: Pixels = resized.permute(0, 2, 3, 1).reshape(wanted, -1)[:size].numpy()
     if start:
-        scale = length / size
-        few = min(size, math.ceil(_support(scale) / scale))
-        weights = _weights(few, scale, start, len(rows))
-        seen = flat[: weights.shape[1]].astype(np.float32)
-        out[:few] = (weights @ seen + 0.5).clip(0, 255).astype(np.uint8)
+        weights = _weights(length, size, start, len(rows))
+        first = weights @ flat[: weights.shape[1]].astype(np.float32)
+        first += 0.5
+        out[: len(first)] = first.clip(0, 255, out=first)
     return out.reshape(size, *rows.shape[1:])
 
 
-def _weights(few: int, scale: float, start: int, limit: int) -> NDArray[np.float32]:
-    """[few, rows]: what the first rows of the output are made of (Keys' cubic, a = -0.5)."""
-    centres = start + (np.arange(few) + 0.5) * scale
+@lru_cache(maxsize=4096)
+def _weights(length: int, size: int, start: int, limit: int) -> NDArray[np.float32]:
+    """[outputs, rows]: what the first rows of the output are made of (Keys' cubic, a = -0.5)."""
+    scale = length / size
+    centres = start + (np.arange(min(size, math.ceil(_support(scale) / scale))) + 0.5) * scale
     rows = min(limit, math.ceil(centres[-1] + _support(scale)))
     x = np.abs((np.arange(rows) + 0.5 - centres[:, None]) / max(scale, 1.0))
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2

@@ -16,6 +16,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, per channel of [0, 1] pixels (official code)."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """The official augmentation: random resized crop (bicubic), a flip where asked for, RandAugment."""
