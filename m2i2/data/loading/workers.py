@@ -1,6 +1,7 @@
 """What a loader's worker process does before it loads: which signals, threads and memory are its own."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ def start_worker(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
+    gc.freeze()  # a collection would write to every object of the training process, and so make a copy of its pages
     _give_back_memory()
 
 
