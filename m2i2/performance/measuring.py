@@ -99,8 +99,8 @@ def timed(work: Callable[[], object], device: torch.device | None = None) -> flo
 class StepClock:
     """Seconds of successive steps.
 
-    On a CPU each step is timed by itself, without what it waited for its batch. On a GPU steps follow each other as in a run, without
-    waiting for the device: events on its stream mark their ends, and `seconds` waits for the last one.
+    On a CPU each step is timed by itself, without what it waited for its batch. On a GPU steps follow each other as in a run,
+    without waiting for the device: events on its stream mark their ends, and `seconds` waits for the last one.
     """
 
     def __init__(self, device: torch.device, warm_up: int) -> None:

@@ -164,6 +164,7 @@ class StepProfiler:
 
     def __enter__(self) -> "StepProfiler":
         if self.steps:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports its own starts and stops as errors
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
             plan = schedule(wait=self._wait, warmup=_WARM_UP, active=self.steps, repeat=1)
             self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
