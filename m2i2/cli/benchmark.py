@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   python tools/benchmark.py pretrain --preset paper --batch 32 --steps 20 --record docs/results/speed.csv
   python tools/benchmark.py table docs/results/speed.csv
   python tools/benchmark.py engine --preset paper --batch 32
-  python tools/benchmark.py fed shards/rocov2 --preset paper --batch 256 data.workers=8
+  python tools/benchmark.py fed --shards shards/rocov2 --preset paper --batch 256 data.workers=8
   python tools/benchmark.py data rocov2 data/rocov2
   python tools/benchmark.py shards rocov2 data/rocov2
   python tools/benchmark.py scaling --preset paper --batch 8
@@ -82,7 +82,7 @@ def _add_training(stage: Stage) -> None:
     ):
         add = stage(name, about)
         if name == "fed":
-            add("shards", metavar="SHARDS", type=Path, help="caption shards of tools/make_shards.py")
+            add("--shards", metavar="DIR", type=Path, required=True, help="caption shards of tools/make_shards.py")
         add("settings", nargs="*", metavar="section.key=value", help="settings to change")
         add("--preset", choices=list(PRESETS), default="paper", help="model and objectives (%(default)s)")
         add("--batch", type=int, default=8, help="global batch (%(default)s)")

@@ -68,15 +68,18 @@ class HostTime:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within it, every collective of torch.distributed is timed."""
-        originals = {name: getattr(dist, name) for name in _COLLECTIVES if hasattr(dist, name)}
-        for name, work in originals.items():
-            setattr(dist, name, self.wrap_collective(work))
+        """Within it, every collective of torch.distributed and of DeepSpeed is timed."""
+        import deepspeed.comm  # late: joining the process group chooses its accelerator first
+
+        places = (dist, deepspeed.comm)
+        originals = [(place, name, getattr(place, name)) for place in places for name in _COLLECTIVES if hasattr(place, name)]
+        for place, name, work in originals:
+            setattr(place, name, self.wrap_collective(work))
         try:
             yield
         finally:
-            for name, work in originals.items():
-                setattr(dist, name, work)
+            for place, name, work in originals:
+                setattr(place, name, work)
 
     @property
     def own(self) -> float:

@@ -27,12 +27,11 @@ def jobs() -> list[Job]:
 
 def _steps() -> list[Job]:
     """Optimizer steps on drawn batches."""
-    launches = Line("host API launches per step", "host_launches_per_step", 240, "launches", True, "operators_per_step")
+    launches = Line("host API launches of that, per step", "host_launches_per_step", 240, "launches", True, "operators_per_step")
     memory = Line("memory of that, reserved", "device_reserved_gb", 40, "GB", True, "host_peak_rss_gb")
     found = []
     for batch, target, more, seconds in ((32, 700, launches, 90), (256, 1170, memory, 90)):
-        what = "pretraining, paper, batch 32, 25 tokens" if batch == 32 else "same, batch 256"
-        line = Line(what, "pairs_per_s", target, "pairs/s")
+        line = Line(f"pretraining, paper, batch {batch}, 25 tokens", "pairs_per_s", target, "pairs/s")
         found.append(Job(f"pretrain-{batch}", _benchmark("pretrain", "paper", batch), seconds, (line, more)))
     for batch, target in ((64, 600), (8, 200)):
         line = Line(f"finetuning, 384 px, 16 + 8 tokens, distilled, batch {batch}", "pairs_per_s", target, "questions/s")
@@ -44,7 +43,7 @@ def _steps() -> list[Job]:
 
 def _rankings() -> list[Job]:
     alone = Line("ranking of 517 candidates, one question alone, latency", "ms_per_question", 20, "ms", True)
-    together = Line("same, 16 together, per question", "ms_per_question", 3, "ms", True)
+    together = Line("ranking of 517 candidates, 16 questions together, per question", "ms_per_question", 3, "ms", True)
     return [Job("ranking-1", _ranking(1, 1), 60, (alone,)), Job("ranking-16", _ranking(16, 8), 60, (together,))]
 
 
@@ -57,7 +56,7 @@ def _engines() -> list[Job]:
 def _data() -> list[Job]:
     """Shards of drawn phantoms, as large as real images are stored, through the loader."""
     paper = Line("phantom shards through 8 workers over batches from memory, paper at 256", "ratio", 0.97, "")
-    small = Line("same, small at 256", "ratio", 0.9, "")
+    small = Line("phantom shards through 8 workers over batches from memory, small at 256", "ratio", 0.9, "")
     return [
         Job(_CAPTIONS, _make_shards("captions", 2560, 288), 90),
         Job("fed-paper", _fed("paper"), 90, (paper,), _CAPTIONS),
@@ -68,7 +67,7 @@ def _data() -> list[Job]:
 def _commands() -> list[Job]:
     """Whole commands, as a user starts them."""
     first = Line("from the command to the tenth step, first time", "seconds", 90, "s", True)
-    again = Line("same, again", "seconds", 25, "s", True)
+    again = Line("from the command to the tenth step, again", "seconds", 25, "s", True)
     evaluation = Line(f"evaluation, small, {_QUESTIONS} questions about drawn phantoms", "seconds", 4, "s", True)
     return [
         Job(_TENTH, _tenth_step(afresh=True), 150, (first,), _CAPTIONS),
@@ -138,7 +137,7 @@ def _make_shards(kind: str, count: int, side: int) -> Work:
 def _fed(preset: str, settings: Sequence[str] = ()) -> Work:
     def work(place: Place, seconds: float) -> Found:
         workers = f"data.workers={1 if place.quick else 8}"
-        words = [*_script("tools/benchmark.py"), "fed", str(place.output / "shards" / "captions"), "--json"]
+        words = [*_script("tools/benchmark.py"), "fed", "--json", "--shards", str(place.output / "shards" / "captions")]
         text = place.run(f"fed-{preset}", [*words, *_sizes(place, preset, 256, settings), workers], seconds)
         return json_of(text, "pairs_per_s_fed")
 

@@ -1,6 +1,7 @@
 """A pretraining run on paper: memory a GPU, bytes on the wire, and the time of a step on any number of GPUs."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -47,6 +48,7 @@ class Plan:
         return self.compute_s / self.seconds
 
 
+@cache
 def parameters(config: PretrainingConfig) -> tuple[int, int]:
     """Parameters of the student that are trained, and all of the teacher's; nothing is allocated."""
     with torch.device("meta"):

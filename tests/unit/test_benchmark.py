@@ -54,7 +54,21 @@ def test_a_stage_is_profiled_and_recorded(stage: str, tmp_path: Path) -> None:
 
 def test_the_loader_is_measured_against_memory(tmp_path: Path) -> None:
     build(open_source("captions", "phantoms", None, count=16), tmp_path / "shards", Encoding(side=64), options={})
-    words = ["fed", "shards", "--json", "--preset", "tiny", "--batch", "4", "--steps", "2", "--warm-up", "1", "data.workers=1"]
+    words = [
+        "fed",
+        "--shards",
+        "shards",
+        "--json",
+        "--preset",
+        "tiny",
+        "--batch",
+        "4",
+        "--steps",
+        "2",
+        "--warm-up",
+        "1",
+        "data.workers=1",
+    ]
     done = run([sys.executable, str(ROOT / "tools" / "benchmark.py"), *words], tmp_path, environment(), 300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
