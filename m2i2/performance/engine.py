@@ -33,6 +33,8 @@ class HostTime:
 
     def __init__(self) -> None:
         self.inside = self.collectives = 0.0
+        self.counting = True
+        """Whether calls are added: not during the warm-up, in which layers may be compiled."""
         self._depth = self._collective_depth = 0
 
     def wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +47,7 @@ class HostTime:
                 return work(*arguments, **options)
             finally:
                 self._depth -= 1
-                if not self._depth:
+                if self.counting and not self._depth:
                     self.inside += time.perf_counter() - start
 
         return timed_work
@@ -60,7 +62,7 @@ class HostTime:
                 handle = work(*arguments, **options)
             finally:
                 self._collective_depth -= 1
-                if self._depth and not self._collective_depth:
+                if self.counting and self._depth and not self._collective_depth:
                     self.collectives += time.perf_counter() - start
             return _Handle(handle, self) if hasattr(handle, "wait") else handle
 
@@ -148,11 +150,12 @@ def time_engine(config: PretrainingConfig, runtime: Runtime, timing: Timing, *, 
     with host.watching():
         for kind, step in [*kinds.items()] * _ROUNDS:
             clock = StepClock(device, timing.warm_up)
-            for _ in range(timing.warm_up + timing.steps):
+            for number in range(timing.warm_up + timing.steps):
+                host.counting = plain.host.counting = number >= timing.warm_up
                 clock.step(step)
             seconds[kind] += clock.seconds
     medians = {kind: statistics.median(found) for kind, found in seconds.items()}
-    steps = _ROUNDS * (timing.warm_up + timing.steps)
+    steps = _ROUNDS * timing.steps
     return {
         "preset": config.preset,
         "precision": str(runtime.dtype).removeprefix("torch."),
