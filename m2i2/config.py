@@ -259,11 +259,14 @@ class TrainingConfig:
     """Let torch.compile fuse the layers' elementwise work; needs a C++ compiler, and the first steps take minutes."""
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
+    profile: int = 0
+    """Steps that rank 0 profiles, after the first few of a start, into trace.json.gz of the run's folder; 0 = none, at no cost."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "training", ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"))
         require(
-            min(self.keep_every, self.max_nonfinite) >= 0, "training.keep_every and training.max_nonfinite must not be negative."
+            min(self.keep_every, self.max_nonfinite, self.profile) >= 0,
+            "training.keep_every, training.max_nonfinite and training.profile must not be negative.",
         )
         require(
             self.batch % self.accumulation == 0,

@@ -14,7 +14,8 @@ from m2i2.options import override
 DESCRIPTION = """Measure a stage: warm-up rounds, then the median of several, beside the machine's ceiling in the same run.
 
 MFU is the useful work (multiplications and additions that the mathematics needs, m2i2/models/flops.py) a second, over
-the best rate of F.linear in the same precision and with the same threads."""
+the best rate of F.linear in the same precision and with the same threads; on a GPU, over large products timed by events.
+Memory: device_reserved_gb is what PyTorch's allocator took of the GPU, host_peak_rss_gb is the process's resident memory."""
 
 EXAMPLES = """examples:
   python tools/benchmark.py pretrain --preset paper --batch 8
@@ -22,6 +23,11 @@ EXAMPLES = """examples:
   deepspeed --num_gpus 2 tools/benchmark.py pretrain --preset paper --batch 8
   python tools/benchmark.py finetune --preset paper --batch 8 --json | tail -1
   python tools/benchmark.py ranking training.precision=float32
+  python tools/benchmark.py pretrain --preset paper --batch 32 --steps 20 --profile findings/trace
+  python tools/benchmark.py pretrain --preset paper --batch 32 --steps 20 --record docs/results/speed.csv
+  python tools/benchmark.py table docs/results/speed.csv
+  python tools/benchmark.py engine --preset paper --batch 32
+  python tools/benchmark.py fed --shards shards/rocov2 --preset paper --batch 256 data.workers=8
   python tools/benchmark.py data rocov2 data/rocov2
   python tools/benchmark.py shards rocov2 data/rocov2
   python tools/benchmark.py scaling --preset paper --batch 8
@@ -41,27 +47,8 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true", help="end with one line that is one JSON object")
         return one.add_argument
 
-    for name, about in (("pretrain", "a pretraining step under DeepSpeed"), ("finetune", "a VQA finetuning step under DeepSpeed")):
-        add = stage(name, about)
-        add("settings", nargs="*", metavar="section.key=value", help="settings to change")
-        add("--preset", choices=list(PRESETS), default="paper", help="model and objectives (%(default)s)")
-        add("--batch", type=int, default=8, help="global batch (%(default)s)")
-        add("--steps", type=int, default=5, help="measured steps (%(default)s)")
-        add("--threads", type=int, help="threads of each rank (default: the cores shared out)")
-        add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
-        if name == "pretrain":
-            add("--tokens", type=int, default=25, help="length of the captions (%(default)s)")
-        else:
-            add("--question", type=int, default=16, help="length of the questions, tokens (%(default)s)")
-            add("--answer", type=int, default=8, help="length of the answers, tokens (%(default)s)")
-    add = stage("ranking", "the likeliest of 517 candidates, as many as VQA-RAD has, exactly, images included")
-    add("settings", nargs="*", metavar="section.key=value", help="settings to change")
-    add("--preset", choices=list(PRESETS), default="paper", help="model (%(default)s)")
-    add("--questions", type=int, default=16, help="asked together (%(default)s)")
-    add("--images", type=int, default=8, help="that they are about; VQA-RAD's test set has 2.2 questions an image (%(default)s)")
-    add("--tokens", type=int, default=16, help="length of the questions (%(default)s)")
-    add("--rounds", type=int, default=3, help="measured rounds (%(default)s)")
-    add("--threads", type=int, help="threads (default: all cores)")
+    _add_training(stage)
+    _add_ranking(stage)
     for name, about in (("data", "decoding and augmentation on one core"), ("shards", "make_shards, 2 workers over 1")):
         add = stage(name, about)
         add("source", metavar="SOURCE", nargs="?", default="phantoms", help="caption data, as make_shards names it (%(default)s)")
@@ -76,7 +63,57 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=3, help="measured steps of a run (%(default)s)")
     add("--rounds", type=int, default=1, help="runs of each kind (%(default)s)")
     stage("growth", "the contrast against queues to 1,048,576 and global batches to 65,536, the order against 10^8 samples")
+    table = commands.add_parser("table", help="Markdown tables of measured rows, those of GPUs first")
+    table.add_argument("file", metavar="FILE", type=Path, help="what --record has written")
+    table.add_argument("--into", metavar="PAGE", type=Path, help="put them between the marks of this page instead of printing them")
     return top
+
+
+Stage = Callable[[str, str], Callable[..., argparse.Action]]
+
+
+def _add_training(stage: Stage) -> None:
+    """Those that time optimizer steps."""
+    for name, about in (
+        ("pretrain", "a pretraining step under DeepSpeed"),
+        ("finetune", "a VQA finetuning step under DeepSpeed"),
+        ("engine", "a pretraining step under DeepSpeed over the same step in plain PyTorch"),
+        ("fed", "pretraining from shards through the loader over the same batches from memory"),
+    ):
+        add = stage(name, about)
+        if name == "fed":
+            add("--shards", metavar="DIR", type=Path, required=True, help="caption shards of tools/make_shards.py")
+        add("settings", nargs="*", metavar="section.key=value", help="settings to change")
+        add("--preset", choices=list(PRESETS), default="paper", help="model and objectives (%(default)s)")
+        add("--batch", type=int, default=8, help="global batch (%(default)s)")
+        add("--steps", type=int, default=5, help="measured steps (%(default)s)")
+        add("--warm-up", type=int, default=2, metavar="STEPS", help="steps before them (%(default)s)")
+        add("--threads", type=int, help="threads of each rank (default: the cores shared out)")
+        add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
+        if name in ("pretrain", "engine"):
+            add("--tokens", type=int, default=25, help="length of the captions (%(default)s)")
+        if name == "finetune":
+            add("--question", type=int, default=16, help="length of the questions, tokens (%(default)s)")
+            add("--answer", type=int, default=8, help="length of the answers, tokens (%(default)s)")
+        if name in ("pretrain", "finetune"):
+            _add_writing(add)
+
+
+def _add_ranking(stage: Stage) -> None:
+    add = stage("ranking", "the likeliest of 517 candidates, as many as VQA-RAD has, exactly, images included")
+    add("settings", nargs="*", metavar="section.key=value", help="settings to change")
+    add("--preset", choices=list(PRESETS), default="paper", help="model (%(default)s)")
+    add("--questions", type=int, default=16, help="asked together (%(default)s)")
+    add("--images", type=int, default=8, help="that they are about; VQA-RAD's test set has 2.2 questions an image (%(default)s)")
+    add("--tokens", type=int, default=16, help="length of the questions (%(default)s)")
+    add("--rounds", type=int, default=3, help="measured rounds (%(default)s)")
+    add("--threads", type=int, help="threads (default: all cores)")
+    _add_writing(add)
+
+
+def _add_writing(add: Callable[..., argparse.Action]) -> None:
+    add("--profile", type=Path, metavar="DIR", help="then profile 3 steps: DIR/trace.json.gz, a table, and counts per step")
+    add("--record", type=Path, metavar="FILE", help="add the result to this CSV file, such as docs/results/speed.csv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,21 +124,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace) -> int:
     stages: dict[str, Callable[[argparse.Namespace], dict[str, Any] | None]] = {
-        "pretrain": _train,
-        "finetune": _train,
+        **dict.fromkeys(("pretrain", "finetune", "engine", "fed"), _train),
         "ranking": _rank,
         "data": _data,
         "shards": _data,
         "scaling": _scale,
         "growth": _grow,
     }
+    if arguments.command == "table":
+        return _tables(arguments)
+    record = getattr(arguments, "record", None)
+    if record:
+        from m2i2.performance import records
+
+        records.check(record)
     found = stages[arguments.command](arguments)
-    if found is not None:
-        width = max(map(len, found))
-        for name, value in found.items():
-            print(f"{name:<{width}}  {_text(value)}")
-        if arguments.json:
-            print(json.dumps({"stage": arguments.command, **found}))
+    if found is None:
+        return 0
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {_text(value)}")
+    if record:
+        records.append(record, records.record_of(arguments.command, found))
+    if arguments.json:
+        print(json.dumps({"stage": arguments.command, **found}))
+    return 0
+
+
+def _tables(arguments: argparse.Namespace) -> int:
+    from m2i2.performance.records import into_page, read, tables
+
+    text = tables(read(arguments.file))
+    if arguments.into:
+        into_page(arguments.into, text)
+    else:
+        print(text)
     return 0
 
 
@@ -116,21 +173,27 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.threads:
         os.environ["M2I2_THREADS"] = str(arguments.threads)
 
-    from m2i2.performance.training import time_finetuning, time_pretraining
+    from m2i2.performance.engine import time_engine
+    from m2i2.performance.fed import time_feeding
+    from m2i2.performance.training import Timing, time_finetuning, time_pretraining
     from m2i2.training.processes import leave
     from m2i2.training.runtime import Runtime
 
-    pretraining, finetuning = preset(arguments.preset)
-    if arguments.command == "pretrain":
-        config = override(pretraining, arguments.settings)
-        runtime = Runtime.start(config.training, arguments.deepspeed_config)
-        counts = {name: getattr(arguments, name) for name in ("batch", "tokens", "steps")}
-        found = time_pretraining(config, runtime, **counts)
+    given, (pretraining, finetuning) = arguments, preset(arguments.preset)
+    timing = Timing(steps=given.steps, warm_up=given.warm_up, trace=getattr(given, "profile", None))
+    if given.command == "finetune":
+        questions = override(finetuning, given.settings)
+        runtime = Runtime.start(questions.training, given.deepspeed_config)
+        lengths = {"question": given.question, "answer": given.answer}
+        found = time_finetuning(questions, runtime, timing, batch=given.batch, **lengths)
     else:
-        questions = override(finetuning, arguments.settings)
-        runtime = Runtime.start(questions.training, arguments.deepspeed_config)
-        counts = {name: getattr(arguments, name) for name in ("batch", "question", "answer", "steps")}
-        found = time_finetuning(questions, runtime, **counts)
+        config = override(pretraining, given.settings)
+        runtime = Runtime.start(config.training, given.deepspeed_config)
+        if given.command == "fed":
+            found = time_feeding(config, runtime, timing, shards=given.shards, batch=given.batch)
+        else:
+            time_it = time_engine if given.command == "engine" else time_pretraining
+            found = time_it(config, runtime, timing, batch=given.batch, tokens=given.tokens)
     leave()
     return found if runtime.process.first else None
 
@@ -147,7 +210,7 @@ def _rank(arguments: argparse.Namespace) -> dict[str, Any]:
     config = override(preset(arguments.preset)[1], arguments.settings)
     dtype = autocast_dtype(config.training.precision, device)
     counts = {name: getattr(arguments, name) for name in ("questions", "images", "tokens", "rounds")}
-    return {"preset": arguments.preset, **time_ranking(config, device, dtype, **counts)}
+    return {"preset": arguments.preset, **time_ranking(config, device, dtype, trace=arguments.profile, **counts)}
 
 
 def _data(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A pretraining run on paper: memory a GPU, bytes on the wire, and the time of a step on any number of GPUs."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -33,11 +34,13 @@ class Plan:
     """Bytes sent by one GPU in an optimizer step."""
     compute_s: float
     network_s: float
+    overlap: bool = False
+    """Whether everything travels while the GPU computes, which is the best case; else one waits for the other."""
 
     @property
     def seconds(self) -> float:
-        """A step: gradients are reduced after the backward pass (overlap_comm is off)."""
-        return self.compute_s + self.network_s
+        """A step. The default waits: gradients are reduced after the backward pass (overlap_comm is off)."""
+        return max(self.compute_s, self.network_s) if self.overlap else self.compute_s + self.network_s
 
     @property
     def efficiency(self) -> float:
@@ -45,6 +48,7 @@ class Plan:
         return self.compute_s / self.seconds
 
 
+@cache
 def parameters(config: PretrainingConfig) -> tuple[int, int]:
     """Parameters of the student that are trained, and all of the teacher's; nothing is allocated."""
     with torch.device("meta"):
@@ -85,7 +89,16 @@ def contrast_bytes(config: PretrainingConfig, gpus: int, rows: int) -> float:
     return rows * (2 * 3 * _FLOAT + 1) * (everyone + config.objectives.queue) + rows * everyone * 2 * 8
 
 
-def plan(config: PretrainingConfig, gpus: int, machine: Machine, *, rows: int, tokens: int = 25, bucket: int = 8_000_000) -> Plan:
+def plan(
+    config: PretrainingConfig,
+    gpus: int,
+    machine: Machine,
+    *,
+    rows: int,
+    tokens: int = 25,
+    bucket: int = 8_000_000,
+    overlap: bool = False,
+) -> Plan:
     """The plan of ``gpus`` GPUs with ``rows`` pairs each per micro-batch, under ZeRO-2 with float32 weights.
 
     DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
@@ -118,4 +131,5 @@ def plan(config: PretrainingConfig, gpus: int, machine: Machine, *, rows: int, t
     pair = sum(pretraining_flops(config, tokens, rows * gpus).values())
     messages = accumulation * -(-trained // bucket) + -(-trained // bucket) + 8 * accumulation
     network = sum(wire.values()) / machine.bytes_per_s + messages * machine.latency_s * max(0, gpus - 1) ** 0.5
-    return Plan(gpus, memory, wire, accumulation * rows * pair / machine.flops_per_s, network if gpus > 1 else 0.0)
+    compute = accumulation * rows * pair / machine.flops_per_s
+    return Plan(gpus, memory, wire, compute, network if gpus > 1 else 0.0, overlap)

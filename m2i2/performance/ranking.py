@@ -1,5 +1,6 @@
 """Ranking candidates: a whole batch of questions, images included, as the evaluator asks it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from m2i2.inference.predictor import TOP
 from m2i2.inference.ranking import Best, CandidateTree, likeliest
 from m2i2.models.flops import image_flops, ranking_flops
 from m2i2.models.vqa import VQAModel
-from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
+from m2i2.performance.measuring import Ceiling, Rounds, peak_memory_gb, timed
+from m2i2.performance.tracing import profile_steps
 from m2i2.precision import autocast
 
 LENGTHS = (2,) * 187 + (3,) * 130 + (4,) * 70 + (5,) * 50 + (7,) * 50 + (10,) * 30
@@ -55,9 +57,12 @@ def time_ranking(
     tokens: int,
     rounds: int,
     candidates: list[list[int]] | None = None,
+    trace: Path | None = None,
 ) -> dict[str, Any]:
     """Median time of finding the likeliest of all candidates for ``questions`` questions of ``tokens`` tokens about ``images``
     images, by a model that knows `prior` and by one that knows nothing, for which nearly the whole tree has to be read.
+
+    ``trace``: a folder for the trace of a few rounds more, of the model that knows `prior`.
     """
     install(device)
     torch.manual_seed(0)
@@ -78,11 +83,12 @@ def time_ranking(
 
     ceiling, timings = Ceiling(dtype, device), {kind: Rounds(1) for kind in biases}
     for _ in range(rounds + 1):
-        ceiling.sample()
+        ceiling.between_steps()
         for kind, bias in biases.items():
             model.text_decoder.cls.predictions.bias.copy_(bias)
             timings[kind].add(timed(rank, device))
     found: dict[str, Any] = {}
+    memory = peak_memory_gb(device)
     shared = image_flops(config.vision, config.text)
     for kind, bias in biases.items():
         model.text_decoder.cls.predictions.bias.copy_(bias)
@@ -95,14 +101,18 @@ def time_ranking(
             f"gflop_per_question{kind}": flops / questions / 1e9,
             f"mfu{kind}": flops / seconds / ceiling.flops,
         }
+    model.text_decoder.cls.predictions.bias.copy_(biases[""])
+    profiled = profile_steps(rank, trace, device) if trace else {}
     return {
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "questions": questions,
         "images": images,
+        "question_tokens": tokens,
         "candidates": len(rows),
         "tree_nodes": len(tree.ids),
         **found,
         "ceiling_gflop_per_s": ceiling.flops / 1e9,
-        "peak_rss_gb": peak_rss_gb(),
+        **memory,
+        **profiled,
     }

@@ -20,7 +20,7 @@ def time_scaling(preset: str, batch: int, steps: int, rounds: int, settings: lis
         for ranks, found in rates.items():
             row = _run(ranks, preset, batch, steps, settings)
             found.append(row["pairs_per_s"])
-            peaks[ranks] = max(peaks[ranks], row["peak_rss_gb"])
+            peaks[ranks] = max(peaks[ranks], row["host_peak_rss_gb"])
     one, two = (statistics.median(found) for found in rates.values())
     return {
         "preset": preset,
@@ -28,8 +28,8 @@ def time_scaling(preset: str, batch: int, steps: int, rounds: int, settings: lis
         "pairs_per_s_1_rank_2_threads": one,
         "pairs_per_s_2_ranks_1_thread": two,
         "ratio": two / one,
-        "peak_rss_gb_1_rank": peaks[1],
-        "peak_rss_gb_each_of_2_ranks": peaks[2],
+        "host_peak_rss_gb_1_rank": peaks[1],
+        "host_peak_rss_gb_each_of_2_ranks": peaks[2],
     }
 
 

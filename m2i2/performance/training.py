@@ -1,7 +1,8 @@
 """Training steps timed: the launchers' own trainer and its `step`, on drawn batches of fixed lengths."""
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,16 +17,27 @@ from m2i2.data.loading.sampling import Share
 from m2i2.models.flops import finetuning_flops, pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
-from m2i2.performance.measuring import Ceiling, Rounds, peak_rss_gb, timed
+from m2i2.performance.measuring import Ceiling, StepClock, peak_memory_gb
+from m2i2.performance.tracing import profile_steps
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Task
 from m2i2.tasks.vqa import VQATask
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
 
-WARM_UP = 2
 _MIDDLE = 500
 """Number of the first step within an epoch of 1,000: the share of soft targets is half its full value, as nothing is at 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How much is measured."""
+
+    steps: int = 5
+    warm_up: int = 2
+    """Steps before them: memory settles, and layers are compiled where the settings ask for it."""
+    trace: Path | None = None
+    """A folder for the trace of a few steps more."""
 
 
 class DrawnBatches:
@@ -78,18 +90,41 @@ def drawn_questions(config: FinetuningConfig, rows: int, question: int, answer: 
     )
 
 
-def time_pretraining(config: PretrainingConfig, runtime: Runtime, *, batch: int, tokens: int, steps: int) -> dict[str, Any]:
+def kept_batches(draw: Callable[[], Batch], device: torch.device, count: int = 2) -> Callable[[], Batch]:
+    """On a GPU, ``count`` batches in page-locked memory again and again, as a loader that is always in time gives them.
+
+    On a CPU, drawing takes a time that `StepClock` leaves out, and each batch is a new one.
+    """
+    if device.type != "cuda":
+        return draw
+    kept = itertools.cycle([draw().pin_memory() for _ in range(count)])
+    return lambda: next(kept)
+
+
+def pretraining_task(config: PretrainingConfig, runtime: Runtime) -> PretrainingTask:
+    """The task with random weights, the same on every rank."""
+    torch.manual_seed(config.training.seed)
+    return PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, runtime.dtype)
+
+
+def trainer_of(task: Task, config: PretrainingConfig | FinetuningConfig, batches: Any, runtime: Runtime) -> Trainer:
+    """The launchers' trainer, in the middle of an epoch of drawn batches. It has no folder and no tokenizer: nothing is saved."""
+    trainer = Trainer(config, task, cast(Loader[Any], batches), runtime, Path(), lambda folder: None)
+    trainer.done = _MIDDLE
+    return trainer
+
+
+def time_pretraining(config: PretrainingConfig, runtime: Runtime, timing: Timing, *, batch: int, tokens: int) -> dict[str, Any]:
     """Median optimizer step at a global ``batch`` of captions ``tokens`` long. Collective."""
     config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
-    torch.manual_seed(config.training.seed)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, runtime.dtype)
+    task = pretraining_task(config, runtime)
     flops = sum(pretraining_flops(config, tokens, batch).values()) * batch
     draw = lambda: drawn_captions(config, batch // runtime.process.ranks, tokens)  # noqa: E731
-    return {"tokens": tokens, **_time_steps(task, config, runtime, draw, flops, steps)}
+    return {"tokens": tokens, **_time_steps(task, config, runtime, draw, flops, timing)}
 
 
 def time_finetuning(
-    config: FinetuningConfig, runtime: Runtime, *, batch: int, question: int, answer: int, steps: int
+    config: FinetuningConfig, runtime: Runtime, timing: Timing, *, batch: int, question: int, answer: int
 ) -> dict[str, Any]:
     """Median optimizer step at a global ``batch`` of questions, lengths in tokens. Collective."""
     config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
@@ -97,7 +132,7 @@ def time_finetuning(
     task = VQATask(VQAModel(config.vision, config.text), config, runtime.dtype)
     flops = sum(finetuning_flops(config, question, answer).values()) * batch
     draw = lambda: drawn_questions(config, batch // runtime.process.ranks, question, answer)  # noqa: E731
-    found = _time_steps(task, config, runtime, draw, flops, steps)
+    found = _time_steps(task, config, runtime, draw, flops, timing)
     return {"question_tokens": question, "answer_tokens": answer, **found}
 
 
@@ -107,26 +142,21 @@ def _time_steps(
     runtime: Runtime,
     draw: Callable[[], Batch],
     flops: float,
-    steps: int,
+    timing: Timing,
 ) -> dict[str, Any]:
-    process, batch = runtime.process, config.training.batch
-    drawn = DrawnBatches(Share(batch, 1, process.rank, process.ranks), draw)
-    # nothing is saved: no folder, no tokenizer
-    trainer = Trainer(config, task, cast(Loader[Any], drawn), runtime, Path(), lambda folder: None)
-    trainer.done = _MIDDLE
-    ceiling, rounds = Ceiling(runtime.dtype, runtime.device), Rounds(WARM_UP)
-    for number in range(WARM_UP + steps):
-        if number >= WARM_UP:
-            ceiling.sample()
-        dist.barrier()  # no rank's step begins while another one still measures its ceiling
-        waited = 0.0
-
-        def step() -> None:
-            nonlocal waited
-            waited = trainer.step().waited
-
-        rounds.add(timed(step, runtime.device) - waited)
-    rate = flops / process.ranks / rounds.median
+    process, device, batch = runtime.process, runtime.device, config.training.batch
+    drawn = DrawnBatches(Share(batch, 1, process.rank, process.ranks), kept_batches(draw, device))
+    trainer = trainer_of(task, config, drawn, runtime)
+    ceiling, clock = Ceiling(runtime.dtype, device), StepClock(device, timing.warm_up)
+    for number in range(timing.warm_up + timing.steps):
+        if number >= timing.warm_up:
+            ceiling.between_steps()
+        if device.type != "cuda":
+            dist.barrier()  # no rank's step begins while another one still measures its ceiling
+        clock.step(lambda: trainer.step().waited)
+    seconds, memory = clock.median, peak_memory_gb(device)
+    rate = flops / process.ranks / seconds
+    profiled = profile_steps(trainer.step, timing.trace, device, active=process.first) if timing.trace else {}
     return {
         "preset": config.preset,
         "kernels": runtime.backend.kernel,
@@ -134,12 +164,13 @@ def _time_steps(
         "batch": batch,
         "ranks": process.ranks,
         "threads": torch.get_num_threads(),
-        "seconds_per_step": rounds.median,
-        "seconds_per_step_all": rounds.seconds,
-        "pairs_per_s": batch / rounds.median,
+        "seconds_per_step": seconds,
+        "seconds_per_step_all": clock.seconds,
+        "pairs_per_s": batch / seconds,
         "gflop_per_pair": flops / batch / 1e9,
         "gflop_per_s_per_rank": rate / 1e9,
         "ceiling_gflop_per_s_per_rank": ceiling.flops / 1e9,
         "mfu": rate / ceiling.flops,
-        "peak_rss_gb": peak_rss_gb(),
+        **memory,
+        **profiled,
     }

@@ -159,9 +159,13 @@ class RunLog:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that this process has held so far, GiB: of the GPU, or of the machine where there is none."""
+    """The most memory that this process has held so far, GiB.
+
+    Of a GPU: what PyTorch's allocator has reserved, private pools of CUDA graphs included; the CUDA context is not. Without a
+    GPU: the resident memory of the process.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / (1 << 30)
+        return torch.cuda.max_memory_reserved(device) / (1 << 30)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 30)
 

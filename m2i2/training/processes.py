@@ -40,6 +40,7 @@ def join() -> Process:
     """Join the process group that the launcher (deepspeed, torchrun, SLURM) described, or be alone without one.
 
     NCCL with one GPU a rank where CUDA is available, else gloo on the CPU with the node's cores shared out among its ranks.
+    With ``M2I2_SHARE_GPU=1`` in the environment, ranks share GPUs and talk through gloo: for tests and measurements on one GPU.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -53,7 +54,11 @@ def join() -> Process:
             port = s.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    share_gpu = os.environ.get("M2I2_SHARE_GPU") == "1"
     if torch.cuda.is_available():
+        if share_gpu:
+            local_rank %= torch.cuda.device_count()
+            os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed reads it too
         if local_rank >= torch.cuda.device_count():
             raise M2I2Error(
                 f"Local rank {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; start at most that many ranks."
@@ -67,7 +72,7 @@ def join() -> Process:
         torch.set_num_threads(max(1, int(os.environ.get("M2I2_THREADS") or cores // local_size)))
         prepare_import()
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "nccl" if device.type == "cuda" and not share_gpu else "gloo"
         try:
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
         except dist.DistNetworkError as e:

@@ -26,13 +26,14 @@ from m2i2.training.lines import StepLines
 from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import adamw, learning_rate
+from m2i2.training.profiling import StepProfiler
 from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 from m2i2.training.unreadable import UnreadableSamples
 
 _CHANGEABLE_ON_RESUME = (
     *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
-    *("training.max_nonfinite", "training.accumulation", "training.kernels", "training.compile"),
+    *("training.max_nonfinite", "training.accumulation", "training.kernels", "training.compile", "training.profile"),
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
@@ -137,7 +138,10 @@ class Trainer:
         run_log = RunLog(
             self.folder, self.config.monitor, settings, active=self.process.first, total_steps=self.last, done_steps=self.done
         )
-        with stop, run_log as log:
+        profiler = StepProfiler(
+            self.folder, self.config.training.profile if self.process.first else 0, self.runtime.device, self.process.say
+        )
+        with stop, run_log as log, profiler:
             items = StepLines(self.folder / "items.jsonl", self.done) if self.process.first else None
             if self._unmeasured():  # the run was stopped between saving and measuring
                 self._measure(log)
@@ -145,6 +149,8 @@ class Trainer:
             while self.done < self.last:
                 result = self.step()
                 meter.add(result)
+                with meter.paused():
+                    profiler.step()
                 self._write_items(result, items)
                 if self.done % self.config.training.log_every == 0 or self.done == self.last:
                     log.write(self._log_row(meter, result, unreadable))

@@ -16,6 +16,7 @@ from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig
 from m2i2.models.flops import pretraining_flops
 from m2i2.options import from_dict
+from m2i2.training.profiling import read_trace
 from tests.launching import command, environment, launch, succeed
 
 STEPS = 6
@@ -179,6 +180,17 @@ def test_two_ranks_measure_the_same_and_a_resumed_run_goes_on(watched: tuple[Pat
         for name in ("loss", "mim", "mlm", "itm", "itc"):
             assert other[name] == pytest.approx(one[name], abs=1e-4), (one["step"], name)
         assert all(abs(other[name] - one[name]) <= 100 / 32 for name in one if name.endswith(("r1", "r5", "r10")))
+
+
+def test_a_run_traces_a_few_steps_and_a_resumed_one_need_not(shards: Path, tmp_path: Path) -> None:
+    words = [*SETTINGS, "validation.every=0"]
+    out = succeed("pretrain", [*words, "training.max_steps=5", "training.profile=1"], place(tmp_path, shards))
+    trace = tmp_path / "run" / "trace.json.gz"
+    assert "Trace of 1 step(s)" in out and "aten::" in out
+    assert len([e for e in read_trace(trace) if e.get("name", "").startswith("ProfilerStep")]) == 1
+    written = trace.stat().st_mtime_ns
+    out = succeed("pretrain", [*words, f"training.max_steps={STEPS}"], tmp_path)
+    assert "Resuming after step 5" in out and "race" not in out and trace.stat().st_mtime_ns == written
 
 
 def test_a_split_that_is_not_there_is_said(shards: Path, tmp_path: Path) -> None:

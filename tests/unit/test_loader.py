@@ -161,3 +161,33 @@ def test_a_process_that_ends_in_the_middle_ends_its_workers(folder: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+
+
+def test_a_worker_stays_small(tmp_path: Path) -> None:
+    """Private memory of workers that read for a while, forked from a process that lets its heap keep everything."""
+    words = ["--count", "40", "--samples-per-shard", "20", "--side", "288", "--workers", "1"]
+    assert make_shards(["captions", "phantoms", "--output", str(tmp_path / "shards"), *words]) == 0
+    script = f"""
+import dataclasses, os
+from pathlib import Path
+import deepspeed, transformers
+from m2i2.backends.heap import keep_freed_memory
+from m2i2.data.loading.corpus import Corpus
+from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.sampling import Share
+from tests.unit.test_loader import AUGMENTATION, tokenizer_of
+keep_freed_memory()
+corpus = Corpus.open([{str(tmp_path / "shards")!r}], "train", "captions")
+rows = CaptionRows(dataclasses.replace(AUGMENTATION, size=256), tokenizer_of(corpus), 30, 32, 0.3, 16)
+worst = 0
+for number, batch in enumerate(Loader(corpus, rows, Share(32, 1, 0, 1), epochs=60, seed=5, window=3, workers=2)):
+    if number % 10 == 9:
+        for child in Path(f"/proc/self/task/{{os.getpid()}}/children").read_text().split():
+            lines = Path(f"/proc/{{child}}/smaps_rollup").read_text().splitlines()
+            worst = max(worst, sum(int(line.split()[1]) for line in lines if line.startswith("Private")))
+print(number + 1, worst // 1000)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps, megabytes = map(int, done.stdout.split()[-2:])
+    assert steps == 60 and 0 < megabytes < 100

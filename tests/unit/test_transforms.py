@@ -131,7 +131,8 @@ class Fixed:
 def test_each_operation_is_the_official_one(name: str, sign: int) -> None:
     smooth = Image.fromarray((np.asarray(picture(96, 96)) // 2 + 40).astype(np.uint8)).resize((96, 96))
     smooth = smooth.resize((24, 24)).resize((96, 96), Image.Resampling.BICUBIC)
-    ours = np.asarray(apply_operation(smooth, name, 7, Fixed(0.1 if sign > 0 else 0.9)), dtype=float)  # type: ignore[arg-type]
+    planes = np.array(smooth).transpose(2, 0, 1)
+    ours = apply_operation(planes, name, 7, Fixed(0.1 if sign > 0 else 0.9)).transpose(1, 2, 0).astype(float)  # type: ignore[arg-type]
     x = np.asarray(smooth, dtype=float)
     expected = x if name == "Identity" else reference(name, x, sign)
     difference = np.abs(ours - expected)

@@ -14,7 +14,11 @@ MAX_SCANS = 100
 MAX_EXIF = 1 << 17
 """Bytes of EXIF in a JPEG; one segment, which is what cameras write, holds 65,533."""
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_MARKS = re.compile(rb"\xff[\xda\xe1]")
 _EXIF = re.compile(rb"\xff\xe1(..)Exif\x00\x00", re.DOTALL)
+_FRAMES, _TABLES, _START_OF_SCAN, _JFIF = (0xC0, 0xC1, 0xC2), (0xC4, 0xDB, 0xDD, 0xFE), 0xDA, 0xE0
+"""Markers of a JPEG's segments: frames of Huffman codes (baseline, extended, progressive); tables of codes and of quantisation, the
+restart interval and comments; a scan; JFIF's own."""
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value by its type (TIFF 6.0, section 2; BigTIFF adds 16 to 18)."""
 
@@ -22,9 +26,11 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 def check_bounds(encoded: bytes, name: str) -> None:
     """M2I2Error for a JPEG or TIFF that asks for work or memory out of proportion."""
     if encoded.startswith(b"\xff\xd8"):
-        if sum(1 for _ in _SCAN.finditer(encoded)) > MAX_SCANS:
+        marks = _MARKS.findall(encoded)  # few marks cannot be many scans, and no EXIF is without its own
+        if len(marks) > MAX_SCANS and sum(1 for _ in _SCAN.finditer(encoded)) > MAX_SCANS:
             raise M2I2Error(f"The image {name} was refused: it has more than {MAX_SCANS} JPEG scans; save it again.")
-        exif = sum(int.from_bytes(found[1], "big") for found in _EXIF.finditer(encoded))
+        segments = _EXIF.finditer(encoded) if b"\xff\xe1" in marks else ()
+        exif = sum(int.from_bytes(found[1], "big") for found in segments)
         if exif > MAX_EXIF:
             raise M2I2Error(f"The image {name} was refused: it has {exif} bytes of EXIF; save it again without metadata.")
     elif encoded.startswith((b"II", b"MM")):
@@ -53,3 +59,32 @@ def check_directory(data: bytes, name: str) -> None:
         raise M2I2Error(
             f"The image {name} was refused: its tags claim {total} bytes, more than it has; save it again without metadata."
         )
+
+
+def plain_jpeg(encoded: bytes) -> tuple[int, int, int] | None:
+    """Width, height and channels (1 or 3) of a JPEG of the plainest kind; None for any other file.
+
+    Its header holds 8-bit samples, Huffman coded, and nothing else than JFIF's own segment, tables and comments: no EXIF or
+    XMP that could ask for a turn, no profile, no mark of Adobe's. What any decoder makes of such a header is the same.
+    """
+    place, end, found = 2, len(encoded), None
+    if not encoded.startswith(b"\xff\xd8"):
+        return None
+    while place + 4 <= end and encoded[place] == 0xFF:
+        marker, length = encoded[place + 1], encoded[place + 2] << 8 | encoded[place + 3]
+        content = encoded[place + 4 : place + 2 + length]
+        if length < 2 or len(content) != length - 2:
+            return None
+        if marker == _START_OF_SCAN:
+            return found
+        if marker in _FRAMES:
+            if found or length < 11 or content[0] != 8 or content[5] not in (1, 3) or length != 8 + 3 * content[5]:
+                return None
+            height, width = int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
+            if not width or not height:
+                return None
+            found = width, height, content[5]
+        elif marker not in _TABLES and not (marker == _JFIF and content.startswith(b"JFIF\0") and length >= 16):
+            return None
+        place += 2 + length
+    return None

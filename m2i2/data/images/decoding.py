@@ -1,13 +1,18 @@
 """Encoded images to RGB pixels, with bounds: whatever the file holds, the outcome is an 8-bit RGB image or an M2I2Error."""
 
+import importlib.util
 import io
 import warnings
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from m2i2.data.images.bounds import check_bounds, check_directory
+from m2i2.data.images.bounds import check_bounds, check_directory, plain_jpeg
 from m2i2.errors import M2I2Error
 
 MAX_PIXELS = 100_000_000
@@ -28,6 +33,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image upright, by its EXIF orientation."""
+_PLAIN_PIXELS = 1 << 22
+"""Larger JPEGs, rare in shards, go the usual way."""
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -65,6 +72,51 @@ def decode(
         raise M2I2Error(f"The image {name} cannot be decoded: it is damaged or none of {', '.join(FORMATS)}.") from e
     except Exception as e:  # Pillow's decoders raise almost anything on damaged files
         raise M2I2Error(f"The image {name} cannot be decoded ({type(e).__name__}: {e}); replace or remove it.") from e
+
+
+def decode_pixels(encoded: bytes, name: str, smallest_side: int) -> NDArray[np.uint8]:
+    """[H, W, C] pixels of an encoded image as `decode` gives them, C is 1 for a grey one.
+
+    JPEGs of the plainest kind, which shards are full of, go to the decoder of torchvision: the same library beneath, with
+    less around it. All others, and those it refuses, go the usual way.
+    """
+    check_bounds(encoded, name)
+    plain = plain_jpeg(encoded)
+    if plain is not None and plain[0] * plain[1] <= _PLAIN_PIXELS and min(plain[:2]) < 2 * smallest_side:
+        pixels = _decode_plain(encoded, plain)
+        if pixels is not None:
+            return pixels
+    image = np.asarray(decode(encoded, name, smallest_side, keep_grey=True))
+    return image[:, :, None] if image.ndim == 2 else image
+
+
+def _decode_plain(encoded: bytes, plain: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+    """[H, W, C] pixels of a JPEG of the plainest kind; None where torchvision's decoder is missing or refuses it."""
+    if not _has_decoder():
+        return None
+    width, height, channels = plain
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the bytes are not writable; nobody writes
+        content = torch.frombuffer(encoded, dtype=torch.uint8)
+    try:
+        decoded = torch.ops.image.decode_jpeg(content, channels, False)  # its modes 1 and 3 are grey and RGB
+    except RuntimeError:
+        return None
+    pixels: NDArray[np.uint8] = decoded.permute(1, 2, 0).numpy()
+    return pixels if pixels.shape == (height, width, channels) else None
+
+
+@cache
+def _has_decoder() -> bool:
+    """Load torchvision's decoders, and nothing else of it: the whole package takes 2 s and 170 MB."""
+    spec = importlib.util.find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for library in sorted(Path(folder).glob("image*.so")):
+            try:
+                torch.ops.load_library(library)
+            except (OSError, RuntimeError):
+                continue
+    return hasattr(torch.ops.image, "decode_jpeg")
 
 
 def _orientation(image: Image.Image, name: str) -> int:

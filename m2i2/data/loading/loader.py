@@ -2,9 +2,6 @@
 
 import atexit
 import hashlib
-import multiprocessing
-import os
-import signal
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import Augmentation
@@ -23,6 +20,7 @@ from m2i2.data.loading.masking import mask_tokens, places_of
 from m2i2.data.loading.order import Order
 from m2i2.data.loading.randomness import sample_generator
 from m2i2.data.loading.sampling import Position, Share, StepSampler
+from m2i2.data.loading.workers import start_worker
 from m2i2.data.shards.storage import Unavailable
 from m2i2.data.text.cleaning import Normalisation, clean_answer, clean_caption, clean_question
 from m2i2.data.text.tokenizer import Tokenizer
@@ -87,7 +85,7 @@ class CaptionRows:
         ids, mask = pad_rows([row["input_ids"] for row in rows], pad, length)
         labels = pad_rows([row["labels"] for row in rows], -100, length)[0]
         return CaptionBatch(
-            image=torch.stack([row["image"] for row in rows]),
+            image=default_collate([row["image"] for row in rows]),  # a worker stacks into memory that it shares
             item=torch.tensor([row["item"] for row in rows]),
             input_ids=ids,
             attention_mask=mask,
@@ -127,7 +125,7 @@ class QuestionRows:
         question_ids, question_mask = pad_rows([row["question_ids"] for row in rows], self.tokenizer.pad_id)
         answer_ids, answer_mask = pad_rows([row["answer_ids"] for row in rows], self.tokenizer.pad_id)
         return QuestionBatch(
-            image=torch.stack([row["image"] for row in rows]),
+            image=default_collate([row["image"] for row in rows]),  # a worker stacks into memory that it shares
             item=torch.tensor([row["item"] for row in rows]),
             question_ids=question_ids,
             question_mask=question_mask,
@@ -200,19 +198,6 @@ class _Collate:
         return batch
 
 
-def _start_worker(_: int) -> None:
-    """Workers leave signals to the training process and compute on one thread.
-
-    DataLoader's workers end within seconds of their parent, but for one whose parent was killed before it came to look.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:
-        os._exit(1)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
 def _raising(batches: Iterator[B | M2I2Error]) -> Iterator[B]:
     """The batches, up to an error, which is raised; the workers end with it, or with whoever stops asking."""
     _WORKING.add(batches)
@@ -280,7 +265,7 @@ class Loader(Generic[B]):
             batch_sampler=self.sampler,
             collate_fn=_Collate(self.rows),
             num_workers=self.workers,
-            worker_init_fn=_start_worker if self.workers else None,
+            worker_init_fn=start_worker if self.workers else None,
             prefetch_factor=2 if self.workers else None,
             pin_memory=self.pin_memory,
         )
