@@ -239,8 +239,12 @@ class TrainingConfig:
     """Global batch of an optimizer step, in samples: over all ranks and all micro-batches."""
     accumulation: int = 1
     """Micro-batches per optimizer step. In-batch negatives are those of a micro-batch."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of autocast; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of autocast; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always.
+
+    float16 is for GPUs without bfloat16: it scales the loss, and trains on one rank."""
+    tf32: bool = False
+    """Let a GPU round the inputs of float32 matrix products to 10 bits (TF32). Without effect where products are half precision."""
     seed: int = 0
     save_every: int = 500
     """Optimizer steps between checkpoints; the end of the run is saved always."""
@@ -257,6 +261,8 @@ class TrainingConfig:
     """Of AdamW (and, with apex, of LayerNorm); auto takes apex where it is whole, else PyTorch's fused ones, else plain ones."""
     compile: bool = False
     """Let torch.compile fuse the layers' elementwise work; needs a C++ compiler, and the first steps take minutes."""
+    graphs: bool = True
+    """Record a step on one GPU as a CUDA graph for each shape of batch, and launch it as one. Without effect elsewhere."""
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
     profile: int = 0

@@ -16,8 +16,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: ``precision`` as asked for, or bfloat16 where the processor or GPU computes in it."""
-    if precision == "bfloat16":
-        return torch.bfloat16
+    if precision in ("bfloat16", "float16"):
+        return torch.bfloat16 if precision == "bfloat16" else torch.float16
     if precision == "float32":
         return torch.float32
     if device.type == "cuda":

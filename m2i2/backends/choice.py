@@ -73,6 +73,7 @@ def install(device: torch.device, training: TrainingConfig | None = None) -> Bac
         ops.use(cpu.attention, cpu.linear)
     else:
         ops.use()
+        torch.set_float32_matmul_precision("high" if training and training.tf32 else "highest")
     return backend
 
 

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--beams", type=int, default=3, help="beams of generate (%(default)s)")
     add("--batch", type=int, default=16, help="questions at a time (%(default)s)")
     add_cache_options(made)
-    add("--precision", default="auto", choices=["auto", "bfloat16", "float32"], help="as in training (%(default)s)")
+    add("--precision", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="as in training (%(default)s)")
     return made
 
 

@@ -1,5 +1,6 @@
 """The loss of finetuning: the answer, token by token."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,7 +12,7 @@ def answer_loss(
     answer_ids: Tensor,
     answer_mask: Tensor,
     teacher_logits: Tensor | None = None,
-    distillation: float = 0.0,
+    distillation: float | Tensor = 0.0,
     weight: float = 1.0,
 ) -> Tensor:
     """The mean over the questions of ``weight`` times the summed token loss of the answer.
@@ -23,7 +24,8 @@ def answer_loss(
     log_probabilities = F.log_softmax(full(logits), dim=-1)
     labels, asked = answer_ids[:, 1:], answer_mask[:, 1:].to(log_probabilities.dtype)
     loss = -log_probabilities.gather(2, labels.unsqueeze(2)).squeeze(2)
-    if teacher_logits is not None and distillation:
+    if teacher_logits is not None and (not isinstance(distillation, float) or distillation):
+        share = torch.as_tensor(distillation, dtype=loss.dtype, device=loss.device)
         soft = F.softmax(full(teacher_logits), dim=-1)
-        loss = (1 - distillation) * loss - distillation * (log_probabilities * soft).sum(-1)
+        loss = (1 - share) * loss - share * (log_probabilities * soft).sum(-1)
     return weight * (loss * asked).sum(1).mean()

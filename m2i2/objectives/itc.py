@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ def itc_loss(
     teacher_text: Sequence[Tensor],
     own: Tensor,
     temperature: Tensor,
-    distillation: float,
+    distillation: float | Tensor,
     excluded: Tensor | None,
 ) -> Contrast:
     """InfoNCE both ways against the teacher's features of the batch and the queue (paper; ALBEF).
@@ -36,7 +35,9 @@ def itc_loss(
     def masked(similarity: Tensor) -> Tensor:
         return similarity if excluded is None else similarity.masked_fill(excluded, -torch.inf)
 
-    hard = float(np.float32(1 - distillation))  # the official one-hot targets are float32, in double runs too
+    share = torch.as_tensor(distillation, dtype=torch.float64, device=image.device)
+    hard = (1 - share).float().to(image.dtype)  # the official one-hot targets are float32, in double runs too
+    share = share.to(image.dtype)
 
     def one_way(query: Tensor, keys: Sequence[Tensor], teacher_query: Tensor) -> tuple[Tensor, Tensor]:
         similarity = similarities(query, keys)
@@ -45,7 +46,7 @@ def itc_loss(
         log_probabilities = F.log_softmax(masked(similarity), dim=1)
         positive = log_probabilities.gather(1, own.unsqueeze(1)).mean()
         distilled = (log_probabilities.masked_fill(soft == 0, 0) * soft).sum(1).mean()
-        return -hard * positive - distillation * distilled, similarity
+        return -hard * positive - share * distilled, similarity
 
     image_loss, image_to_text = one_way(image, teacher_text, teacher_image[0][own])
     text_loss, text_to_image = one_way(text, teacher_image, teacher_text[0][own])

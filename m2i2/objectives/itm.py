@@ -14,8 +14,7 @@ def itm_loss(logits: Tensor, image_there: Tensor, text_there: Tensor, mean_rows:
     count, the mean over the ranks: dividing by it makes the ranks' average the mean over all rows.
     """
     present = rows_present(image_there, text_there)
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    labels[: len(image_there)] = 1
+    labels = (torch.arange(len(logits), device=logits.device) < len(image_there)).long()
     losses = F.cross_entropy(full(logits), labels, reduction="none") * present
     return losses.sum() / mean_rows.to(losses.dtype)
 

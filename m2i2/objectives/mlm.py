@@ -1,12 +1,13 @@
 """Masked language modelling: the words that were left out, predicted from text and image."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from m2i2.precision import full
 
 
-def mlm_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, mean_count: Tensor, distillation: float) -> Tensor:
+def mlm_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, mean_count: Tensor, distillation: float | Tensor) -> Tensor:
     """(1 - a) * CE(labels) + a * soft CE(teacher), the mean over the masked words of all ranks.
 
     ``logits``, ``teacher_logits``: [M, V] at the masked positions of this rank; ``labels``: [M], -100 where nothing is asked; a =
@@ -15,8 +16,9 @@ def mlm_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, mean_count:
     ranks' average the global mean.
     """
     log_probabilities = F.log_softmax(full(logits), dim=-1)
-    loss = F.nll_loss(log_probabilities, labels, reduction="sum", ignore_index=-100) * (1 - distillation)
-    if distillation:
+    loss = F.nll_loss(log_probabilities, labels, reduction="sum", ignore_index=-100)
+    if not isinstance(distillation, float) or distillation:
+        share = torch.as_tensor(distillation, dtype=loss.dtype, device=loss.device)
         soft = F.softmax(full(teacher_logits), dim=-1)
-        loss = loss - distillation * ((log_probabilities * soft).sum(-1) * (labels != -100)).sum()
+        loss = (1 - share) * loss - share * ((log_probabilities * soft).sum(-1) * (labels != -100)).sum()
     return loss / mean_count.to(loss.dtype).clamp_min(1e-6)

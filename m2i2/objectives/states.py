@@ -64,8 +64,8 @@ class States(ABC):
     """
 
     batch: CaptionBatch
-    distillation: float
-    """Share a of the teacher's soft targets at this step."""
+    distillation: float | Tensor
+    """Share a of the teacher's soft targets at this step; [] float64 on the device in training, the number 0 where it is off."""
     image_states: Tensor
     """[b, N, D] visible patches, [CLS] first."""
     text_states: Tensor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from m2i2.backends.choice import prepare
+from m2i2.backends.choice import fuse_and_compile
 from m2i2.config import PretrainingConfig
 from m2i2.data.loading.sampling import Share
 from m2i2.performance.measuring import StepClock
@@ -107,7 +107,7 @@ class PlainSteps:
         modules = (task.student, *task.beside.values())
         for module in modules:
             module.to(runtime.device)
-        prepare(modules, runtime.backend, config.training)
+        fuse_and_compile(modules, runtime.backend, config.training)
         self.optimizer = adamw(task.student, config.optimizer, runtime.backend)
         self._batches, self._steps_per_epoch, self.done = iter(batches), batches.steps_per_epoch, 500
         self._update = self.host.wrap(self._backward_and_step)
@@ -174,5 +174,5 @@ def _watch(trainer: Trainer) -> HostTime:
     """Time the engine's backward pass and optimizer step on the host."""
     host, engine = HostTime(), trainer.engine
     engine.backward = host.wrap(engine.backward)  # type: ignore[method-assign]
-    engine.step = host.wrap(engine.step)  # type: ignore[method-assign]
+    engine.micro_step = host.wrap(engine.micro_step)  # type: ignore[method-assign]
     return host

@@ -22,7 +22,7 @@ _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"
 
 def jobs() -> list[Job]:
     """All of them, those first that matter most."""
-    return [*_steps(), *_rankings(), *_engines(), *_data(), *_commands()]
+    return [*_steps(), *_rankings(), *_engines(), *_data(), *_commands(), *_variants()]
 
 
 def _steps() -> list[Job]:
@@ -38,6 +38,15 @@ def _steps() -> list[Job]:
         found.append(Job(f"finetune-{batch}", _benchmark("finetune", "paper", batch), 60, (line,)))
     line = Line("small (ViT-S/14, 168 px), batch 256", "pairs_per_s", 4000, "pairs/s")
     found.append(Job("pretrain-small", _benchmark("pretrain", "small", 256, _SMALL), 60, (line,)))
+    return found
+
+
+def _variants() -> list[Job]:
+    """What one choice costs or saves, at the paper's batch; nothing is asked of these."""
+    found = []
+    for name, setting in (("compiled", "training.compile=true"), ("launched", "training.graphs=false")):
+        line = Line(f"pretraining, paper, batch 32, {setting}", "pairs_per_s", None, "pairs/s")
+        found.append(Job(f"pretrain-32-{name}", _benchmark("pretrain", "paper", 32, (setting,), name), 120, (line,)))
     return found
 
 
@@ -91,11 +100,11 @@ def _sizes(place: Place, preset: str, batch: int, settings: Sequence[str] = (), 
     return ["--preset", preset, "--batch", str(batch), "--steps", str(steps), "--warm-up", "8", *settings]
 
 
-def _benchmark(stage: str, preset: str, batch: int, settings: Sequence[str] = ()) -> Work:
+def _benchmark(stage: str, preset: str, batch: int, settings: Sequence[str] = (), variant: str = "") -> Work:
     """A stage of tools/benchmark.py; steps of training are recorded and profiled."""
 
     def work(place: Place, seconds: float) -> Found:
-        name = f"{stage}-{preset}-{batch}"
+        name = f"{stage}-{preset}-{batch}{variant and '-' + variant}"
         words = [*_script("tools/benchmark.py"), stage, "--json", *_sizes(place, preset, batch, settings)]
         if stage in ("pretrain", "finetune"):
             words += ["--profile", str(place.output / "traces" / name), "--record", str(place.output / "speed.csv")]

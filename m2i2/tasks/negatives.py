@@ -14,7 +14,6 @@ from m2i2.distributed import all_gather_together, rank
 from m2i2.precision import full
 from m2i2.tasks.noise import gumbel_noise
 from m2i2.tasks.queue import FeatureQueue
-from m2i2.tasks.task import Key
 from m2i2.tasks.teacher import TeacherTargets
 
 
@@ -77,22 +76,27 @@ class GlobalBatch:
         mine = slice(self.first, self.first + self.rows)
         same = _same(self.image_ids[mine], torch.cat([image_ids, self.queue.image_ids]))
         same |= _same(self.text_ids[mine], torch.cat([text_ids, self.queue.text_ids]))
-        own = self.own()
-        same[torch.arange(self.rows, device=own.device), own] = False
-        return same
+        return same & ~self._own_pairs(same.shape[1])
 
-    def draw(self, text_to_image: Tensor, image_to_text: Tensor, excluded: Tensor | None, key: Key) -> Negatives:
-        """Hard negatives with probability softmax(similarity) among the candidates, [b, candidates] each, never the own pair."""
+    def _own_pairs(self, columns: int) -> Tensor:
+        """[b, columns] bool, where a row meets its own pair."""
         own = self.own()
-        forbidden = torch.zeros(text_to_image.shape, dtype=torch.bool, device=own.device)
-        forbidden[torch.arange(self.rows, device=own.device), own] = True
+        return own.unsqueeze(1) == torch.arange(columns, device=own.device)
+
+    def draw(self, text_to_image: Tensor, image_to_text: Tensor, excluded: Tensor | None, starts: Tensor) -> Negatives:
+        """Hard negatives with probability softmax(similarity) among the candidates, [b, candidates] each, never the own pair.
+
+        ``starts``: [2] int64, the `counter_start` of the images' draw and of the texts'.
+        """
+        count, device = text_to_image.shape[1], text_to_image.device
+        forbidden = self._own_pairs(count)
         if excluded is not None:
             forbidden |= excluded
-        rows = torch.arange(self.first, self.first + self.rows, device=own.device)
+        rows = torch.arange(self.first, self.first + self.rows, device=device)
         offset = self.first if self.local else 0
-        columns = torch.arange(offset, offset + text_to_image.shape[1], device=own.device)
-        image, image_there = draw_negatives(text_to_image, forbidden, gumbel_noise(key, 0, rows, columns))
-        text, text_there = draw_negatives(image_to_text, forbidden, gumbel_noise(key, 1, rows, columns))
+        columns = torch.arange(offset, offset + count, device=device)
+        image, image_there = draw_negatives(text_to_image, forbidden, gumbel_noise(starts[0], rows, columns))
+        text, text_there = draw_negatives(image_to_text, forbidden, gumbel_noise(starts[1], rows, columns))
         return Negatives(image, text, image_there, text_there)
 
 

@@ -15,9 +15,13 @@ _SECOND = 0x94D049BB133111EB - (1 << 64)
 """The constants of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers."""
 
 
-def gumbel_noise(key: Key, stream: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """Gumbel noise [b, B] float32 of the numbered ``rows`` [b] and ``columns`` [B]; ``stream`` tells draws of one key apart."""
-    start = int.from_bytes(hashlib.sha256(repr((*key, stream)).encode()).digest()[:8], "little", signed=True)
+def counter_start(key: Key, stream: int) -> int:
+    """Where the counter of a key begins; ``stream`` tells draws of one key apart."""
+    return int.from_bytes(hashlib.sha256(repr((*key, stream)).encode()).digest()[:8], "little", signed=True)
+
+
+def gumbel_noise(start: int | Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Gumbel noise [b, B] float32 of the numbered ``rows`` [b] and ``columns`` [B]; ``start`` is a `counter_start`."""
     state = _mixed(rows * _GOLDEN + start)
     bits = _shifted(_mixed(state.unsqueeze(1) + (columns + 1) * _GOLDEN), 11)  # 53 bits
     uniform = (bits.double() + 0.5) * 2.0**-53

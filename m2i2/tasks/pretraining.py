@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import normalise
@@ -13,10 +14,11 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.objectives.registry import BUILT_IN, active
 from m2i2.precision import autocast
 from m2i2.tasks.negatives import GlobalBatch, Negatives
+from m2i2.tasks.noise import counter_start
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.states import PretrainingStates
-from m2i2.tasks.task import Key, Output, Task, Untouched, distillation_ramp
-from m2i2.tasks.teacher import Teacher
+from m2i2.tasks.task import Key, Output, Ramp, Task, Untouched
+from m2i2.tasks.teacher import Teacher, lay_out_beside
 
 
 class PretrainingTask(Task):
@@ -32,26 +34,34 @@ class PretrainingTask(Task):
         self.teacher = Teacher(student)
         self.queue = FeatureQueue(config.objectives.queue, config.objectives.projection, config.training.seed)
         self.beside = {"teacher": self.teacher, "queue": self.queue}
-        self.distillation = 0.0
+        self._ramp = Ramp(config.objectives.distillation, student)
+        self._starts = torch.zeros(2, dtype=torch.int64)
         self._untouched = Untouched(student.parameters())
         self._to_push: list[GlobalBatch] = []
 
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
         """The share of soft targets at this step."""
-        self.distillation = distillation_ramp(self.config.objectives.distillation, step, steps_per_epoch)
+        self._ramp.begin_step(step, steps_per_epoch)
 
-    def forward(self, batch: CaptionBatch, key: Key, negatives: Negatives | None = None) -> Output:
-        """The losses of a micro-batch. ``negatives``: which hard negatives are taken, in place of those drawn from ``key``."""
-        states = self.states(batch, negatives or key, self.distillation)
+    def begin_micro_batch(self, key: Key) -> None:
+        """Where the counters of the hard negatives' draws begin."""
+        self._starts = self._starts.to(self.student.temp.device)
+        for stream in range(2):
+            self._starts[stream].fill_(counter_start(key, stream))
+
+    def compute(self, batch: CaptionBatch, negatives: Negatives | None = None) -> Output:
+        """The losses of a micro-batch. ``negatives``: which hard negatives are taken, in place of drawn ones."""
+        states = self.states(batch, negatives, self._ramp.value)
         self._to_push.append(states.global_batch)
         return self.output(states)
 
-    def states(self, batch: CaptionBatch, draws: Key | Negatives, distillation: float) -> PretrainingStates:
+    def states(self, batch: CaptionBatch, negatives: Negatives | None, distillation: float | Tensor) -> PretrainingStates:
         """What the objectives read of a micro-batch: the teacher's targets, the global batch, the student's states. Collective.
 
-        ``draws``: what the hard negatives are drawn from, or which ones they are.
+        ``negatives``: the hard negatives; None draws them from the micro-batch's key.
         """
         batch, settings = self.prepared(batch), self.config.objectives
+        draws = self._starts if negatives is None else negatives
         reads = frozenset[str]().union(*(one.reads for one in self.objectives))
         with autocast(batch.image.device, self.dtype):
             targets = self.teacher.targets(batch, settings.image_mask_ratio)
@@ -69,21 +79,25 @@ class PretrainingTask(Task):
         """The batch with normalised pixels, in the weights' type."""
         return replace(batch, image=normalise(batch.image).to(self.student.temp.dtype))
 
-    def end_step(self) -> None:
+    def end_step(self, applied: Tensor | None = None) -> None:
         """Push the step's features onto the queue, in the order of the global batch; the teacher follows the student.
 
         The official code updates the teacher at the start of the next step, which is equivalent. The temperature's clamp
         follows the optimizer.
         """
         for global_batch in self._to_push:
-            self.queue.push(global_batch.image, global_batch.text, global_batch.image_ids, global_batch.text_ids)
+            self.queue.push(global_batch.image, global_batch.text, global_batch.image_ids, global_batch.text_ids, applied)
         self._to_push.clear()
         self.student.clamp_temperature()
-        self.teacher.update(self.student, self.config.objectives.momentum)
+        self.teacher.update(self.student, self.config.objectives.momentum, applied)
 
-    def skip_step(self) -> None:
-        """Forget the step's features."""
+    def forget(self) -> None:
+        """Drop the features of an unfinished step."""
         self._to_push.clear()
+
+    def placed(self) -> None:
+        """Place the teacher's weights like the student's."""
+        lay_out_beside(self.teacher, self.student)
 
     def loaded(self) -> None:
         """Clamp the temperature: checkpoints written before 0.2 may hold an unclamped value."""
@@ -108,4 +122,4 @@ class PretrainingTask(Task):
 
     def readings(self) -> dict[str, float]:
         """The contrastive temperature and the share of soft targets."""
-        return {"temperature": float(self.student.temp.detach()), "distillation": self.distillation}
+        return {"temperature": float(self.student.temp.detach()), "distillation": float(self._ramp.value)}

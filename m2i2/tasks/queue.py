@@ -27,14 +27,18 @@ class FeatureQueue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def push(self, image: Tensor, text: Tensor, image_ids: Tensor, text_ids: Tensor) -> None:
-        """Write rows [n, D] over the oldest ones, wrapping around; of more rows than the queue holds, the last remain."""
+    def push(self, image: Tensor, text: Tensor, image_ids: Tensor, text_ids: Tensor, applied: Tensor | None = None) -> None:
+        """Write rows [n, D] over the oldest ones, wrapping around; of more rows than the queue holds, the last remain.
+
+        ``applied``: [] bool, whether to do it, for decisions that only the device knows; None means yes.
+        """
         size = len(self.image)
         if size == 0:
             return
         skipped = max(0, len(image) - size)
         places = (self.pointer + torch.arange(skipped, len(image), device=image.device)) % size
-        self.image[places] = image[skipped:].to(self.image.dtype)
-        self.text[places] = text[skipped:].to(self.text.dtype)
-        self.image_ids[places], self.text_ids[places] = image_ids[skipped:], text_ids[skipped:]
-        self.pointer.copy_((self.pointer + len(image)) % size)
+        for kept, new in ((self.image, image), (self.text, text), (self.image_ids, image_ids), (self.text_ids, text_ids)):
+            rows = new[skipped:].to(kept.dtype)
+            kept[places] = rows if applied is None else torch.where(applied, rows, kept[places])
+        moved = len(image) if applied is None else len(image) * applied
+        self.pointer.copy_((self.pointer + moved) % size)

@@ -16,7 +16,6 @@ from m2i2.objectives.itc import itc_loss
 from m2i2.objectives.itm import rows_present
 from m2i2.objectives.states import Contrast, Matching, Pixels, States, Words
 from m2i2.tasks.negatives import GlobalBatch, Negatives
-from m2i2.tasks.task import Key
 from m2i2.tasks.teacher import TeacherTargets
 
 
@@ -39,11 +38,12 @@ class PretrainingStates(States):
         batch: CaptionBatch,
         targets: TeacherTargets,
         global_batch: GlobalBatch,
-        distillation: float,
-        draws: Key | Negatives,
+        distillation: float | Tensor,
+        draws: Tensor | Negatives,
         reads: frozenset[str],
     ) -> None:
-        """``batch``: prepared (normalised pixels). ``draws``: what hard negatives are drawn from, or which ones they are.
+        """``batch``: prepared (normalised pixels). ``draws``: where the counters of the hard negatives' draws begin, [2] int64, or
+        which ones they are.
 
         ``reads``: which of ``matching`` and ``words`` some objective reads.
         """

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from m2i2.data.loading.sampling import Share
@@ -39,16 +40,32 @@ class Task(ABC):
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
         """Before the first micro-batch of an optimizer step: set what depends on its number."""
 
-    @abstractmethod
-    def forward(self, batch: Any, key: Key) -> Output:
-        """The losses of a micro-batch. Collective."""
-
-    def end_step(self) -> None:
-        """After the optimizer's step: the teacher follows the student."""
+    def begin_micro_batch(self, key: Key) -> None:
+        """Before a micro-batch: set what depends on its key, on the device."""
         return
 
-    def skip_step(self) -> None:
-        """In place of `end_step` after a step that was skipped because it was not finite."""
+    @abstractmethod
+    def compute(self, batch: Any) -> Output:
+        """The losses of a micro-batch, from tensors alone: nothing here depends on the host. Collective."""
+
+    def forward(self, batch: Any, key: Key) -> Output:
+        """The losses of a micro-batch. Collective."""
+        self.begin_micro_batch(key)
+        return self.compute(batch)
+
+    def end_step(self, applied: Tensor | None = None) -> None:
+        """After the optimizer's step: the teacher follows the student where it was ``applied``.
+
+        [] bool, which only the device may know: nothing here depends on the host. None means that it was.
+        """
+        return
+
+    def forget(self) -> None:
+        """Drop what an unfinished step has left."""
+        return
+
+    def placed(self) -> None:
+        """After an engine has given the student's weights their places in memory."""
         return
 
     def loaded(self) -> None:
@@ -101,6 +118,26 @@ def _leaves(x: Tensor) -> set[int]:
             found.add(id(variable))
         stack.extend(following for following, _ in node.next_functions)
     return found
+
+
+class Ramp:
+    """The share of the teacher's soft targets, as a step's number decides it, on the device.
+
+    Where the setting is 0 it is the number 0, and soft targets are not computed.
+    """
+
+    def __init__(self, share: float, student: nn.Module) -> None:
+        self._share, self._student = share, student
+        self.value: float | Tensor = 0.0
+
+    def begin_step(self, step: int, steps_per_epoch: int) -> None:
+        """Set `value`; the tensor stays the same one from step to step."""
+        if not self._share:
+            return
+        if not isinstance(self.value, Tensor):
+            device = next(self._student.parameters()).device
+            self.value = torch.zeros((), dtype=torch.float64, device=device)
+        self.value.fill_(distillation_ramp(self._share, step, steps_per_epoch))
 
 
 def distillation_ramp(share: float, step: int, steps_per_epoch: int) -> float:

@@ -13,14 +13,32 @@ from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
 from m2i2.models.pretraining import Encoders, PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
+from m2i2.tasks.flat import Pair, lay_out, together
 
 
 @torch.no_grad()
-def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter of the same name."""
+def move_towards(teacher: nn.Module, student: nn.Module, momentum: float, applied: Tensor | None = None) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter of the same name.
+
+    ``applied``: [] bool, whether to do it, for decisions that only the device knows; None means yes.
+    """
+    pairs = _pairs(teacher, student)
+    dtype, device = pairs[0].leader.dtype, pairs[0].leader.device
+    share = torch.full((), 1 - momentum, dtype=dtype, device=device)
+    if applied is not None:
+        share = share * applied
+    for one in together(pairs):
+        one.follower.lerp_(one.leader, share)
+
+
+def lay_out_beside(teacher: nn.Module, student: nn.Module) -> None:
+    """Place the teacher's weights in memory as the student's are, so that few kernels move all of them."""
+    lay_out(_pairs(teacher, student))
+
+
+def _pairs(teacher: nn.Module, student: nn.Module) -> list[Pair]:
     students = dict(student.named_parameters())
-    teachers = dict(teacher.named_parameters())
-    torch._foreach_lerp_(list(teachers.values()), [students[name].detach() for name in teachers], 1 - momentum)
+    return [Pair(parameter, students[name].detach()) for name, parameter in teacher.named_parameters()]
 
 
 def initialise_from(teacher: nn.Module, student: nn.Module) -> None:
@@ -48,9 +66,9 @@ class Teacher(Encoders):
         super().__init__(student.vision, student.text, student.objectives, with_decoder=False)
         initialise_from(self, student)
 
-    def update(self, student: PretrainingModel, momentum: float) -> None:
-        """Move towards the student, once per optimizer step."""
-        move_towards(self, student, momentum)
+    def update(self, student: PretrainingModel, momentum: float, applied: Tensor | None = None) -> None:
+        """Move towards the student, once per optimizer step that was ``applied``."""
+        move_towards(self, student, momentum, applied)
 
     @torch.no_grad()
     def targets(self, batch: CaptionBatch, mask_ratio: float) -> TeacherTargets:
@@ -71,9 +89,9 @@ class VQATeacher(VQAModel):
         super().__init__(student.vision, student.text)
         initialise_from(self, student)
 
-    def update(self, student: VQAModel, momentum: float) -> None:
-        """Move towards the student, once per optimizer step."""
-        move_towards(self, student, momentum)
+    def update(self, student: VQAModel, momentum: float, applied: Tensor | None = None) -> None:
+        """Move towards the student, once per optimizer step that was ``applied``."""
+        move_towards(self, student, momentum, applied)
 
     @torch.no_grad()
     def targets(self, batch: QuestionBatch) -> Tensor:

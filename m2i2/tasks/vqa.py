@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from m2i2.config import FinetuningConfig
 from m2i2.data.images.transforms import normalise
@@ -11,8 +12,8 @@ from m2i2.models.flops import finetuning_flops
 from m2i2.models.vqa import VQAModel
 from m2i2.objectives.answers import answer_loss
 from m2i2.precision import autocast
-from m2i2.tasks.task import Key, Output, Task, distillation_ramp
-from m2i2.tasks.teacher import VQATeacher
+from m2i2.tasks.task import Output, Ramp, Task
+from m2i2.tasks.teacher import VQATeacher, lay_out_beside
 
 
 class VQATask(Task):
@@ -25,26 +26,31 @@ class VQATask(Task):
         self.student, self.config, self.dtype = student, config, dtype
         self.teacher = VQATeacher(student) if config.answering.distillation else None
         self.beside = {"teacher": self.teacher} if self.teacher is not None else {}
-        self.distillation = 0.0
+        self._ramp = Ramp(config.answering.distillation, student)
 
     def begin_step(self, step: int, steps_per_epoch: int) -> None:
         """The share of soft targets at this step."""
-        self.distillation = distillation_ramp(self.config.answering.distillation, step, steps_per_epoch)
+        self._ramp.begin_step(step, steps_per_epoch)
 
-    def forward(self, batch: QuestionBatch, key: Key) -> Output:
+    def compute(self, batch: QuestionBatch) -> Output:
         """The mean answer loss of a micro-batch."""
         batch = replace(batch, image=normalise(batch.image).to(self.student.visual_encoder.cls_token.dtype))
         with autocast(batch.image.device, self.dtype):
             soft = self.teacher.targets(batch) if self.teacher is not None else None
             logits = self.student.answer_logits(batch.image, batch.question_ids, batch.question_mask, batch.answer_ids)
             weight = self.config.answering.answer_weight
-            loss = answer_loss(logits, batch.answer_ids, batch.answer_mask, soft, self.distillation, weight)
+            loss = answer_loss(logits, batch.answer_ids, batch.answer_mask, soft, self._ramp.value, weight)
         return Output(loss, {}, {})
 
-    def end_step(self) -> None:
+    def end_step(self, applied: Tensor | None = None) -> None:
         """The teacher follows the student."""
         if self.teacher is not None:
-            self.teacher.update(self.student, self.config.answering.momentum)
+            self.teacher.update(self.student, self.config.answering.momentum, applied)
+
+    def placed(self) -> None:
+        """Place the teacher's weights like the student's."""
+        if self.teacher is not None:
+            lay_out_beside(self.teacher, self.student)
 
     def flops(self, batch: QuestionBatch) -> float:
         """As `finetuning_flops` counts them at the lengths of the padded questions and answers."""

@@ -25,24 +25,23 @@ class Averages:
     """Means of scalars since the last reading, kept on the device so that a step never waits for them."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one step's scalars."""
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+    def add(self, values: Mapping[str, Tensor], counts: Tensor) -> None:
+        """Add the scalars of a micro-batch where it ``counts`` ([] bool). Their names are always the same."""
+        self._names = sorted(values)
+        row = torch.stack([counts, *(values[name].detach().reshape(()) for name in self._names)]).float()
+        row = torch.where(counts, row, 0.0)
+        self._sums = row if self._sums is None else self._sums + row
 
     def read(self) -> dict[str, float]:
-        """Means over the steps added and over the ranks, and start anew. Collective; waits for the device."""
-        if not self._count:
+        """Means over what was added and over the ranks, and start anew. Collective; waits for the device."""
+        if self._sums is None:
             return {}
-        names = sorted(self._sums)
-        means = mean_over_ranks(torch.stack([self._sums[n].reshape(()) for n in names]) / self._count).tolist()
-        self._sums, self._count = {}, 0
-        return dict(zip(names, means, strict=True))
+        count, *sums = mean_over_ranks(self._sums).tolist()
+        self._sums = None
+        return {name: value / count for name, value in zip(self._names, sums, strict=True)} if count else {}
 
 
 @dataclass
@@ -52,8 +51,8 @@ class StepResult:
     lr: float
     losses: list[dict[str, Tensor]] = field(default_factory=list)
     """Of each micro-batch; ``loss`` is what was differentiated."""
-    applied: bool = False
-    """Whether the weights changed: everything was finite."""
+    applied: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+    """[] bool on the device, whether the weights changed: everything was finite."""
     items: list[Tensor] = field(default_factory=list)
     """[b] sample numbers of each micro-batch."""
     unreadable: tuple[tuple[int, str], ...] = ()
@@ -79,8 +78,8 @@ class Meter:
         """Add a step. A step that was skipped counts for the speed and not for the losses."""
         self._waited += result.waited
         self._flops += result.flops
-        for values in result.losses if result.applied else ():
-            self._averages.add(values)
+        for values in result.losses:
+            self._averages.add(values, result.applied)
 
     def losses(self) -> dict[str, float]:
         """Means over the steps added and over the ranks. Collective; waits for the device."""

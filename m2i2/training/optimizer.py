@@ -10,14 +10,19 @@ from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, backend: Backend) -> torch.optim.Optimizer:
-    """AdamW by the kernels of ``backend``; biases, norms and other one-dimensional parameters do not decay (official; timm)."""
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, as ``params`` and ``weight_decay``: biases, norms and other vectors do not decay (official; timm)."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else free).append(parameter)
-    groups = [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": config.weight_decay}]
+    return [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def adamw(model: nn.Module, config: OptimizerConfig, backend: Backend) -> torch.optim.Optimizer:
+    """AdamW by the kernels of ``backend`` over the parameters of ``model`` that are trained."""
+    groups = parameter_groups(model, config.weight_decay)
     return build(groups, backend, lr=config.lr, betas=config.betas, eps=config.eps)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m2i2.backends.choice import fuse_and_compile
+from m2i2.backends.graphs import Replayed, recorder
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.loader import Loader
@@ -19,21 +20,32 @@ from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
 from m2i2.tasks.task import Key, Task, step_generator_seed
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_json, write_tensors
-from m2i2.training.deepspeed.configuration import complete_config
-from m2i2.training.deepspeed.engine import Engine
+from m2i2.training.deepspeed.configuration import complete_config, offloads
+from m2i2.training.deepspeed.engine import ShardedEngine
+from m2i2.training.engine import Engine
 from m2i2.training.evaluators import Evaluator, Measured
 from m2i2.training.lines import StepLines
+from m2i2.training.local import LocalEngine
 from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.profiling import StepProfiler
 from m2i2.training.runtime import Runtime
+from m2i2.training.scaling import HALVINGS
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 from m2i2.training.unreadable import UnreadableSamples
 
 _CHANGEABLE_ON_RESUME = (
     *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
-    *("training.max_nonfinite", "training.accumulation", "training.kernels", "training.compile", "training.profile"),
+    *(
+        "training.max_nonfinite",
+        "training.accumulation",
+        "training.kernels",
+        "training.compile",
+        "training.graphs",
+        "training.tf32",
+        "training.profile",
+    ),
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
@@ -59,17 +71,31 @@ class Trainer:
         for module in modules:
             module.to(runtime.device)
         fuse_and_compile(modules, runtime.backend, config.training)
-        self.engine = Engine(
-            task.student,
-            adamw(task.student, config.optimizer, runtime.backend),
-            complete_config(runtime.deepspeed, loader.share, config.optimizer.clip, runtime.deepspeed_source),
-        )
+        self.engine = self._engine()
+        task.placed()
+        tape, self._recording = recorder(runtime.backend, config.training, loader.share.ranks)
+        self._work = Replayed(self._micro_batch, tape, task.forget, self.process.say) if tape else self._micro_batch
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, config.training.keep_every)
-        self.nonfinite = NonFiniteGuard(config.training.max_nonfinite, self.process)
+        allowed = config.training.max_nonfinite + (HALVINGS if self.engine.scale else 0)
+        self.nonfinite = NonFiniteGuard(allowed, self.process)
         self.done, self.saved = 0, -1
         """Optimizer steps done, and the step of the newest checkpoint that this trainer has written or resumed from."""
         self._batches: Iterator[Batch] | None = None
         self._resumed = False
+
+    def _engine(self) -> Engine:
+        """DeepSpeed's where several ranks share the work, or the CPU's memory helps; one alone pays for nothing."""
+        student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
+        deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
+        if share.ranks == 1 and not offloads(deepspeed):
+            return LocalEngine(student, optimizer, backend, share.accumulation, scaled=self.runtime.dtype == torch.float16)
+        if self.runtime.dtype == torch.float16:
+            raise M2I2Error(
+                "training.precision=float16 needs a loss scale, which DeepSpeed's ZeRO does not have here. Train on one rank "
+                "without offloading, or take bfloat16 or float32."
+            )
+        steps_by = replace(backend, kernel="fused") if offloads(deepspeed) else backend  # apex steps on GPUs only
+        return ShardedEngine(student, adamw(student, optimizer, steps_by), deepspeed)
 
     @property
     def last(self) -> int:
@@ -89,19 +115,22 @@ class Trainer:
         for micro in range(self.loader.share.accumulation):
             batch = self._next_batch(result)
             key = Key(training.seed, self.done, micro)
+            self.task.begin_micro_batch(key)
             torch.manual_seed(step_generator_seed(key, self.process.rank))
-            output = self.engine.forward(lambda: self.task.forward(batch, key))  # noqa: B023
-            result.losses.append({"loss": output.loss, **output.losses})
-            self.engine.backward(output.loss)
-            self.engine.micro_step()
+            result.losses.append(self._work(batch))
         self.done += 1
         self.runtime.backend.after_step(self.done)
-        result.applied = self.nonfinite.passed(self.engine.applied, result.losses, self.done)
-        if result.applied:
-            self.task.end_step()
-        else:
-            self.task.skip_step()
+        result.applied = self.engine.applied.clone()
+        self.nonfinite.add(result.applied, result.losses, self.done)
         return result
+
+    def _micro_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """A micro-batch forward and backward and, after a step's last one, the update: all that the device does."""
+        output = self.engine.forward(lambda: self.task.compute(batch))
+        self.engine.backward(output.loss)
+        if self.engine.micro_step():
+            self.task.end_step(self.engine.applied)
+        return {"loss": output.loss.detach(), **{name: loss.detach() for name, loss in output.losses.items()}}
 
     def _next_batch(self, result: StepResult) -> Batch:
         """The next micro-batch on the device; what it cost is noted in ``result``."""
@@ -176,11 +205,12 @@ class Trainer:
             f"{share.accumulation}, {self.runtime}"
             + (" Ranks share weights and gradients in /dev/shm." if self.engine.shares_memory else "")
         )
-        for remark in (*self.engine.remarks, *self.task.remarks(share)):
+        for remark in (*filter(None, (self._recording,)), *self.engine.remarks, *self.task.remarks(share)):
             self.process.say(remark)
 
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
         """A line of the log. Collective; waits for the device."""
+        self.nonfinite.settle()
         return {
             "step": self.done,
             "epoch": self.done / self.loader.steps_per_epoch,
@@ -200,16 +230,21 @@ class Trainer:
                 lines.add({"step": self.done, "items": numbers})
 
     def _save_due(self) -> bool:
-        regular = self.done % self.config.training.save_every == 0 and not self.nonfinite.streak
-        return regular or self.done == self.last
+        if self.done == self.last:
+            return True
+        if self.done % self.config.training.save_every:
+            return False
+        self.nonfinite.settle()
+        return not self.nonfinite.streak
 
     # --- measuring
 
     def _due(self) -> list[Evaluator]:
         """The evaluators that measure after this step: none while steps are being skipped."""
-        if self.nonfinite.streak and self.done != self.last:
-            return []
-        return [one for one in self.evaluators if one.due(self.done, self.last)]
+        due = [one for one in self.evaluators if one.due(self.done, self.last)]
+        if due:
+            self.nonfinite.settle()
+        return [] if self.nonfinite.streak and self.done != self.last else due
 
     def _unmeasured(self) -> bool:
         """Whether an evaluation that is due at this step has not been logged yet. Collective."""
@@ -235,6 +270,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step. Collective; M2I2Error where the ranks' replicas differ or writing fails."""
+        self.nonfinite.settle()
         task = self.task
         replicas = [tensor for module in (task.student, *task.beside.values()) for tensor in module.state_dict().values()]
         if not same_on_all_ranks(checksum(replicas)):
@@ -270,6 +306,7 @@ class Trainer:
             "seed": self.config.training.seed,
             "data": self.loader.corpus.fingerprint,
             "ranks": self.loader.share.ranks,
+            **({"loss_scale": self.engine.scale.state()} if self.engine.scale else {}),
         }
 
     def resume(self) -> None:
@@ -290,6 +327,8 @@ class Trainer:
                 copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
             self.task.loaded()
             self.engine.load_moments(read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
+            if self.engine.scale and "loss_scale" in state:
+                self.engine.scale.load(state["loss_scale"])
             self.done = self.saved = state["step"]
             self.nonfinite.skipped = state["skipped_steps"]
             self.process.say(f"Resuming after step {self.done} from {path}.")

@@ -37,7 +37,8 @@ class Validation(Evaluator):
         losses: dict[str, Tensor] = {}
         with undisturbed(self.task.student, self.pairs.process.device):
             for number, batch in enumerate(self.pairs):
-                output = self.task.output(self.task.states(batch, Key(0, 0, number), distillation=0.0))
+                self.task.begin_micro_batch(Key(0, 0, number))
+                output = self.task.output(self.task.states(batch, None, distillation=0.0))
                 for name, value in {"loss": output.loss, **output.losses}.items():
                     losses[name] = losses.get(name, value.new_zeros(())) + value.float() / self.pairs.batches
             means = mean_over_ranks(torch.stack([value.reshape(()) for value in losses.values()])).tolist()

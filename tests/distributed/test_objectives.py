@@ -83,7 +83,7 @@ def step(rank: int, ranks: int, objectives: ObjectivesConfig, accumulation: int 
     config = PretrainingConfig(vision=VISION, text=TEXT, objectives=objectives)
     task = AsItIs(student, config, dtype)
     task.queue.to(dtype)
-    task.distillation = 0.4
+    task._ramp.value = 0.4
     together = BATCH // accumulation
     rows = together // ranks
     whole = whole_batch()

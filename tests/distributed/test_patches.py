@@ -18,7 +18,7 @@ from m2i2.errors import M2I2Error
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed import private
 from m2i2.training.deepspeed.configuration import DEFAULT_CONFIG, complete_config
-from m2i2.training.deepspeed.engine import Engine
+from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.optimizer import adamw
 from m2i2.training.processes import join
 from tests.distributed.processes import on_ranks
@@ -59,7 +59,7 @@ def train(rank: int, ranks: int, folder: str, changed: str) -> Outcome:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(33, 70), nn.GELU(), nn.Linear(70, 9))
     optimizer = adamw(model, OptimizerConfig(lr=1e-2, eps=1e-6), choose(torch.device("cpu")))
-    engine = Engine(model, optimizer, complete_config(DEFAULT_CONFIG, Share(8, 1, rank, ranks), 0.5, "built-in"))
+    engine = ShardedEngine(model, optimizer, complete_config(DEFAULT_CONFIG, Share(8, 1, rank, ranks), 0.5, "built-in"))
     inner = engine._zero
     built: list[Any] = []
     for _ in range(2):

@@ -17,7 +17,7 @@ from m2i2.config import OptimizerConfig
 from m2i2.data.loading.sampling import Share
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed.configuration import DEFAULT_CONFIG, complete_config
-from m2i2.training.deepspeed.engine import Engine
+from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.optimizer import adamw
 from tests.distributed.processes import on_ranks
 
@@ -61,7 +61,7 @@ def _train(rank: int, ranks: int, stage: int, folder: str) -> tuple[bool, dict[s
     share = Share(rank=rank, ranks=ranks, batch=4 * ranks, accumulation=1)
     config = {**DEFAULT_CONFIG, "zero_optimization": {**DEFAULT_CONFIG["zero_optimization"], "stage": stage}}
     optimizer = adamw(model, replace(OptimizerConfig(), lr=1e-2, eps=1e-6), choose(torch.device("cpu")))
-    engine = Engine(model, optimizer, complete_config(config, share, 0.5, "built-in"))
+    engine = ShardedEngine(model, optimizer, complete_config(config, share, 0.5, "built-in"))
     data = torch.Generator().manual_seed(7)
     for _ in range(3):
         batch = torch.randn(4 * ranks, 33, generator=data)[rank::ranks]

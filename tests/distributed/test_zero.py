@@ -17,16 +17,20 @@ from m2i2.data.loading.loader import Loader
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
+from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
+from tests.conftest import ROOT
 from tests.distributed.processes import on_ranks
 from tests.distributed.training_runs import loader_of, tokenizer_of
 from tests.preloaded import LONG
 
 STEPS = 20 if LONG else 8  # an epoch has 6
 ACCUMULATIONS = (1, 2)
+OFFLOADED = "offloaded"
+"""One micro-batch per step, the optimizer's state in the CPU's memory."""
 Outcome = tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -86,15 +90,21 @@ def plain_steps(config: PretrainingConfig) -> Outcome:
     return outcome(task, history)
 
 
-def _zero(rank: int, ranks: int, shards: Path) -> dict[int, Outcome]:
+def _zero(rank: int, ranks: int, shards: Path) -> dict[int | str, Outcome]:
     """20 of the trainer's steps."""
-    found = {}
+    found: dict[int | str, Outcome] = {}
     for accumulation in ACCUMULATIONS:
         config = settings(shards, accumulation)
         runtime = Runtime.start(config.training)
         task, loader = build(config, runtime.process)
         trainer = Trainer(config, task, loader, runtime, Path(), lambda folder: None)
         found[accumulation] = outcome(task, [trainer.step().losses for _ in range(STEPS)])
+    config = settings(shards, 1)
+    runtime = Runtime.start(config.training, ROOT / "ds_configs" / "zero2_offload.json")
+    task, loader = build(config, runtime.process)
+    trainer = Trainer(config, task, loader, runtime, Path(), lambda folder: None)
+    assert isinstance(trainer.engine, ShardedEngine) and trainer.engine._zero.cpu_offload
+    found[OFFLOADED] = outcome(task, [trainer.step().losses for _ in range(STEPS)])
     return found
 
 
@@ -106,9 +116,9 @@ def plain(shards: Path) -> dict[int, Outcome]:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_zero_2_takes_the_steps_of_plain_adamw(ranks: int, shards: Path, plain: dict[int, Outcome]) -> None:
     found = on_ranks(ranks, _zero, shards)
-    for accumulation in ACCUMULATIONS:
+    for accumulation in (*ACCUMULATIONS, OFFLOADED):
         outcomes = [each[accumulation] for each in found]
-        history, student, teacher = plain[accumulation]
+        history, student, teacher = plain[1 if accumulation == OFFLOADED else int(accumulation)]
         for step, row in enumerate(history):
             for name, value in row.items():
                 mean = np.mean([outcome[0][step][name] for outcome in outcomes])

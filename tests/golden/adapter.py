@@ -73,7 +73,8 @@ class Session:
         batch = kind(**_padded({name: tensor.clone() for name, tensor in seen.batch.items()}))
         key = Key(0, step, micro)
         if isinstance(self.task, PretrainingTask):
-            output = self.task.forward(batch, key, _forced(seen.image_negatives, seen.text_negatives))
+            self.task.begin_micro_batch(key)
+            output = self.task.compute(batch, _forced(seen.image_negatives, seen.text_negatives))
         else:
             output = self.task.forward(batch, key)
         return {"loss": output.loss, **output.losses}

@@ -85,8 +85,10 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 def normalise(image: Tensor) -> Tensor:
     """[B, 3, H, W] uint8 -> float32, minus CLIP's mean, over its deviation."""
-    mean, deviation = _constants(image.device)
-    return (image.float() / 255 - mean) / deviation
+    found = image.float() / 255
+    for channel, (mean, deviation) in enumerate(zip(MEAN, DEVIATION, strict=True)):  # numbers, not tensors that the host would send
+        found[..., channel, :, :].sub_(mean).div_(deviation)
+    return found
 
 
 def denormalise(image: Tensor) -> Tensor:

@@ -51,8 +51,9 @@ _KNOWN = (
 _KNOWN_OF_ZERO = (
     *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
     *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "round_robin_gradients", "ignore_unused_parameters"),
+    "offload_optimizer",
 )
-_OFFLOAD = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "zenflow")
+_OFFLOAD = ("offload_param", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "zenflow")
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
@@ -75,8 +76,14 @@ def complete_config(config: Mapping[str, Any], share: Share, clip: float, source
         raise M2I2Error(f'{source}: zero_optimization={shown(zero)} must be an object, such as {{"stage": 2}}.')
     if offload := [key for key in _OFFLOAD if key in zero]:
         raise M2I2Error(
-            f"{source} asks for zero_optimization.{offload[0]}: offloading to the CPU is not supported. Remove it; to save memory, "
-            f"use training.checkpoint_activations=true, a smaller training.batch, or more GPUs."
+            f"{source} asks for zero_optimization.{offload[0]}, which is not supported. To keep the optimizer's state in the CPU's "
+            f'memory, write "offload_optimizer": {{"device": "cpu"}} in its place; training.checkpoint_activations=true saves more.'
+        )
+    host = zero.get("offload_optimizer", {"device": "none"})
+    if not isinstance(host, Mapping) or host.get("device", "none") not in ("none", "cpu") or set(host) - {"device", "pin_memory"}:
+        raise M2I2Error(
+            f"{source} has zero_optimization.offload_optimizer={shown(host)}; what is supported is "
+            f'{{"device": "cpu"}}, with "pin_memory" true or false.'
         )
     _refuse_unknown(zero, _KNOWN_OF_ZERO, source, "zero_optimization.")
     if zero.get("stage") not in (1, 2):
@@ -97,7 +104,13 @@ def complete_config(config: Mapping[str, Any], share: Share, clip: float, source
                 f"training.accumulation={share.accumulation} and optimizer.clip={clip} makes it {value}; "
                 f'remove the key (or write "auto"), or change the settings.'
             )
-    return {**config, **ours, "zero_allow_untested_optimizer": True}
+    # PyTorch's AdamW steps on the host too; DeepSpeed's own would have to be compiled first
+    return {**config, **ours, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+
+
+def offloads(config: Mapping[str, Any]) -> bool:
+    """Whether the optimizer's state and the master weights are kept in the CPU's memory."""
+    return config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
 
 
 def _refuse_unknown(section: Mapping[str, Any], known: Collection[str], source: str, prefix: str) -> None:

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from m2i2.errors import M2I2Error
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed import private
+from m2i2.training.engine import Engine, or_nan
+from m2i2.training.local import required
 from m2i2.training.optimizer import steps_done
 
 
@@ -29,8 +30,8 @@ class _Within(nn.Module):
         return compute()
 
 
-class Engine:
-    """ZeRO-1/2 training of one student. Rank 0's weights are broadcast to every rank. Every method is collective."""
+class ShardedEngine(Engine):
+    """ZeRO-1/2 training of one student on several ranks. Rank 0's weights are broadcast to every rank."""
 
     def __init__(self, student: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
         """``student``: float32, on its device. ``config``: as `complete_config` gives it."""
@@ -43,11 +44,12 @@ class Engine:
         )
         self._zero = self._engine.optimizer
         private.require_zero(self._zero)
-        self.shares_memory, self.remarks = private.apply_patches(self._zero)
-        """Whether the ranks' weights are one and the same memory; what a user must know of this DeepSpeed."""
+        self.shares_memory, remarks = private.apply_patches(self._zero)
+        self.remarks = tuple(remarks)
+        self.applied = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)
 
     def forward(self, compute: Callable[[], Output]) -> Output:
-        """What ``compute`` makes of a micro-batch, its loss ready for `backward`."""
+        """See `Engine.forward`."""
         kept: list[Output] = []
 
         def loss() -> Tensor:
@@ -58,31 +60,25 @@ class Engine:
         return kept[0]._replace(loss=differentiable)
 
     def backward(self, loss: Tensor) -> None:
-        """Differentiate a micro-batch's loss. Where it is not finite, its whole gradient becomes NaN, so that the step is skipped.
+        """See `Engine.backward`."""
+        self._engine.backward(or_nan(loss))
 
-        An infinite loss may have a finite gradient. Decided on the device, without waiting for it.
-        """
-        self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
-
-    def micro_step(self) -> None:
-        """Call after every micro-batch. DeepSpeed applies the optimizer only at the boundary of accumulation."""
+    def micro_step(self) -> bool:
+        """See `Engine.micro_step`."""
+        boundary = bool(self._engine.is_gradient_accumulation_boundary())
         self._engine.step()
-
-    @property
-    def applied(self) -> bool:
-        """Whether the last optimizer step was applied; the same on every rank."""
-        return bool(self._engine.was_step_applied())
+        if not boundary:
+            return False
+        self.applied.fill_(self._engine.was_step_applied())  # DeepSpeed knows the outcome on the host
+        return True
 
     def set_learning_rate(self, lr: float) -> None:
-        """The learning rate of every parameter group for the coming step."""
+        """See `Engine.set_learning_rate`."""
         for group in self._zero.param_groups:
             group["lr"] = lr
 
     def moments(self) -> tuple[dict[str, Tensor], int] | None:
-        """AdamW's moments as ``{"exp_avg.<parameter>": float32 tensor, ...}`` and its step count, on rank 0; None elsewhere.
-
-        Before the first step there are no moments: an empty dictionary and 0.
-        """
+        """See `Engine.moments`."""
         gathered: dict[str, Tensor] = {}
         steps = 0
         inner = private.inner_optimizer(self._zero)
@@ -92,7 +88,7 @@ class Engine:
                 continue
             steps = steps_done(state, inner.param_groups[group])
             for key in ("exp_avg", "exp_avg_sq"):
-                mine = state[key].detach()
+                mine = state[key].detach().to(self.applied.device)  # offloaded ones are not where the ranks exchange
                 pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
                 dist.gather(mine, pieces, dst=0)
                 if pieces is None:
@@ -103,9 +99,9 @@ class Engine:
         return (gathered, steps) if dist.get_rank() == 0 else None
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
-        """Distribute gathered moments; the number of ranks may have changed since they were saved.
+        """See `Engine.load_moments`. The number of ranks may have changed since they were saved.
 
-        The float32 master weights are taken anew from the student's weights, which must be loaded first.
+        The float32 master weights are taken anew from the student's weights.
         """
         rank, inner = dist.get_rank(), private.inner_optimizer(self._zero)
         for group, partition in enumerate(private.masters(self._zero)):
@@ -119,10 +115,7 @@ class Engine:
             for key in ("exp_avg", "exp_avg_sq"):
                 flat = torch.zeros(size * dist.get_world_size())
                 for name, offset, shape in self._layout(group):
-                    tensor = moments.get(f"{key}.{name}")
-                    if tensor is None or tensor.shape != shape:
-                        found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-                        raise M2I2Error(f"The checkpoint's optimizer state of {name} is {found}; expected {tuple(shape)}.")
+                    tensor = required(moments, f"{key}.{name}", name, shape)
                     flat[offset : offset + shape.numel()] = tensor.flatten()
                 state[key] = flat[rank * size : (rank + 1) * size].to(partition.device)
 

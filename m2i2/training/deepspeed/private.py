@@ -155,6 +155,9 @@ def alias_masters(zero: Any) -> bool:
 
     Saves 4 / ranks bytes per parameter.
     """
+    _expect_attributes(zero, "cpu_offload")
+    if zero.cpu_offload:
+        return False
     link = _expect(zero, "_link_all_hp_params")
     changed = False
     for group, partition in enumerate(masters(zero)):

@@ -17,11 +17,15 @@ from typing import Any
 
 
 def _record(task: type) -> None:
-    forward = task.forward  # type: ignore[attr-defined]
+    begin, compute = task.begin_micro_batch, task.compute  # type: ignore[attr-defined]
     seconds = [float(number) for number in os.environ.get("STEP_SECONDS", "0").split(",")]
 
-    def recorded(self: Any, batch: Any, key: Any) -> Any:
-        rank, step = os.environ["RANK"], key.step
+    def begun(self: Any, key: Any) -> None:
+        self.key = key
+        begin(self, key)
+
+    def recorded(self: Any, batch: Any) -> Any:
+        rank, step = os.environ["RANK"], self.key.step
         with (Path(os.environ["RECORD_SAMPLES"]) / f"rank-{rank}.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, "items": batch.item.tolist()}) + "\n")
         time.sleep(seconds[min(int(os.environ.get("SLURM_RESTART_COUNT", "0")), len(seconds) - 1)])
@@ -29,9 +33,9 @@ def _record(task: type) -> None:
             raise ZeroDivisionError("as the test wishes")
         while os.environ.get("HANG_AT") == f"{rank}:{step}":
             time.sleep(1)
-        return forward(self, batch, key)
+        return compute(self, batch)
 
-    task.forward = recorded  # type: ignore[attr-defined]
+    task.begin_micro_batch, task.compute = begun, recorded  # type: ignore[attr-defined]
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -1,0 +1,64 @@
+"""What turns losses into steps of the optimizer: one process alone (`local`), or several that share the work (`deepspeed`)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from m2i2.tasks.task import Output
+from m2i2.training.scaling import LossScale
+
+
+class Engine(ABC):
+    """The gradients and the optimizer of one student. Every method is collective."""
+
+    shares_memory: bool = False
+    """Whether the ranks' weights are one and the same memory."""
+    remarks: tuple[str, ...] = ()
+    """What a user must know of this engine."""
+    scale: LossScale | None = None
+    """Of float16."""
+    applied: Tensor
+    """[] bool, whether the last optimizer step was applied: its gradient was finite. The same on every rank."""
+
+    @abstractmethod
+    def forward(self, compute: Callable[[], Output]) -> Output:
+        """What ``compute`` makes of a micro-batch, its loss ready for `backward`."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate a micro-batch's loss, and add its gradient to that of the step.
+
+        Where the loss is not finite, its whole gradient becomes NaN, so that the step is skipped.
+        """
+
+    @abstractmethod
+    def micro_step(self) -> bool:
+        """Call after every micro-batch. The optimizer steps after the last one of an optimizer step; returns whether it did."""
+
+    @abstractmethod
+    def set_learning_rate(self, lr: float) -> None:
+        """The learning rate of every parameter group for the coming step."""
+
+    @abstractmethod
+    def moments(self) -> tuple[dict[str, Tensor], int] | None:
+        """AdamW's moments as ``{"exp_avg.<parameter>": float32 tensor, ...}`` and its step count, on rank 0; None elsewhere.
+
+        Before the first step there are no moments: an empty dictionary and 0.
+        """
+
+    @abstractmethod
+    def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
+        """Take over gathered moments. The student's weights must be loaded first.
+
+        M2I2Error where one is missing or of another shape.
+        """
+
+
+def or_nan(loss: Tensor) -> Tensor:
+    """``loss``, with a gradient of NaN where it is not finite: an infinite loss may have a finite gradient.
+
+    Decided on the device, without waiting for it.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)

@@ -1,0 +1,141 @@
+"""The engine of one process alone: nothing is partitioned, and the whole update is a few kernels over flat buffers.
+
+It waits for nothing: whether a step is applied is decided on the device, so that a step can be captured and replayed.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from m2i2.backends.choice import Backend
+from m2i2.config import OptimizerConfig
+from m2i2.errors import M2I2Error
+from m2i2.tasks.flat import Flat
+from m2i2.tasks.task import Output
+from m2i2.training.engine import Engine, or_nan
+from m2i2.training.optimizer import build, parameter_groups, steps_done
+from m2i2.training.scaling import LossScale
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class LocalEngine(Engine):
+    """AdamW over the flat weights of one student. The weights are the master weights; they move into buffers of the engine."""
+
+    def __init__(
+        self, student: nn.Module, config: OptimizerConfig, backend: Backend, accumulation: int, *, scaled: bool = False
+    ) -> None:
+        """``student``: float32 (or float64), on its device. ``accumulation``: micro-batches of an optimizer step.
+
+        ``scaled``: whether matrix products are float16, which takes a loss scale.
+        """
+        self._names = {id(parameter): name for name, parameter in student.named_parameters()}
+        groups = parameter_groups(student, config.weight_decay)
+        self._flats = [Flat(group["params"]) for group in groups if group["params"]]
+        device = self._flats[0].data.device
+        decays = [group["weight_decay"] for group in groups if group["params"]]
+        self._lr = torch.tensor(config.lr, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self._on_device = backend.kernel == "fused"
+        """Whether the optimizer takes the outcome and the clipping from the device; the others are told by the host."""
+        self._optimizer = build(
+            [{"params": [flat.data], "weight_decay": decay} for flat, decay in zip(self._flats, decays, strict=True)],
+            backend,
+            lr=self._lr if self._on_device else config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            **({"capturable": True} if self._on_device and device.type == "cuda" else {}),
+        )
+        self._clip, self._accumulation, self._micro = config.clip, accumulation, 0
+        self.applied = torch.ones((), dtype=torch.bool, device=device)
+        self.scale = LossScale(device) if scaled else None
+
+    def forward(self, compute: Callable[[], Output]) -> Output:
+        """See `Engine.forward`."""
+        return compute()
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine.backward`."""
+        loss = or_nan(loss / self._accumulation if self._accumulation > 1 else loss)
+        (loss * self.scale.value if self.scale else loss).backward()  # type: ignore[no-untyped-call]
+
+    def micro_step(self) -> bool:
+        """See `Engine.micro_step`."""
+        self._micro = (self._micro + 1) % self._accumulation
+        if not self._micro:
+            self._update()
+        return not self._micro
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Clip the gradient by its norm, step the optimizer where that is finite, and forget the gradient."""
+        norms = [torch.linalg.vector_norm(flat.gradient) for flat in self._flats]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self.applied.copy_(norm.isfinite())
+        overflow = (~self.applied).to(torch.float32)
+        divisor = self._divisor(norm)
+        fused = self._on_device and norm.dtype == torch.float32
+        if divisor is not None and not fused:
+            for flat in self._flats:
+                flat.gradient.div_(divisor)
+        if self._on_device:
+            self._optimizer.grad_scale = divisor if fused else None  # type: ignore[attr-defined]
+            self._optimizer.found_inf = overflow  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif bool(self.applied):
+            self._optimizer.step()
+        if self.scale:
+            self.scale.update(overflow)
+        for flat in self._flats:
+            flat.gradient.zero_()
+
+    def _divisor(self, norm: Tensor) -> Tensor | None:
+        """What the gradient of this norm is divided by: the loss scale, and what clipping asks for (as DeepSpeed has it)."""
+        if not self._clip:
+            return self.scale.value if self.scale else None
+        if not self.scale:
+            return ((norm + 1e-6) / self._clip).clamp_min(1.0)
+        return self.scale.value * ((norm / self.scale.value + 1e-6) / self._clip).clamp_min(1.0)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """See `Engine.set_learning_rate`."""
+        self._lr.fill_(lr)
+        if not self._on_device:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+
+    def moments(self) -> tuple[dict[str, Tensor], int]:
+        """See `Engine.moments`."""
+        steps, gathered = 0, dict[str, Tensor]()
+        for flat, group in zip(self._flats, self._optimizer.param_groups, strict=True):
+            state = self._optimizer.state.get(flat.data, {})
+            if "exp_avg" not in state or not steps_done(state, group):
+                continue
+            steps = steps_done(state, group)
+            for key in _MOMENTS:
+                for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
+                    gathered[f"{key}.{self._names[id(parameter)]}"] = view.cpu().clone()
+        return gathered, steps
+
+    def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
+        """See `Engine.load_moments`."""
+        if not moments:
+            return
+        for flat, group in zip(self._flats, self._optimizer.param_groups, strict=True):
+            state = self._optimizer.state[flat.data]
+            state["step"] = torch.tensor(float(steps), device=flat.data.device if self._on_device else "cpu")
+            group["step"] = steps  # where apex counts
+            for key in _MOMENTS:
+                state[key] = torch.zeros_like(flat.data)
+                for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
+                    name = self._names[id(parameter)]
+                    view.copy_(required(moments, f"{key}.{name}", name, parameter.shape))
+
+
+def required(moments: dict[str, Tensor], key: str, name: str, shape: torch.Size) -> Tensor:
+    """The moment ``key`` of a checkpoint; M2I2Error where it is missing or of another shape."""
+    tensor = moments.get(key)
+    if tensor is None or tensor.shape != shape:
+        found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+        raise M2I2Error(f"The checkpoint's optimizer state of {name} is {found}; expected {tuple(shape)}.")
+    return tensor
