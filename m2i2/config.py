@@ -112,6 +112,9 @@ class ObjectivesConfig:
     """Where ITC's in-batch and ITM's hard negatives come from: all ranks' batches, or (official) the rank's own."""
     false_negatives: Literal["exclude", "official"] = "exclude"
     """Whether pairs that share an image or a caption may be each other's negatives (official: they may)."""
+    scope: Literal["batch", "micro_batch"] = "batch"
+    """What the losses are computed over where training.accumulation is above 1: the whole batch, as without it, for which images
+    and captions are encoded twice; or, cheaper, each micro-batch by itself, with fewer negatives (the only way of version 0.1)."""
     plugins: tuple[str, ...] = ()
     """Python modules that register further objectives (see docs/extending.md). They are imported, and so run."""
 
@@ -238,7 +241,7 @@ class TrainingConfig:
     batch: int = 32
     """Global batch of an optimizer step, in samples: over all ranks and all micro-batches."""
     accumulation: int = 1
-    """Micro-batches per optimizer step. In-batch negatives are those of a micro-batch."""
+    """Micro-batches per optimizer step: less memory, the same losses (but see objectives.scope)."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of autocast; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always."""
     seed: int = 0
@@ -459,6 +462,16 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
         training=TrainingConfig(epochs=8, batch=32, save_every=500),
     )
     return pretraining, finetuning
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The same settings, stored by a run, with those that its version did not have yet as it behaved."""
+    objectives, training = stored.get("objectives"), stored.get("training")
+    if isinstance(objectives, dict) and "scope" not in objectives and isinstance(training, dict):
+        # up to 0.2 losses were those of a micro-batch
+        scope = "batch" if training.get("accumulation", 1) == 1 else "micro_batch"
+        return {**stored, "objectives": {**objectives, "scope": scope}}
+    return stored
 
 
 PRESETS = {"paper": _paper, "official": _official, "small": _small, "tiny": _tiny}

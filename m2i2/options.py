@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from m2i2.config import completed
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_object
 
@@ -163,7 +164,7 @@ def explain(settings: Any) -> str:
 
 def read_settings(cls: type[C], path: Path) -> C:
     """Settings from a JSON file, as stored beside every run."""
-    return from_dict(cls, read_object(path, "settings"))
+    return from_dict(cls, completed(read_object(path, "settings")))
 
 
 def differences(one: Any, other: Any) -> list[str]:

@@ -1,8 +1,10 @@
 """Pretraining as a task: the student, the teacher and the queue beside it, and the weighted objectives."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import normalise
@@ -12,6 +14,7 @@ from m2i2.models.flops import pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.objectives.registry import BUILT_IN, active
 from m2i2.precision import autocast
+from m2i2.tasks.accumulation import Accumulation
 from m2i2.tasks.negatives import GlobalBatch, Negatives
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.states import PretrainingStates
@@ -28,6 +31,8 @@ class PretrainingTask(Task):
         """``dtype``: of matrix products."""
         self.student, self.config, self.dtype = student, config, dtype
         self.objectives = active(config.objectives)
+        self.reads = frozenset[str]().union(*(one.reads for one in self.objectives))
+        """Which of ``matching`` and ``words`` the objectives read."""
         student.clamp_temperature()
         self.teacher = Teacher(student)
         self.queue = FeatureQueue(config.objectives.queue, config.objectives.projection, config.training.seed)
@@ -46,24 +51,34 @@ class PretrainingTask(Task):
         self._to_push.append(states.global_batch)
         return self.output(states)
 
+    def forward_together(self, batches: Sequence[CaptionBatch], key: Key, negatives: Negatives | None = None) -> Output:
+        """The losses of the whole batch, computed micro-batch by micro-batch: those that `forward` gives of it at once."""
+        output, global_batch = Accumulation(self, batches, key).output(negatives)
+        self._to_push.append(global_batch)
+        return output
+
     def states(self, batch: CaptionBatch, draws: Key | Negatives, distillation: float) -> PretrainingStates:
         """What the objectives read of a micro-batch: the teacher's targets, the global batch, the student's states. Collective.
 
         ``draws``: what the hard negatives are drawn from, or which ones they are.
         """
         batch, settings = self.prepared(batch), self.config.objectives
-        reads = frozenset[str]().union(*(one.reads for one in self.objectives))
         with autocast(batch.image.device, self.dtype):
             targets = self.teacher.targets(batch, settings.image_mask_ratio)
             global_batch = GlobalBatch.gather(targets, batch, self.queue, local=settings.negatives == "local")
-            return PretrainingStates(self.student, settings, batch, targets, global_batch, distillation, draws, reads)
+            return PretrainingStates(self.student, settings, batch, targets, global_batch, distillation, draws, self.reads)
 
     def output(self, states: PretrainingStates) -> Output:
         """The losses of a micro-batch from its states, and their weighted sum with every parameter in its graph."""
+        losses = self.losses(states)
+        return Output(self._untouched.tie(losses.pop("loss")), losses, states.features())
+
+    def losses(self, states: PretrainingStates) -> dict[str, Tensor]:
+        """The losses of a micro-batch by name, and ``loss``, their weighted sum."""
         with autocast(states.batch.image.device, self.dtype):
             losses = {one.name: one.loss(states) for one in self.objectives}
             total = sum((one.weight * losses[one.name] for one in self.objectives), states.image_features.new_zeros(()))
-        return Output(self._untouched.tie(total), losses, states.features())
+        return {"loss": total, **losses}
 
     def prepared(self, batch: CaptionBatch) -> CaptionBatch:
         """The batch with normalised pixels, in the weights' type."""
@@ -93,6 +108,11 @@ class PretrainingTask(Task):
         """What accumulation means for the negatives."""
         if share.accumulation == 1:
             return []
+        if share.together:
+            return [
+                f"With accumulation {share.accumulation}, the losses are those of the whole batch of {share.batch}; images and captions "
+                f"are encoded twice for it (objectives.scope=micro_batch does not)."
+            ]
         return [
             f"With accumulation {share.accumulation}, in-batch and hard negatives come from micro-batches of "
             f"{share.batch // share.accumulation} samples, not from the whole batch of {share.batch}; "

@@ -13,11 +13,11 @@ from m2i2.backends.choice import fuse_and_compile
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.loader import Loader
-from m2i2.data.loading.sampling import Position
+from m2i2.data.loading.sampling import Position, Share
 from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ranks
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
-from m2i2.tasks.task import Key, Task, step_generator_seed
+from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_json, write_tensors
 from m2i2.training.deepspeed.configuration import complete_config
 from m2i2.training.deepspeed.engine import Engine
@@ -86,11 +86,9 @@ class Trainer:
         self.engine.set_learning_rate(lr)
         self.task.begin_step(self.done, steps_per_epoch)
         result = StepResult(lr)
-        for micro in range(self.loader.share.accumulation):
-            batch = self._next_batch(result)
-            key = Key(training.seed, self.done, micro)
-            torch.manual_seed(step_generator_seed(key, self.process.rank))
-            output = self.engine.forward(lambda: self.task.forward(batch, key))  # noqa: B023
+        for micro in range(self.loader.share.passes):
+            compute = self._work(Key(training.seed, self.done, micro), result)
+            output = self.engine.forward(compute)
             result.losses.append({"loss": output.loss, **output.losses})
             self.engine.backward(output.loss)
             self.engine.micro_step()
@@ -102,6 +100,13 @@ class Trainer:
         else:
             self.task.skip_step()
         return result
+
+    def _work(self, key: Key, result: StepResult) -> Callable[[], Output]:
+        """What gives the losses of the next micro-batch, or of all that are taken together."""
+        share = self.loader.share
+        batches = [self._next_batch(result) for _ in range(share.accumulation // share.passes)]
+        torch.manual_seed(step_generator_seed(key, self.process.rank))
+        return lambda: self.task.forward(batches[0], key) if len(batches) == 1 else self.task.forward_together(batches, key)
 
     def _next_batch(self, result: StepResult) -> Batch:
         """The next micro-batch on the device; what it cost is noted in ``result``."""
@@ -195,7 +200,7 @@ class Trainer:
     def _write_items(self, result: StepResult, lines: StepLines | None) -> None:
         """Note the step's samples, where ``training.log_items`` asks for it. Collective."""
         if self.config.training.log_items:
-            numbers = _in_global_order(torch.stack(result.items), self.loader.share.ranks)
+            numbers = _in_global_order(torch.stack(result.items), self.loader.share)
             if lines:
                 lines.add({"step": self.done, "items": numbers})
 
@@ -322,6 +327,7 @@ class Trainer:
         return state
 
 
-def _in_global_order(items: Tensor, ranks: int) -> list[int]:
+def _in_global_order(items: Tensor, share: Share) -> list[int]:
     """This rank's items of a step [micro-batches, b] -> those of all ranks in the order of the global batch. Collective."""
-    return all_gather(items).unflatten(0, (ranks, len(items))).transpose(0, 1).flatten().tolist()
+    everyones = all_gather(items).unflatten(0, (share.ranks, len(items)))
+    return (everyones if share.together else everyones.transpose(0, 1)).flatten().tolist()

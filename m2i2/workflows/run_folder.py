@@ -10,7 +10,7 @@ from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
 from m2i2.provenance import provenance
-from m2i2.training.checkpoint import Checkpoints, find_checkpoint, write_json
+from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, write_json
 from m2i2.training.locking import lock
 from m2i2.training.processes import Process
 
@@ -49,6 +49,17 @@ def record_start(folder: Path, config: PretrainingConfig | FinetuningConfig, pro
             raise M2I2Error(f"Cannot write to {folder}: {e.strerror}. Choose another --output.") from e
 
     on_first_rank(record)
+
+
+def keeping_scope(config: PretrainingConfig, run: Path, process: Process) -> PretrainingConfig:
+    """The settings, with ``objectives.scope`` as a run began that is resumed: what it computes does not change. Collective."""
+    newest = on_first_rank(lambda: Checkpoints(run / "checkpoints").newest()[0])
+    if newest is None:
+        return config
+    kept = read_config(PretrainingConfig, newest).objectives.scope
+    if kept != config.objectives.scope:
+        process.say(f"The run keeps objectives.scope={kept}, with which it began.")
+    return replace(config, objectives=replace(config.objectives, scope=kept))
 
 
 def resolved(start: StartConfig) -> StartConfig:

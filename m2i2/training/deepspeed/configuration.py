@@ -97,7 +97,11 @@ def complete_config(config: Mapping[str, Any], share: Share, clip: float, source
                 f"training.accumulation={share.accumulation} and optimizer.clip={clip} makes it {value}; "
                 f'remove the key (or write "auto"), or change the settings.'
             )
-    return {**config, **ours, "zero_allow_untested_optimizer": True}
+    micro_steps = {
+        "train_micro_batch_size_per_gpu": share.batch // share.ranks // share.passes,
+        "gradient_accumulation_steps": share.passes,
+    }
+    return {**config, **ours, **micro_steps, "zero_allow_untested_optimizer": True}
 
 
 def _refuse_unknown(section: Mapping[str, Any], known: Collection[str], source: str, prefix: str) -> None:
