@@ -92,3 +92,59 @@ def test_an_accumulated_step_is_the_step_at_once(ranks: int) -> None:
         for name, at_once, *accumulated in zip(VARIANTS, outcomes[::3], outcomes[1::3], outcomes[2::3], strict=True):
             for one in accumulated:
                 assert_same(one, at_once)
+
+
+DROPOUT = replace(TEXT, dropout=0.2, attention_dropout=0.2)
+
+
+@contextmanager
+def same_masks() -> Iterator[None]:
+    """Dropout whose masks depend on the shape of a row and not on its place in the batch."""
+    plain, seen = F.dropout, []
+
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        seen.append(x.shape)
+        kept = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(sum(x.shape[1:])), dtype=x.dtype) >= p
+        return x * kept / (1 - p)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
+        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+        weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+        return (dropout(weights, p) if p else weights) @ value
+
+    F.dropout = dropout
+    ops.use(attention=attention)
+    try:
+        yield
+    finally:
+        F.dropout = plain
+        ops.use()
+    assert seen
+
+
+def test_an_accumulated_step_with_the_same_dropout_is_the_step_at_once() -> None:
+    with same_masks():
+        at_once = step(0, 1, OBJECTIVES, 1, DROPOUT)
+        assert at_once[0]["mlm"] != pytest.approx(step(0, 1, OBJECTIVES, 1)[0]["mlm"], abs=1e-3)
+        assert_same(step(0, 1, OBJECTIVES, 2, DROPOUT), at_once)
+
+
+def test_gradients_are_those_of_the_losses_with_dropout_drawn() -> None:
+    """Along a random direction, against the difference of two losses: both encodings of a micro-batch drop the same.
+
+    But for the temperature, through which soft targets, taken without a gradient, change too.
+    """
+    task, whole = task_of(OBJECTIVES, DROPOUT), whole_batch()
+    batches = [rows_of(whole, first, 4, 9) for first in (0, 4)]
+    task.forward_together(batches, Key(5, 3, 0)).loss.backward()
+    trained = [p for p in task.student.parameters() if p.requires_grad and p is not task.student.temp]
+    generator = torch.Generator().manual_seed(7)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in trained]
+    expected = float(sum((p.grad * d).sum() for p, d in zip(trained, direction, strict=True) if p.grad is not None))
+    found, small = [], 1e-6
+    for sign in (1, -2):  # to + and then to - of the start
+        with torch.no_grad():
+            for parameter, towards in zip(trained, direction, strict=True):
+                parameter.add_(towards, alpha=sign * small)
+        found.append(float(task.forward_together(batches, Key(5, 3, 0)).loss.detach()))
+    assert (found[0] - found[1]) / (2 * small) == pytest.approx(expected, rel=1e-6)
