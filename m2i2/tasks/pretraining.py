@@ -105,7 +105,20 @@ class PretrainingTask(Task):
         self.student.clamp_temperature()
 
     def remarks(self, share: Share) -> list[str]:
-        """What accumulation means for the negatives."""
+        """What accumulation and local negatives mean for the negatives."""
+        return [*self._of_accumulation(share), *self._of_local_negatives(share)]
+
+    def _of_local_negatives(self, share: Share) -> list[str]:
+        rows = share.micro_batch * (share.accumulation if share.together else 1)
+        if self.config.objectives.negatives != "local" or rows > 1:
+            return []
+        return [
+            "objectives.negatives=local with one pair per rank leaves no hard negatives, and of a batch no others: image-text matching "
+            "sees true pairs alone. Take objectives.negatives=global, fewer ranks or a larger training.batch."
+        ]
+
+    @staticmethod
+    def _of_accumulation(share: Share) -> list[str]:
         if share.accumulation == 1:
             return []
         if share.together:

@@ -181,7 +181,7 @@ class Trainer:
             f"{share.accumulation}, {self.runtime}"
             + (" Ranks share weights and gradients in /dev/shm." if self.engine.shares_memory else "")
         )
-        for remark in (*self.engine.remarks, *self.task.remarks(share)):
+        for remark in (*self.engine.remarks, *share.remarks, *self.task.remarks(share)):
             self.process.say(remark)
 
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:

@@ -53,6 +53,17 @@ class Share:
         """Backward passes of a step, as the engine sees them."""
         return 1 if self.together else self.accumulation
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a user must know of a batch that is shared out like this."""
+        if self.ranks == 1 or self.micro_batch > 1:
+            return []
+        return [
+            f"A batch of {self.batch} on {self.ranks} ranks is one sample per rank at a time: the losses are the same, but each rank has "
+            f"little to compute between two exchanges. training.batch={8 * self.batch} would give each one eight, and ask for another "
+            f"optimizer.lr."
+        ]
+
     def cut(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """[B] of the global batch -> [accumulation, micro_batch] of this rank."""
         if self.together:
