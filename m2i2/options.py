@@ -183,6 +183,7 @@ def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield prefix + name, kind, explanations.get(name, "")
 
 
+@cache
 def _explanations(cls: type) -> dict[str, str]:
     """The string below each field of a dataclass and of those that it extends, first sentence as it stands."""
     found: dict[str, str] = {}
