@@ -87,7 +87,7 @@ class TextConfig:
     layer_norm_eps: float = 1e-12
     """Added to the variance that a LayerNorm divides by (BERT's value)."""
     initializer_range: float = 0.02
-    """Standard deviation of random text weights. BERT's; a narrow model that starts from nothing needs more: 0.02 * sqrt(768 / width)."""
+    """Standard deviation of random text weights (BERT's). A narrow model that starts from nothing needs more: 0.02 * sqrt(768 / width)."""
     decoder_depth: int = 6
     """Layers of the answer decoder (VQA only)."""
 
@@ -519,7 +519,9 @@ def for_ranks(settings: C, ranks: int) -> C:
 
     A batch that is not the preset's was chosen, and stays.
     """
-    of_preset = PRESETS[settings.preset]()[0 if isinstance(settings, PretrainingConfig) else 1] if settings.preset in PRESETS else None
+    of_preset = (
+        PRESETS[settings.preset]()[0 if isinstance(settings, PretrainingConfig) else 1] if settings.preset in PRESETS else None
+    )
     training, together = settings.training, ranks * settings.training.accumulation
     if of_preset is None or training.batch != of_preset.training.batch:
         return settings

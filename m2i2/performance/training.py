@@ -119,7 +119,9 @@ def time_pretraining(config: PretrainingConfig, runtime: Runtime, timing: Timing
     config = replace(config, training=replace(config.training, batch=batch))
     task = pretraining_task(config, runtime)
     flops = sum(pretraining_flops(config, tokens, batch).values()) * batch
-    share = Share(batch, config.training.accumulation, runtime.process.rank, runtime.process.ranks, config.objectives.scope == "batch")
+    share = Share(
+        batch, config.training.accumulation, runtime.process.rank, runtime.process.ranks, config.objectives.scope == "batch"
+    )
     draw = lambda: drawn_captions(config, share.micro_batch, tokens)  # noqa: E731
     return {"tokens": tokens, **_time_steps(task, config, runtime, share, draw, flops, timing)}
 

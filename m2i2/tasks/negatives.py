@@ -36,7 +36,7 @@ class Negatives(NamedTuple):
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What the contrast and the queue take of the global batch, and the rows of it that are looked at: this rank's, or some of them.
+    """What the contrast and the queue take of the global batch, and the rows that are looked at: this rank's, or some of them.
 
     Gathered once per micro-batch, or once per step where micro-batches are computed together.
     """

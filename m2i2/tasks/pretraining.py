@@ -113,7 +113,7 @@ class PretrainingTask(Task):
         if self.config.objectives.negatives != "local" or rows > 1:
             return []
         return [
-            "objectives.negatives=local with one pair per rank leaves no hard negatives, and of a batch no others: image-text matching "
+            "objectives.negatives=local with one pair per rank leaves no hard negatives: image-text matching "
             "sees true pairs alone. Take objectives.negatives=global, fewer ranks or a larger training.batch."
         ]
 
@@ -123,8 +123,8 @@ class PretrainingTask(Task):
             return []
         if share.together:
             return [
-                f"With accumulation {share.accumulation}, the losses are those of the whole batch of {share.batch}; images and captions "
-                f"are encoded twice for it (objectives.scope=micro_batch does not)."
+                f"With accumulation {share.accumulation}, the losses are those of the whole batch of {share.batch}; images and "
+                f"captions are encoded twice for it (objectives.scope=micro_batch does not)."
             ]
         return [
             f"With accumulation {share.accumulation}, in-batch and hard negatives come from micro-batches of "

@@ -19,7 +19,9 @@ class HeldOutPairs:
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, config: PretrainingConfig, process: Process) -> None:
         """``corpus`` has at least as many items as there are ranks."""
         self.tokenizer, self.process = tokenizer, process
-        together = config.training.batch if config.objectives.scope == "batch" else config.training.batch // config.training.accumulation
+        together = (
+            config.training.batch if config.objectives.scope == "batch" else config.training.batch // config.training.accumulation
+        )
         batch = min(together, len(corpus)) // process.ranks * process.ranks
         whole = EvaluationTransform(size=config.vision.image_size)
         rows = CaptionRows.of(config, lambda encoded, rng, name: whole(encoded, name), tokenizer, process.ranks)

@@ -98,9 +98,7 @@ def test_every_setting_has_a_meaning(kind: type) -> None:
 
 @pytest.mark.parametrize("columns", [60, 140])
 @pytest.mark.parametrize("kind", [PretrainingConfig, FinetuningConfig])
-def test_the_help_lists_every_setting_as_wide_as_the_terminal(
-    kind: type, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_help_lists_every_setting_as_wide_as_the_terminal(kind: type, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     text = explain(kind())
     lines = text.splitlines()
@@ -143,9 +141,7 @@ def test_one_sample_per_rank_is_said() -> None:
 
 
 @pytest.mark.parametrize(("accumulation", "scope"), [(1, "batch"), (2, "micro_batch")])
-def test_settings_stored_by_earlier_versions_keep_their_kind_of_accumulation(
-    accumulation: int, scope: str, tmp_path: Path
-) -> None:
+def test_settings_stored_by_earlier_versions_keep_their_kind_of_accumulation(accumulation: int, scope: str, tmp_path: Path) -> None:
     settings = override(preset("tiny")[0], [f"training.accumulation={accumulation}"])
     stored = to_dict(settings)
     del stored["objectives"]["scope"]

@@ -56,7 +56,10 @@ def test_a_presets_batch_fits_the_ranks_with_which_the_run_began(tmp_path: Path,
     config = preset("paper")[1]
     three = settled(config, tmp_path, on(3))
     assert three.training.batch == 9
-    assert "The batch of preset paper, 8, does not divide by 3 ranks x training.accumulation=1: it is 9 here" in capsys.readouterr().out
+    assert (
+        "The batch of preset paper, 8, does not divide by 3 ranks x training.accumulation=1: it is 9 here"
+        in capsys.readouterr().out
+    )
     run = begun(tmp_path, three, 3)
     assert settled(config, run, on(1)) == three
     assert "The run keeps training.batch=9, with which it began on 3 ranks" in capsys.readouterr().out

@@ -59,9 +59,9 @@ class Share:
         if self.ranks == 1 or self.micro_batch > 1:
             return []
         return [
-            f"A batch of {self.batch} on {self.ranks} ranks is one sample per rank at a time: the losses are the same, but each rank has "
-            f"little to compute between two exchanges. training.batch={8 * self.batch} would give each one eight, and ask for another "
-            f"optimizer.lr."
+            f"A batch of {self.batch} on {self.ranks} ranks is one sample per rank at a time: the losses are the same, but each "
+            f"rank has little to compute between two exchanges. training.batch={8 * self.batch} would give each one eight, and ask for "
+            f"another optimizer.lr."
         ]
 
     def cut(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
