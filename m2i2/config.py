@@ -87,7 +87,7 @@ class TextConfig:
     layer_norm_eps: float = 1e-12
     """Added to the variance that a LayerNorm divides by (BERT's value)."""
     initializer_range: float = 0.02
-    """Standard deviation of random text weights (BERT's). A narrow model that starts from nothing needs more: 0.02 * sqrt(768 / width)."""
+    """Standard deviation of random text weights (BERT's). A narrow model without a start needs more: 0.02 * sqrt(768 / width)."""
     decoder_depth: int = 6
     """Layers of the answer decoder (VQA only)."""
 

@@ -60,8 +60,8 @@ class Share:
             return []
         return [
             f"A batch of {self.batch} on {self.ranks} ranks is one sample per rank at a time: the losses are the same, but each "
-            f"rank has little to compute between two exchanges. training.batch={8 * self.batch} would give each one eight, and ask for "
-            f"another optimizer.lr."
+            f"rank has little to compute between two exchanges. training.batch={8 * self.batch} would give each one eight, and "
+            f"ask for another optimizer.lr."
         ]
 
     def cut(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
