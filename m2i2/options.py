@@ -79,14 +79,14 @@ def _unknown(key: str, known: Sequence[str], all_known: Sequence[str]) -> M2I2Er
     return M2I2Error(f"Unknown setting {shown(key)}; {hint} --help lists all of them.")
 
 
-def _typed(value: Any, kind: Any, key: str, root: type) -> Any:
-    """``value``, from JSON or from a word of the command line, as the type ``kind`` of the setting ``key`` of ``root``."""
+def _typed(value: Any, kind: Any, key: str, keys: Sequence[str]) -> Any:
+    """``value``, from JSON or from a word of the command line, as the type ``kind`` of the setting ``key``; ``keys``: all there are."""
     wrong = M2I2Error(f"{key}={shown(value)} is not {_describe(kind)}.")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise wrong
-        return _section(typing.cast(type, kind), value, key + ".", root)
+        return _section(typing.cast(type, kind), value, key + ".", keys)
     if origin is Literal:
         if value not in arguments:
             raise wrong
@@ -96,10 +96,10 @@ def _typed(value: Any, kind: Any, key: str, root: type) -> Any:
         if not isinstance(parts, list | tuple):
             raise wrong
         if arguments[-1] is Ellipsis:
-            return tuple(_typed(p, arguments[0], key, root) for p in parts)
+            return tuple(_typed(p, arguments[0], key, keys) for p in parts)
         if len(parts) != len(arguments):
             raise wrong
-        return tuple(_typed(p, k, key, root) for p, k in zip(parts, arguments, strict=True))
+        return tuple(_typed(p, k, key, keys) for p, k in zip(parts, arguments, strict=True))
     if kind is bool:
         word = str(value).lower()
         if word not in ("true", "false"):
@@ -134,20 +134,20 @@ def _describe(kind: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, "a section")
 
 
-def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
+def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     """Settings of type ``cls`` from nested mappings; a key that is not there is an M2I2Error, a missing one its default."""
-    return _section(cls, values, "", cls)
+    return _section(cls, values, prefix, [key for key, *_ in leaves(cls, prefix)])
 
 
-def _section(cls: type[C], values: Mapping[str, Any], prefix: str, root: type) -> C:
-    """The section of the settings ``root`` whose keys begin with ``prefix``."""
+def _section(cls: type[C], values: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> C:
+    """The section whose keys begin with ``prefix``."""
     hints = _hints(typing.cast(Any, cls))
     if not isinstance(values, Mapping):
         raise M2I2Error(f"The settings {prefix.rstrip('.') or cls.__name__} must be an object, they are {shown(values)}.")
     for key in values:
         if key not in hints:
-            raise _unknown(prefix + key, [prefix + k for k in hints], [name for name, *_ in leaves(root)])
-    return cls(**{key: _typed(value, hints[key], prefix + key, root) for key, value in values.items()})
+            raise _unknown(prefix + key, [prefix + k for k in hints], keys)
+    return cls(**{key: _typed(value, hints[key], prefix + key, keys) for key, value in values.items()})
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
