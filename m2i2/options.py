@@ -80,7 +80,7 @@ def _unknown(key: str, known: Sequence[str], all_known: Sequence[str]) -> M2I2Er
 
 
 def _typed(value: Any, kind: Any, key: str, keys: Sequence[str]) -> Any:
-    """``value``, from JSON or from a word of the command line, as the type ``kind`` of the setting ``key``; ``keys``: all there are."""
+    """``value``, from JSON or from a word of the command line, as the type ``kind`` of the setting ``key``, one of ``keys``."""
     wrong = M2I2Error(f"{key}={shown(value)} is not {_describe(kind)}.")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
