@@ -79,8 +79,8 @@ def fetch_negatives(
     Gradients flow back to the owners of the rows.
     """
     if global_batch.local or world_size() == 1:
-        texts = text_states.index_select(0, negatives.text), mask.index_select(0, negatives.text)
-        return HardNegatives(image_states.index_select(0, negatives.image), *texts)
+        its_image = image_states.index_select(0, negatives.image)
+        return HardNegatives(its_image, text_states.index_select(0, negatives.text), mask.index_select(0, negatives.text))
     exchange = RowExchange((negatives.image, negatives.text), global_batch.rows_of_rank)
     image = exchange.fetch(0, image_states)
     texts = exchange.fetch(1, torch.cat([text_states, mask.unsqueeze(-1).to(text_states.dtype)], dim=-1))
