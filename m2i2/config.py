@@ -5,7 +5,7 @@ value and ``official`` the code's. ``small`` and ``tiny`` are ours. The command 
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from m2i2.errors import M2I2Error
 
@@ -29,12 +29,19 @@ class VisionConfig:
     image_size: int = 256
     """Side of the square input, pixels."""
     patch_size: int = 16
+    """Side of a square patch, pixels; the image's side is a multiple of it."""
     width: int = 768
+    """Width of the image encoder's tokens."""
     depth: int = 12
+    """Layers of the image encoder."""
     heads: int = 12
+    """Attention heads of each; they share out the width."""
     decoder_width: int = 512
+    """Width of the pixel decoder's tokens (pretraining only)."""
     decoder_depth: int = 8
+    """Layers of the pixel decoder (pretraining only)."""
     decoder_heads: int = 16
+    """Attention heads of each of the pixel decoder's layers (pretraining only)."""
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
@@ -60,19 +67,27 @@ class TextConfig:
     """One BERT, split: layers below ``fusion_layer`` read text alone, the rest also attend to the image."""
 
     vocabulary_size: int = 30522
+    """Tokens of the vocabulary; a run takes its tokenizer's. A tokenizer that is trained on the captions has at most so many."""
     width: int = 768
+    """Width of the text encoder's tokens."""
     depth: int = 12
+    """Layers, those of the multimodal encoder included."""
     fusion_layer: int = 6
+    """The first layer, from 0, that reads the image too: so many layers read text alone."""
     heads: int = 12
+    """Attention heads of each layer; they share out the width."""
     intermediate: int = 3072
+    """Width inside a layer's feed-forward network."""
     positions: int = 512
     """Longest text in tokens that the position table serves."""
     dropout: float = 0.1
-    """Of hidden states; in training only."""
+    """Share of the hidden states' values that are dropped; in training only."""
     attention_dropout: float = 0.1
+    """Share of the attention's probabilities that are dropped; in training only."""
     layer_norm_eps: float = 1e-12
+    """Added to the variance that a LayerNorm divides by (BERT's value)."""
     initializer_range: float = 0.02
-    """Deviation of random text weights. BERT's; a narrow model that starts from nothing needs more: 0.02 * sqrt(768 / width)."""
+    """Standard deviation of random text weights (BERT's). A narrow model without a start needs more: 0.02 * sqrt(768 / width)."""
     decoder_depth: int = 6
     """Layers of the answer decoder (VQA only)."""
 
@@ -92,12 +107,17 @@ class ObjectivesConfig:
     """The four objectives; the loss is their weighted sum (paper: all weights 1). Weight 0 leaves an objective out."""
 
     mim: float = 1.0
+    """Weight of masked image modelling: the pixels of masked patches."""
     mlm: float = 1.0
+    """Weight of masked language modelling: the masked words, from text and image."""
     itm: float = 1.0
+    """Weight of image-text matching: do image and caption belong together, with hard negatives."""
     itc: float = 1.0
+    """Weight of the image-text contrast against the teacher's features."""
     image_mask_ratio: float = 0.15
     """Share of the patches that are dropped; floor(patches * (1 - ratio)) stay."""
     text_mask_ratio: float = 0.15
+    """Share of a caption's tokens that are to be predicted, each drawn with this probability."""
     projection: int = 256
     """Width of the contrastive features."""
     temperature: float = 0.07
@@ -107,11 +127,14 @@ class ObjectivesConfig:
     queue: int = 65536
     """Pairs kept as further negatives of ITC."""
     momentum: float = 0.995
-    """Of the teacher's moving average, per optimizer step."""
+    """What the teacher's moving average keeps of itself, per optimizer step: a share, near 1."""
     negatives: Literal["global", "local"] = "global"
     """Where ITC's in-batch and ITM's hard negatives come from: all ranks' batches, or (official) the rank's own."""
     false_negatives: Literal["exclude", "official"] = "exclude"
     """Whether pairs that share an image or a caption may be each other's negatives (official: they may)."""
+    scope: Literal["batch", "micro_batch"] = "batch"
+    """What the losses are computed over where training.accumulation is above 1: the whole batch, as without it, for which images
+    and captions are encoded twice; or, cheaper, each micro-batch by itself, with fewer negatives (the only way of version 0.1)."""
     plugins: tuple[str, ...] = ()
     """Python modules that register further objectives (see docs/extending.md). They are imported, and so run."""
 
@@ -133,6 +156,7 @@ class AnsweringConfig:
     distillation: float = 0.4
     """Share a of the teacher's soft targets, ramped over the first epoch; 0 switches the teacher off (official: PathVQA, SLAKE)."""
     momentum: float = 0.995
+    """What the teacher's moving average keeps of itself, per optimizer step: a share, near 1."""
     answer_weight: float = 0.5
     """Factor on an answer's summed token loss (official: every answer weighs 0.5)."""
     decoder_start: Literal["text", "multimodal"] = "text"
@@ -179,6 +203,7 @@ class DataConfig(CacheConfig):
     shards: tuple[str, ...] = ()
     """Folders made by tools/make_shards.py, or their URLs (s3://, https:// and others)."""
     split: str = "train"
+    """Split of the shards that is trained on."""
     max_words: int = 30
     """Longer captions and questions are cut after this many words (official)."""
     max_tokens: int = 25
@@ -211,12 +236,19 @@ class OptimizerConfig:
     """AdamW with a cosine schedule per step, and a linear warm-up before it."""
 
     lr: float = 1e-4
+    """Highest learning rate, where the cosine begins. Not scaled with the batch or the number of ranks."""
     final_lr: float = 1e-5
+    """Learning rate at the end of the last epoch."""
     warmup_lr: float = 1e-5
+    """Learning rate of the first step of the warm-up."""
     warmup_epochs: float = 0.0
+    """Length of the linear warm-up, epochs; part of training.epochs. 0 = none."""
     weight_decay: float = 0.002
+    """Share, times the learning rate, that each step takes off the weight matrices (AdamW); norms and biases keep theirs."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the gradient's first and second moment, per optimizer step."""
     eps: float = 1e-8
+    """Added to the root of the second moment that AdamW divides by."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 switches clipping off (official)."""
 
@@ -233,19 +265,20 @@ class TrainingConfig:
     """How long, how fast, how safe."""
 
     epochs: int = 40
+    """Passes over the data; the schedule of the learning rate ends with the last."""
     max_steps: int = 0
     """Stop after this many optimizer steps, without changing the schedule; 0 = after the last epoch."""
     batch: int = 32
     """Global batch of an optimizer step, in samples: over all ranks and all micro-batches."""
     accumulation: int = 1
-    """Micro-batches per optimizer step. In-batch negatives are those of a micro-batch."""
+    """Micro-batches per optimizer step: less memory, the same losses (but see objectives.scope)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of autocast; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always.
-
-    float16 is for GPUs without bfloat16: it scales the loss, and trains on one rank."""
+    """Of matrix products; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always. float16 is for GPUs
+    without bfloat16: it scales the loss, and trains on one rank."""
     tf32: bool = False
     """Let a GPU round the inputs of float32 matrix products to 10 bits (TF32). Without effect where products are half precision."""
     seed: int = 0
+    """What everything random is drawn from: weights, order, augmentation, masks, negatives, dropout."""
     save_every: int = 500
     """Optimizer steps between checkpoints; the end of the run is saved always."""
     keep: int = 3
@@ -255,6 +288,7 @@ class TrainingConfig:
     max_nonfinite: int = 10
     """Optimizer steps in a row whose loss or gradient may be infinite or NaN; such steps are skipped."""
     log_every: int = 10
+    """Optimizer steps between two lines of log.jsonl, which hold means over them."""
     log_items: bool = False
     """Write the numbers of each step's samples to items.jsonl: what was consumed, for audits."""
     kernels: Literal["auto", "apex", "fused", "plain"] = "auto"
@@ -307,6 +341,7 @@ class MonitorConfig:
     wandb: Literal["off", "online", "offline"] = "off"
     """Weights & Biases; offline writes into the run's folder, for `wandb sync`."""
     wandb_project: str = "m2i2"
+    """Project of Weights & Biases that runs appear in."""
     peak_tflops: float = 0.0
     """What one rank's device can do at the run's precision, 1e12 operations a second; MFU is shown where it is above 0."""
 
@@ -336,6 +371,7 @@ class PretrainingConfig:
     """Everything that decides a pretraining run."""
 
     preset: str = "paper"
+    """Name of the preset that the settings began as; chosen by --preset."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
@@ -352,6 +388,7 @@ class FinetuningConfig:
     """Everything that decides a VQA finetuning run."""
 
     preset: str = "paper"
+    """Name of the preset that the settings began as; chosen by --preset."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
@@ -361,6 +398,8 @@ class FinetuningConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     start: StartConfig = field(default_factory=StartConfig)
 
+
+C = TypeVar("C", PretrainingConfig, FinetuningConfig)
 
 _VQA_OPTIMIZER = OptimizerConfig(lr=2e-5, final_lr=1e-6, warmup_lr=2e-5)
 
@@ -467,7 +506,31 @@ def _tiny() -> tuple[PretrainingConfig, FinetuningConfig]:
     return pretraining, finetuning
 
 
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The same settings, stored by a run, with those that its version did not have yet as it behaved."""
+    objectives, training = stored.get("objectives"), stored.get("training")
+    if isinstance(objectives, dict) and "scope" not in objectives and isinstance(training, dict):
+        # up to 0.2 losses were those of a micro-batch
+        scope = "batch" if training.get("accumulation", 1) == 1 else "micro_batch"
+        return {**stored, "objectives": {**objectives, "scope": scope}}
+    return stored
+
+
 PRESETS = {"paper": _paper, "official": _official, "small": _small, "tiny": _tiny}
+
+
+def for_ranks(settings: C, ranks: int) -> C:
+    """The settings with a batch that ``ranks`` can share out: a preset's own becomes the next multiple where it does not divide.
+
+    A batch that is not the preset's was chosen, and stays.
+    """
+    of_preset = (
+        PRESETS[settings.preset]()[0 if isinstance(settings, PretrainingConfig) else 1] if settings.preset in PRESETS else None
+    )
+    training, together = settings.training, ranks * settings.training.accumulation
+    if of_preset is None or training.batch != of_preset.training.batch:
+        return settings
+    return replace(settings, training=replace(training, batch=-(-training.batch // together) * together))
 
 
 def preset(name: str) -> tuple[PretrainingConfig, FinetuningConfig]:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from m2i2.config import PRESETS, CacheConfig, FinetuningConfig, PretrainingConfig
 from m2i2.errors import M2I2Error
-from m2i2.options import explain, override, read_settings
+from m2i2.options import explain, leaves, override, read_settings, suggested
 
 _SETTING = re.compile(r"[a-z_]+\.[a-z_]+=")
 
@@ -61,7 +61,10 @@ class SettingsParser(Generic[C]):
         """Settings and options; prints the help and exits where it was asked for. ``fallback_preset`` serves without --shards."""
         arguments, unknown = self.parser.parse_known_intermixed_args(argv)
         if unknown:
-            raise M2I2Error(f"Unknown option {unknown[0]!r}; --help lists options and settings.")
+            name = unknown[0].lstrip("-").partition("=")[0]
+            near = suggested(name, [key for key, *_ in leaves(self.kind)])
+            hint = f"settings stand without dashes: did you mean {'=... or '.join(near)}=...? " if near else ""
+            raise M2I2Error(f"Unknown option {unknown[0]!r}; {hint}--help lists options and settings.")
         if arguments.preset and arguments.config:
             raise M2I2Error("--preset and --config both name settings to start from; give one of them.")
         # "--shards A B training.epochs=5": the settings behind a list of folders are settings

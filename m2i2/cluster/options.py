@@ -25,6 +25,7 @@ class ClusterOptions:
     """What a job asks for. Empty text and 0 leave a choice to the cluster, unless it says otherwise."""
 
     nodes: int = 1
+    """Machines of a job."""
     gpus: int = 1
     """GPUs a node, one rank each; 0 = ranks on CPUs."""
     tasks: int = 0
@@ -36,8 +37,11 @@ class ClusterOptions:
     time: str = "4:00:00"
     """Time limit as SLURM writes it: minutes, hours:minutes:seconds, days-hours. A training run goes on after it, from its save."""
     partition: str = ""
+    """Partition (queue) of the cluster."""
     account: str = ""
+    """Account that the job is charged to."""
     qos: str = ""
+    """Quality of service."""
     constraint: str = ""
     """Node features, such as a100|h100."""
     exclusive: bool = False

@@ -17,6 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from m2i2.cluster.jobs import RankJob
 from m2i2.cluster.options import ClusterOptions, minutes, write_cluster_file
 from m2i2.cluster.stages import command_line
+from m2i2.config import for_ranks
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, write_text
 from m2i2.options import to_dict
@@ -156,7 +157,7 @@ def checked(task: Task, options: ClusterOptions) -> dict[str, Any]:
     settings, _ = module.parse(task.words)
     from m2i2.data.loading.sampling import Share
 
-    training = settings.training
+    training = for_ranks(settings, options.ranks).training
     Share(training.batch, training.accumulation, 0, options.ranks)
     return to_dict(settings)
 

@@ -101,6 +101,15 @@ def pretraining_flops(config: PretrainingConfig, tokens: float, batch: int, aske
     return {**student, "teacher": teacher}
 
 
+def second_encoding_flops(config: PretrainingConfig, tokens: float) -> float:
+    """What losses over the whole batch cost a pair besides, with accumulation: encoding it again, and its negative image's keys and
+    values, which otherwise are those of another pair."""
+    vision, text = config.vision, config.text
+    seen = visible_patches(vision, config.objectives)
+    encoders = image_layers(vision, seen) + patch_embedding(vision, seen) + 2 * text_layers(text, tokens)
+    return encoders + _BACKWARD_TOO * image_keys_values(text, vision, seen)
+
+
 def question_flops(vision: VisionConfig, text: TextConfig, question: float) -> float:
     """Encoding a question about an image whose keys and values are there."""
     return text_layers(text, question) + multimodal_layers(text, question, vision.patches)

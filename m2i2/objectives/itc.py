@@ -10,6 +10,12 @@ from m2i2.objectives.states import Contrast
 from m2i2.precision import full
 
 
+def similarities(query: Tensor, keys: Sequence[Tensor], temperature: Tensor) -> Tensor:
+    """Features [b, D] against all ``keys`` [K_i, D], divided by the temperature: [b, sum of K_i]."""
+    query = full(query)
+    return torch.cat([query @ part.to(query.dtype).T for part in keys], dim=1) / full(temperature)
+
+
 def itc_loss(
     image: Tensor,
     text: Tensor,
@@ -27,10 +33,7 @@ def itc_loss(
     Targets are (1 - a) * one-hot + a * the teacher's softmax, a = ``distillation``.
     ``excluded``: [b, B + Q] boolean, pairs that are neither positive nor negative (they share an image or a caption).
     """
-    image, text, temperature = full(image), full(text), full(temperature)
-
-    def similarities(query: Tensor, keys: Sequence[Tensor]) -> Tensor:
-        return torch.cat([query @ part.to(query.dtype).T for part in keys], dim=1) / temperature
+    image, text = full(image), full(text)
 
     def masked(similarity: Tensor) -> Tensor:
         return similarity if excluded is None else similarity.masked_fill(excluded, -torch.inf)
@@ -40,9 +43,9 @@ def itc_loss(
     share = share.to(image.dtype)
 
     def one_way(query: Tensor, keys: Sequence[Tensor], teacher_query: Tensor) -> tuple[Tensor, Tensor]:
-        similarity = similarities(query, keys)
+        similarity = similarities(query, keys, temperature)
         with torch.no_grad():
-            soft = F.softmax(masked(similarities(teacher_query.to(query.dtype), keys)), dim=1)
+            soft = F.softmax(masked(similarities(teacher_query.to(query.dtype), keys, temperature)), dim=1)
         log_probabilities = F.log_softmax(masked(similarity), dim=1)
         positive = log_probabilities.gather(1, own.unsqueeze(1)).mean()
         distilled = (log_probabilities.masked_fill(soft == 0, 0) * soft).sum(1).mean()

@@ -40,7 +40,8 @@ def _measure(size: int, rounds: int = 5) -> dict[str, float]:
     torch.manual_seed(0)
     features = [normalize(torch.randn(size, WIDTH), dim=1) for _ in range(2)]
     ids = [torch.randint(1 << 60, (size,)) for _ in range(2)]
-    global_batch = GlobalBatch(features[0], features[1], ids[0], ids[1], FeatureQueue(QUEUE, WIDTH), rows=ROWS, local=False)
+    everyone = GlobalBatch.of((*features, *ids), FeatureQueue(QUEUE, WIDTH), local=False)  # no rank but this one: nothing is sent
+    global_batch = everyone.part(0, ROWS)
     student = [normalize(torch.randn(ROWS, WIDTH), dim=1).requires_grad_() for _ in range(2)]
     temperature = torch.full((1,), 0.07, requires_grad=True)
     contrasts, draws, before = [], [], peak_memory_mb()

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from m2i2.config import PretrainingConfig
-from m2i2.models.flops import pretraining_flops, visible_patches
+from m2i2.models.flops import pretraining_flops, second_encoding_flops, visible_patches
 from m2i2.models.pretraining import Encoders, PretrainingModel
 
 _FLOAT = 4
@@ -89,6 +89,24 @@ def contrast_bytes(config: PretrainingConfig, gpus: int, rows: int) -> float:
     return rows * (2 * 3 * _FLOAT + 1) * (everyone + config.objectives.queue) + rows * everyone * 2 * 8
 
 
+def accumulation_bytes(config: PretrainingConfig, gpus: int, rows: int, tokens: int) -> dict[str, float]:
+    """What losses over the whole batch hold besides, with ``rows`` pairs per micro-batch (`tasks.accumulation`).
+
+    Of all rows of a GPU the states of images and captions, those fetched as negatives, and the gradients of all of these, in
+    float32, and the teacher's words; of the weights the sums of gradients, and those of the micro-batch that is being added.
+    """
+    vision, text, objectives = config.vision, config.text, config.objectives
+    image = (visible_patches(vision, objectives) + 1) * vision.width
+    states = 5 * image + (5 + 2) * tokens * text.width
+    words = objectives.text_mask_ratio * (tokens - 1) * text.vocabulary_size
+    trained, _ = parameters(config)
+    return {
+        "states of the batch": config.training.accumulation * rows * _FLOAT * (states + words),
+        "sums of gradients": 2 * _FLOAT * trained,
+        "draws": config.training.accumulation**2 * rows**2 * gpus * 3 * 8,
+    }
+
+
 def plan(
     config: PretrainingConfig,
     gpus: int,
@@ -102,9 +120,11 @@ def plan(
     """The plan of ``gpus`` GPUs with ``rows`` pairs each per micro-batch, under ZeRO-2 with float32 weights.
 
     DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
-    micro-batch (ZeRO-2); the weights are all-gathered once a step.
+    micro-batch (ZeRO-2), or once a step where losses are those of the whole batch; the weights are all-gathered once a step.
     """
     half, accumulation = config.training.precision != "float32", config.training.accumulation
+    together = accumulation > 1 and config.objectives.scope == "batch"
+    reductions = 1 if together else accumulation
     trained, followed = parameters(config)
     objectives = config.objectives
     queue = objectives.queue * (2 * objectives.projection * _FLOAT + 16)
@@ -117,19 +137,22 @@ def plan(
         "half-precision weights": 2 * trained if half else 0,
         "activations": activation_bytes(config, rows, tokens, half),
         "contrast": contrast_bytes(config, gpus, rows),
+        **(accumulation_bytes(config, gpus, rows, tokens) if together else {}),
     }
     share = (gpus - 1) / gpus
     features = gpus * rows * (2 * objectives.projection * _FLOAT + 16)
     seen = visible_patches(config.vision, objectives) + 1
     exchanged = rows * (seen * config.vision.width + tokens * config.text.width) * (2 if half else _FLOAT)
     wire = {
-        "gradients": accumulation * 2 * share * _FLOAT * trained,
+        "gradients": reductions * 2 * share * _FLOAT * trained,
         "weights": share * _FLOAT * trained,
         "features": accumulation * share * features,
         "hard negatives": accumulation * share * 2 * exchanged,
     }
     pair = sum(pretraining_flops(config, tokens, rows * gpus).values())
-    messages = accumulation * -(-trained // bucket) + -(-trained // bucket) + 8 * accumulation
+    if together:
+        pair += second_encoding_flops(config, tokens)
+    messages = (reductions + 1) * -(-trained // bucket) + 8 * reductions
     network = sum(wire.values()) / machine.bytes_per_s + messages * machine.latency_s * max(0, gpus - 1) ** 0.5
     compute = accumulation * rows * pair / machine.flops_per_s
     return Plan(gpus, memory, wire, compute, network if gpus > 1 else 0.0, overlap)

@@ -116,23 +116,27 @@ def trainer_of(task: Task, config: PretrainingConfig | FinetuningConfig, batches
 
 def time_pretraining(config: PretrainingConfig, runtime: Runtime, timing: Timing, *, batch: int, tokens: int) -> dict[str, Any]:
     """Median optimizer step at a global ``batch`` of captions ``tokens`` long. Collective."""
-    config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
+    config = replace(config, training=replace(config.training, batch=batch))
     task = pretraining_task(config, runtime)
     flops = sum(pretraining_flops(config, tokens, batch).values()) * batch
-    draw = lambda: drawn_captions(config, batch // runtime.process.ranks, tokens)  # noqa: E731
-    return {"tokens": tokens, **_time_steps(task, config, runtime, draw, flops, timing)}
+    share = Share(
+        batch, config.training.accumulation, runtime.process.rank, runtime.process.ranks, config.objectives.scope == "batch"
+    )
+    draw = lambda: drawn_captions(config, share.micro_batch, tokens)  # noqa: E731
+    return {"tokens": tokens, **_time_steps(task, config, runtime, share, draw, flops, timing)}
 
 
 def time_finetuning(
     config: FinetuningConfig, runtime: Runtime, timing: Timing, *, batch: int, question: int, answer: int
 ) -> dict[str, Any]:
     """Median optimizer step at a global ``batch`` of questions, lengths in tokens. Collective."""
-    config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
+    config = replace(config, training=replace(config.training, batch=batch))
     torch.manual_seed(config.training.seed)
     task = VQATask(VQAModel(config.vision, config.text), config, runtime.dtype)
     flops = sum(finetuning_flops(config, question, answer).values()) * batch
-    draw = lambda: drawn_questions(config, batch // runtime.process.ranks, question, answer)  # noqa: E731
-    found = _time_steps(task, config, runtime, draw, flops, timing)
+    share = Share(batch, config.training.accumulation, runtime.process.rank, runtime.process.ranks)
+    draw = lambda: drawn_questions(config, share.micro_batch, question, answer)  # noqa: E731
+    found = _time_steps(task, config, runtime, share, draw, flops, timing)
     return {"question_tokens": question, "answer_tokens": answer, **found}
 
 
@@ -140,12 +144,13 @@ def _time_steps(
     task: Task,
     config: PretrainingConfig | FinetuningConfig,
     runtime: Runtime,
+    share: Share,
     draw: Callable[[], Batch],
     flops: float,
     timing: Timing,
 ) -> dict[str, Any]:
     process, device, batch = runtime.process, runtime.device, config.training.batch
-    drawn = DrawnBatches(Share(batch, 1, process.rank, process.ranks), kept_batches(draw, device))
+    drawn = DrawnBatches(share, kept_batches(draw, device, 2 * share.accumulation))
     trainer = trainer_of(task, config, drawn, runtime)
     ceiling, clock = Ceiling(runtime.dtype, device), StepClock(device, timing.warm_up)
     for number in range(timing.warm_up + timing.steps):
@@ -162,6 +167,7 @@ def _time_steps(
         "kernels": runtime.backend.kernel,
         "precision": str(runtime.dtype).removeprefix("torch."),
         "batch": batch,
+        "accumulation": share.accumulation,
         "ranks": process.ranks,
         "threads": torch.get_num_threads(),
         "seconds_per_step": seconds,

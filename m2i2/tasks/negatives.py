@@ -3,7 +3,8 @@
 Nothing here is of size (global batch)^2: a rank holds its own b rows against the B of all ranks and the Q of the queue.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,10 +28,17 @@ class Negatives(NamedTuple):
     """[b] bool, whether there was one to draw."""
     text_there: Tensor
 
+    def rows(self, chosen: slice) -> "Negatives":
+        """Those of some rows."""
+        return Negatives(self.image[chosen], self.text[chosen], self.image_there[chosen], self.text_there[chosen])
+
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What the contrast and the queue take of the global batch: gathered once per micro-batch."""
+    """What the contrast and the queue take of the global batch, and the rows that are looked at: this rank's, or some of them.
+
+    Gathered once per micro-batch, or once per step where micro-batches are computed together.
+    """
 
     image: Tensor
     """[B, projection] the teacher's features; likewise ``text``."""
@@ -40,34 +48,44 @@ class GlobalBatch:
     text_ids: Tensor
     queue: FeatureQueue
     """Further negatives of the contrast."""
-    rows: int
-    """b, the rows of one rank."""
     local: bool
     """Whether negatives come from this rank's own rows only (official code)."""
+    rows_of_rank: int
+    first: int
+    """The global number of the first row that is looked at."""
+    rows: int
+    """b, how many are."""
 
     @classmethod
     def gather(cls, targets: TeacherTargets, batch: CaptionBatch, queue: FeatureQueue, local: bool) -> "GlobalBatch":
         """Gather the features and identities of every rank's micro-batch. Collective."""
-        mine = targets.image_features, targets.text_features, batch.image_id, batch.caption_id
+        return cls.of((targets.image_features, targets.text_features, batch.image_id, batch.caption_id), queue, local)
+
+    @classmethod
+    def of(cls, mine: Sequence[Tensor], queue: FeatureQueue, local: bool) -> "GlobalBatch":
+        """The same from ``mine``: this rank's image features, text features, image_ids and text_ids. Collective."""
         image, text, image_ids, text_ids = all_gather_together(mine)
-        return cls(image, text, image_ids, text_ids, queue, len(batch), local)
+        rows = len(mine[0])
+        return cls(image, text, image_ids, text_ids, queue, local, rows, rank() * rows, rows)
+
+    def part(self, start: int, rows: int) -> "GlobalBatch":
+        """The same, looked at from only so many of the rows, from ``start`` of them on."""
+        return replace(self, first=self.first + start, rows=rows)
 
     @property
-    def first(self) -> int:
-        """The global number of this rank's first row."""
-        return rank() * self.rows
+    def _among(self) -> slice:
+        """The rows that negatives come from: all, or the rank's own."""
+        mine = self.first - self.first % self.rows_of_rank
+        return slice(mine, mine + self.rows_of_rank) if self.local else slice(0, len(self.image))
 
     def candidates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features and identities (image, text, image_ids, text_ids) of what negatives come from: all rows, or the rank's own."""
-        all_of = self.image, self.text, self.image_ids, self.text_ids
-        if not self.local:
-            return all_of
-        mine = slice(self.first, self.first + self.rows)
-        return self.image[mine], self.text[mine], self.image_ids[mine], self.text_ids[mine]
+        """Features and identities (image, text, image_ids, text_ids) of what negatives come from."""
+        among = self._among
+        return self.image[among], self.text[among], self.image_ids[among], self.text_ids[among]
 
     def own(self) -> Tensor:
-        """[b], where the rank's own rows stand among the candidates."""
-        first = 0 if self.local else self.first
+        """[b], where the rows stand among the candidates."""
+        first = self.first - self._among.start
         return torch.arange(first, first + self.rows, device=self.image.device)
 
     def excluded(self) -> Tensor:
@@ -93,8 +111,7 @@ class GlobalBatch:
         if excluded is not None:
             forbidden |= excluded
         rows = torch.arange(self.first, self.first + self.rows, device=device)
-        offset = self.first if self.local else 0
-        columns = torch.arange(offset, offset + count, device=device)
+        columns = torch.arange(self._among.start, self._among.stop, device=device)
         image, image_there = draw_negatives(text_to_image, forbidden, gumbel_noise(starts[0], rows, columns))
         text, text_there = draw_negatives(image_to_text, forbidden, gumbel_noise(starts[1], rows, columns))
         return Negatives(image, text, image_there, text_there)

@@ -1,5 +1,6 @@
 """Pretraining as a task: the student, the teacher and the queue beside it, and the weighted objectives."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from m2i2.models.flops import pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.objectives.registry import BUILT_IN, active
 from m2i2.precision import autocast
+from m2i2.tasks.accumulation import Accumulation
 from m2i2.tasks.negatives import GlobalBatch, Negatives
 from m2i2.tasks.noise import counter_start
 from m2i2.tasks.queue import FeatureQueue
@@ -30,12 +32,14 @@ class PretrainingTask(Task):
         """``dtype``: of matrix products."""
         self.student, self.config, self.dtype = student, config, dtype
         self.objectives = active(config.objectives)
+        self.reads = frozenset[str]().union(*(one.reads for one in self.objectives))
+        """Which of ``matching`` and ``words`` the objectives read."""
         student.clamp_temperature()
         self.teacher = Teacher(student)
         self.queue = FeatureQueue(config.objectives.queue, config.objectives.projection, config.training.seed)
         self.beside = {"teacher": self.teacher, "queue": self.queue}
         self._ramp = Ramp(config.objectives.distillation, student)
-        self._starts = torch.zeros(2, dtype=torch.int64)
+        self.starts = torch.zeros(2, dtype=torch.int64)
         self._untouched = Untouched(student.parameters())
         self._to_push: list[GlobalBatch] = []
 
@@ -43,17 +47,33 @@ class PretrainingTask(Task):
         """The share of soft targets at this step."""
         self._ramp.begin_step(step, steps_per_epoch)
 
+    @property
+    def distillation(self) -> float | Tensor:
+        """The share of soft targets at this step."""
+        return self._ramp.value
+
     def begin_micro_batch(self, key: Key) -> None:
         """Where the counters of the hard negatives' draws begin."""
-        self._starts = self._starts.to(self.student.temp.device)
+        self.starts = self.starts.to(self.student.temp.device)
         for stream in range(2):
-            self._starts[stream].fill_(counter_start(key, stream))
+            self.starts[stream].fill_(counter_start(key, stream))
 
     def compute(self, batch: CaptionBatch, negatives: Negatives | None = None) -> Output:
         """The losses of a micro-batch. ``negatives``: which hard negatives are taken, in place of drawn ones."""
-        states = self.states(batch, negatives, self._ramp.value)
+        states = self.states(batch, negatives, self.distillation)
         self._to_push.append(states.global_batch)
         return self.output(states)
+
+    def forward_together(self, batches: Sequence[CaptionBatch], key: Key, negatives: Negatives | None = None) -> Output:
+        """The losses of all micro-batches of a step. Collective."""
+        self.begin_micro_batch(key)
+        return self.compute_together(batches, key, negatives)
+
+    def compute_together(self, batches: Sequence[CaptionBatch], key: Key, negatives: Negatives | None = None) -> Output:
+        """The losses of the whole batch, computed micro-batch by micro-batch: those that `compute` gives of it at once."""
+        output, global_batch = Accumulation(self, batches, key).output(negatives)
+        self._to_push.append(global_batch)
+        return output
 
     def states(self, batch: CaptionBatch, negatives: Negatives | None, distillation: float | Tensor) -> PretrainingStates:
         """What the objectives read of a micro-batch: the teacher's targets, the global batch, the student's states. Collective.
@@ -61,19 +81,23 @@ class PretrainingTask(Task):
         ``negatives``: the hard negatives; None draws them from the micro-batch's key.
         """
         batch, settings = self.prepared(batch), self.config.objectives
-        draws = self._starts if negatives is None else negatives
-        reads = frozenset[str]().union(*(one.reads for one in self.objectives))
+        draws = self.starts if negatives is None else negatives
         with autocast(batch.image.device, self.dtype):
             targets = self.teacher.targets(batch, settings.image_mask_ratio)
             global_batch = GlobalBatch.gather(targets, batch, self.queue, local=settings.negatives == "local")
-            return PretrainingStates(self.student, settings, batch, targets, global_batch, distillation, draws, reads)
+            return PretrainingStates(self.student, settings, batch, targets, global_batch, distillation, draws, self.reads)
 
     def output(self, states: PretrainingStates) -> Output:
         """The losses of a micro-batch from its states, and their weighted sum with every parameter in its graph."""
+        losses = self.losses(states)
+        return Output(self._untouched.tie(losses.pop("loss")), losses, states.features())
+
+    def losses(self, states: PretrainingStates) -> dict[str, Tensor]:
+        """The losses of a micro-batch by name, and ``loss``, their weighted sum."""
         with autocast(states.batch.image.device, self.dtype):
             losses = {one.name: one.loss(states) for one in self.objectives}
             total = sum((one.weight * losses[one.name] for one in self.objectives), states.image_features.new_zeros(()))
-        return Output(self._untouched.tie(total), losses, states.features())
+        return {"loss": total, **losses}
 
     def prepared(self, batch: CaptionBatch) -> CaptionBatch:
         """The batch with normalised pixels, in the weights' type."""
@@ -104,9 +128,27 @@ class PretrainingTask(Task):
         self.student.clamp_temperature()
 
     def remarks(self, share: Share) -> list[str]:
-        """What accumulation means for the negatives."""
+        """What accumulation and local negatives mean for the negatives."""
+        return [*self._of_accumulation(share), *self._of_local_negatives(share)]
+
+    def _of_local_negatives(self, share: Share) -> list[str]:
+        rows = share.micro_batch * (share.accumulation if share.together else 1)
+        if self.config.objectives.negatives != "local" or rows > 1:
+            return []
+        return [
+            "objectives.negatives=local with one pair per rank leaves no hard negatives: image-text matching "
+            "sees true pairs alone. Take objectives.negatives=global, fewer ranks or a larger training.batch."
+        ]
+
+    @staticmethod
+    def _of_accumulation(share: Share) -> list[str]:
         if share.accumulation == 1:
             return []
+        if share.together:
+            return [
+                f"With accumulation {share.accumulation}, the losses are those of the whole batch of {share.batch}; images and "
+                f"captions are encoded twice for it (objectives.scope=micro_batch does not)."
+            ]
         return [
             f"With accumulation {share.accumulation}, in-batch and hard negatives come from micro-batches of "
             f"{share.batch // share.accumulation} samples, not from the whole batch of {share.batch}; "

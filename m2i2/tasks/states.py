@@ -10,8 +10,8 @@ from m2i2.config import ObjectivesConfig
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.distributed import RowExchange, mean_over_ranks, world_size
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.models.text import ImageRows
-from m2i2.models.vision import patchify, take
+from m2i2.models.text import ImageRows, KeysValues
+from m2i2.models.vision import MaskedImage, patchify, take
 from m2i2.objectives.itc import itc_loss
 from m2i2.objectives.itm import rows_present
 from m2i2.objectives.states import Contrast, Matching, Pixels, States, Words
@@ -26,6 +26,64 @@ class _Fused(NamedTuple):
     with_negative_image: Tensor | None
     with_negative_text: Tensor | None
     masked: Tensor | None
+
+
+class Encoded(NamedTuple):
+    """What the student's encoders make of a micro-batch: each row by itself."""
+
+    image: MaskedImage
+    text: Tensor
+    """[b, L, D] of the whole captions."""
+    masked_text: Tensor | None
+    """[b, L, D] of the captions with masked words; None where no objective reads them."""
+
+    def tensors(self) -> list[Tensor]:
+        """All states."""
+        return [one for one in (self.image.states, self.text, self.masked_text) if one is not None]
+
+    def rows(self, chosen: slice) -> "Encoded":
+        """Those of some rows."""
+        image = MaskedImage(self.image.states[chosen], None if self.image.order is None else self.image.order[chosen])
+        return Encoded(image, self.text[chosen], None if self.masked_text is None else self.masked_text[chosen])
+
+
+def encode(student: PretrainingModel, batch: CaptionBatch, image_mask_ratio: float, with_words: bool) -> Encoded:
+    """Encode a prepared batch; ``with_words``: the captions with masked words too, in the same pass."""
+    image = student.visual_encoder(batch.image, batch.student_noise, image_mask_ratio)
+    texts = [batch.input_ids, batch.masked_input_ids] if with_words else [batch.input_ids]
+    text = student.text_encoder.bert.encode(torch.cat(texts), batch.attention_mask.repeat(len(texts), 1))
+    return Encoded(image, text[: len(batch)], text[len(batch) :] if with_words else None)
+
+
+class HardNegatives(NamedTuple):
+    """The states of a hard negative image for each text, and of a hard negative text for each image."""
+
+    image: Tensor
+    """[b, N, D]"""
+    text: Tensor
+    """[b, L, D]"""
+    text_mask: Tensor
+    """[b, L]"""
+
+    def rows(self, chosen: slice) -> "HardNegatives":
+        """Those of some rows."""
+        return HardNegatives(self.image[chosen], self.text[chosen], self.text_mask[chosen])
+
+
+def fetch_negatives(
+    global_batch: GlobalBatch, negatives: Negatives, image_states: Tensor, text_states: Tensor, mask: Tensor
+) -> HardNegatives:
+    """The states that ``negatives`` name, of what each rank holds: [b, N, D], [b, L, D], [b, L]. Collective, unless they are local.
+
+    Gradients flow back to the owners of the rows.
+    """
+    if global_batch.local or world_size() == 1:
+        its_image = image_states.index_select(0, negatives.image)
+        return HardNegatives(its_image, text_states.index_select(0, negatives.text), mask.index_select(0, negatives.text))
+    exchange = RowExchange((negatives.image, negatives.text), global_batch.rows_of_rank)
+    image = exchange.fetch(0, image_states)
+    texts = exchange.fetch(1, torch.cat([text_states, mask.unsqueeze(-1).to(text_states.dtype)], dim=-1))
+    return HardNegatives(image, texts[..., :-1], texts[..., -1].long())
 
 
 class PretrainingStates(States):
@@ -49,15 +107,13 @@ class PretrainingStates(States):
         """
         self.student, self.settings, self.batch, self.targets = student, settings, batch, targets
         self.global_batch, self.distillation, self._draws, self._reads = global_batch, distillation, draws, reads
-        self._seen = student.visual_encoder(batch.image, batch.student_noise, settings.image_mask_ratio)
-        self.image_states = self._seen.states
-        texts, mask = [batch.input_ids], batch.attention_mask
-        if "words" in reads:
-            texts.append(batch.masked_input_ids)
-        text = student.text_encoder.bert.encode(torch.cat(texts), mask.repeat(len(texts), 1))
-        self.text_states, self._masked_text_states = text[: len(batch)], text[len(batch) :]
+        self._encoded = self._encode()
+        self.image_states, self.text_states = self._encoded.image.states, self._encoded.text
         self.image_features = student.image_features(self.image_states)
         self.text_features = student.text_features(self.text_states)
+
+    def _encode(self) -> Encoded:
+        return encode(self.student, self.batch, self.settings.image_mask_ratio, "words" in self._reads)
 
     @cached_property
     def _excluded(self) -> Tensor | None:
@@ -83,8 +139,8 @@ class PretrainingStates(States):
     @cached_property
     def pixels(self) -> Pixels:
         """The masked patches, reconstructed from the visible ones."""
-        target = take(patchify(self.batch.image, self.student.vision.patch_size), self._seen.hidden)
-        return Pixels(self.student.visual_encoder.reconstruct(self._seen), target)
+        target = take(patchify(self.batch.image, self.student.vision.patch_size), self._encoded.image.hidden)
+        return Pixels(self.student.visual_encoder.reconstruct(self._encoded.image), target)
 
     @cached_property
     def negatives(self) -> Negatives:
@@ -139,13 +195,13 @@ class PretrainingStates(States):
         keys_values = bert.image_keys_values(self.image_states)
         at_image: list[tuple[Tensor, Tensor]] = []
         groups: list[ImageRows] = []
-        matching, words = "matching" in self._reads, "words" in self._reads
+        matching, masked_text = "matching" in self._reads, self._encoded.masked_text
         if matching:
             negative_keys_values, negative_text, negative_mask = self._negative_states(keys_values)
             at_image += [(self.text_states, mask), (negative_text, negative_mask)]
             groups.append(ImageRows(negative_keys_values, 1))
-        if words:
-            at_image.append((self._masked_text_states, mask))
+        if masked_text is not None:
+            at_image.append((masked_text, mask))
         repeats = len(at_image)
         if not repeats:
             return _Fused(None, None, None, None)
@@ -159,18 +215,16 @@ class PretrainingStates(States):
             at_image_fused[:, 0] if matching else None,
             fused[rows * repeats :] if matching else None,
             at_image_fused[:, 1] if matching else None,
-            at_image_fused[:, -1] if words else None,
+            at_image_fused[:, -1] if masked_text is not None else None,
         )
 
-    def _negative_states(self, keys_values: list[tuple[Tensor, Tensor]]) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
-        """Keys and values of the negative images, states and mask of the negative texts; from other ranks where they are theirs."""
+    def _negative_states(self, keys_values: list[KeysValues]) -> tuple[list[KeysValues], Tensor, Tensor]:
+        """Keys and values of the negative images, states and mask of the negative texts; ``keys_values``: of the own images."""
         image, text, mask = self.negatives.image, self.negatives.text, self.batch.attention_mask
         if self.global_batch.local or world_size() == 1:
             return [(k[image], v[image]) for k, v in keys_values], self.text_states[text], mask[text]
-        exchange = RowExchange((image, text), self.global_batch.rows)
-        images = exchange.fetch(0, self.image_states)
-        texts = exchange.fetch(1, torch.cat([self.text_states, mask.unsqueeze(-1).to(self.text_states.dtype)], dim=-1))
-        return self.student.text_encoder.bert.image_keys_values(images), texts[..., :-1], texts[..., -1].long()
+        fetched = fetch_negatives(self.global_batch, self.negatives, self.image_states, self.text_states, mask)
+        return self.student.text_encoder.bert.image_keys_values(fetched.image), fetched.text, fetched.text_mask
 
     def features(self) -> dict[str, Tensor]:
         """What came out beside the losses, detached."""

@@ -1,7 +1,7 @@
 """What is trained: a student, its companions outside the engine (teacher, queue), and the loss of a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,10 @@ class Task(ABC):
         """The losses of a micro-batch. Collective."""
         self.begin_micro_batch(key)
         return self.compute(batch)
+
+    def compute_together(self, batches: Sequence[Any], key: Key) -> Output:
+        """The losses of all micro-batches of a step, where its `Share` takes them together. Collective."""
+        raise NotImplementedError(f"{type(self).__name__} has no losses over several micro-batches.")
 
     def end_step(self, applied: Tensor | None = None) -> None:
         """After the optimizer's step: the teacher follows the student where it was ``applied``.

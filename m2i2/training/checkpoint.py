@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from m2i2.config import completed
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import MOST_JSON, check_file, parse_json, read_bytes, read_object, sha256_of, write_text
 from m2i2.options import from_dict
@@ -282,7 +283,7 @@ def read_config(kind: type[C], checkpoint: Path) -> C:
     stage = stored.pop("stage", None)
     if stage != kind.__name__:
         raise M2I2Error(f"{checkpoint} is a checkpoint of {shown(stage)}, not of {kind.__name__}.")
-    return from_dict(kind, stored)
+    return from_dict(kind, completed(stored))
 
 
 def read_run_state(checkpoint: Path) -> dict[str, Any]:

@@ -19,7 +19,10 @@ class HeldOutPairs:
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, config: PretrainingConfig, process: Process) -> None:
         """``corpus`` has at least as many items as there are ranks."""
         self.tokenizer, self.process = tokenizer, process
-        batch = min(config.training.batch // config.training.accumulation, len(corpus)) // process.ranks * process.ranks
+        together = (
+            config.training.batch if config.objectives.scope == "batch" else config.training.batch // config.training.accumulation
+        )
+        batch = min(together, len(corpus)) // process.ranks * process.ranks
         whole = EvaluationTransform(size=config.vision.image_size)
         rows = CaptionRows.of(config, lambda encoded, rng, name: whole(encoded, name), tokenizer, process.ranks)
         self.share = Share(batch, 1, process.rank, process.ranks)

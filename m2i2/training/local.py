@@ -26,7 +26,7 @@ class LocalEngine(Engine):
     def __init__(
         self, student: nn.Module, config: OptimizerConfig, backend: Backend, accumulation: int, *, scaled: bool = False
     ) -> None:
-        """``student``: float32 (or float64), on its device. ``accumulation``: micro-batches of an optimizer step.
+        """``student``: float32 (or float64), on its device. ``accumulation``: backward passes of an optimizer step.
 
         ``scaled``: whether matrix products are float16, which takes a loss scale.
         """

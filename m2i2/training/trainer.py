@@ -14,11 +14,11 @@ from m2i2.backends.graphs import Replayed, recorder
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.loader import Loader
-from m2i2.data.loading.sampling import Position
+from m2i2.data.loading.sampling import Position, Share
 from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ranks
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
-from m2i2.tasks.task import Key, Task, step_generator_seed
+from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_json, write_tensors
 from m2i2.training.deepspeed.configuration import complete_config, offloads
 from m2i2.training.deepspeed.engine import ShardedEngine
@@ -88,7 +88,7 @@ class Trainer:
         student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
         deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
         if share.ranks == 1 and not offloads(deepspeed):
-            return LocalEngine(student, optimizer, backend, share.accumulation, scaled=self.runtime.dtype == torch.float16)
+            return LocalEngine(student, optimizer, backend, share.passes, scaled=self.runtime.dtype == torch.float16)
         if self.runtime.dtype == torch.float16:
             raise M2I2Error(
                 "training.precision=float16 needs a loss scale, which DeepSpeed's ZeRO does not have here. Train on one rank "
@@ -112,21 +112,30 @@ class Trainer:
         self.engine.set_learning_rate(lr)
         self.task.begin_step(self.done, steps_per_epoch)
         result = StepResult(lr)
-        for micro in range(self.loader.share.accumulation):
-            batch = self._next_batch(result)
-            key = Key(training.seed, self.done, micro)
-            self.task.begin_micro_batch(key)
-            torch.manual_seed(step_generator_seed(key, self.process.rank))
-            result.losses.append(self._work(batch))
+        for micro in range(self.loader.share.passes):
+            result.losses.append(self._pass(Key(training.seed, self.done, micro), result))
         self.done += 1
         self.runtime.backend.after_step(self.done)
         result.applied = self.engine.applied.clone()
         self.nonfinite.add(result.applied, result.losses, self.done)
         return result
 
+    def _pass(self, key: Key, result: StepResult) -> dict[str, Tensor]:
+        """The losses of the next micro-batch, or of all that are taken together, after their backward pass."""
+        share = self.loader.share
+        batches = [self._next_batch(result) for _ in range(share.accumulation // share.passes)]
+        self.task.begin_micro_batch(key)
+        torch.manual_seed(step_generator_seed(key, self.process.rank))
+        if len(batches) == 1:
+            return self._work(batches[0])
+        return self._differentiate(lambda: self.task.compute_together(batches, key))
+
     def _micro_batch(self, batch: Batch) -> dict[str, Tensor]:
         """A micro-batch forward and backward and, after a step's last one, the update: all that the device does."""
-        output = self.engine.forward(lambda: self.task.compute(batch))
+        return self._differentiate(lambda: self.task.compute(batch))
+
+    def _differentiate(self, compute: Callable[[], Output]) -> dict[str, Tensor]:
+        output = self.engine.forward(compute)
         self.engine.backward(output.loss)
         if self.engine.micro_step():
             self.task.end_step(self.engine.applied)
@@ -205,7 +214,8 @@ class Trainer:
             f"{share.accumulation}, {self.runtime}"
             + (" Ranks share weights and gradients in /dev/shm." if self.engine.shares_memory else "")
         )
-        for remark in (*filter(None, (self._recording,)), *self.engine.remarks, *self.task.remarks(share)):
+        recording = [self._recording] if self._recording else []
+        for remark in (*recording, *self.engine.remarks, *share.remarks, *self.task.remarks(share)):
             self.process.say(remark)
 
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
@@ -225,7 +235,7 @@ class Trainer:
     def _write_items(self, result: StepResult, lines: StepLines | None) -> None:
         """Note the step's samples, where ``training.log_items`` asks for it. Collective."""
         if self.config.training.log_items:
-            numbers = _in_global_order(torch.stack(result.items), self.loader.share.ranks)
+            numbers = _in_global_order(torch.stack(result.items), self.loader.share)
             if lines:
                 lines.add({"step": self.done, "items": numbers})
 
@@ -361,6 +371,7 @@ class Trainer:
         return state
 
 
-def _in_global_order(items: Tensor, ranks: int) -> list[int]:
+def _in_global_order(items: Tensor, share: Share) -> list[int]:
     """This rank's items of a step [micro-batches, b] -> those of all ranks in the order of the global batch. Collective."""
-    return all_gather(items).unflatten(0, (ranks, len(items))).transpose(0, 1).flatten().tolist()
+    everyones = all_gather(items).unflatten(0, (share.ranks, len(items)))
+    return (everyones if share.together else everyones.transpose(0, 1)).flatten().tolist()

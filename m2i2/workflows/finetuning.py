@@ -23,7 +23,7 @@ from m2i2.training.processes import Process, leave
 from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
-from m2i2.workflows.run_folder import claim_run, record_start, resolved, stored_tokenizer
+from m2i2.workflows.run_folder import claim_run, record_start, resolved, settled, stored_tokenizer
 from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
 
 
@@ -34,6 +34,7 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("vqa"),)))
+    config = settled(config, folder, process)
     start = resolved(config.start)
     config, tokenizer = fitted(config, start.checkpoint, stored_tokenizer(folder, start.tokenizer))
     rows = QuestionRows(

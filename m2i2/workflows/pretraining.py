@@ -25,7 +25,7 @@ from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
 from m2i2.training.validation import Validation
-from m2i2.workflows.run_folder import claim_run, record_start, resolved, stored_tokenizer
+from m2i2.workflows.run_folder import claim_run, record_start, resolved, settled, stored_tokenizer
 from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
 
 
@@ -36,6 +36,7 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("captions"),)))
+    config = settled(config, folder, process)
     corpus = Corpus.open(config.data.shards, config.data.split, "captions", config.data)
     start = resolved(config.start)
     tokenizer = _tokenizer(replace(config, start=start), corpus, folder)
@@ -43,7 +44,7 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     if config.data.max_tokens > config.text.positions:
         raise M2I2Error(f"data.max_tokens={config.data.max_tokens} exceeds the model's text.positions={config.text.positions}.")
     rows = CaptionRows.of(config, make_augmentation(config.vision.image_size, config.data), tokenizer, process.ranks)
-    loader = make_loader(corpus, rows, config.data, config.training, process)
+    loader = make_loader(corpus, rows, config.data, config.training, process, together=config.objectives.scope == "batch")
     torch.manual_seed(config.training.seed)
     student = PretrainingModel(config.vision, config.text, config.objectives)
     for line in start_pretraining(student, start):

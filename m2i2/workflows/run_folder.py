@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from m2i2.config import FinetuningConfig, PretrainingConfig, StartConfig
+from m2i2.config import C, FinetuningConfig, PretrainingConfig, StartConfig, for_ranks
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
 from m2i2.provenance import provenance
-from m2i2.training.checkpoint import Checkpoints, find_checkpoint, write_json
+from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state, write_json
 from m2i2.training.locking import lock
 from m2i2.training.processes import Process
 
@@ -49,6 +49,35 @@ def record_start(folder: Path, config: PretrainingConfig | FinetuningConfig, pro
             raise M2I2Error(f"Cannot write to {folder}: {e.strerror}. Choose another --output.") from e
 
     on_first_rank(record)
+
+
+def settled(config: C, run: Path, process: Process) -> C:
+    """The settings for this number of ranks, or, of a run that is resumed, with what it began with and cannot change. Collective.
+
+    That is ``objectives.scope``, and the batch, where it was a preset's and made to divide by other ranks.
+    """
+    newest = on_first_rank(lambda: Checkpoints(run / "checkpoints").newest()[0])
+    if newest is None:
+        fitting = for_ranks(config, process.ranks)
+        if fitting.training.batch != config.training.batch:
+            process.say(
+                f"The batch of preset {config.preset}, {config.training.batch}, does not divide by {process.ranks} ranks x "
+                f"training.accumulation={config.training.accumulation}: it is {fitting.training.batch} here. "
+                f"Other settings stay as they are, optimizer.lr too."
+            )
+        return fitting
+    stored, ranks = read_config(type(config), newest), read_run_state(newest).get("ranks")
+    if isinstance(ranks, int) and ranks > 0 and stored.training.batch != config.training.batch:
+        as_begun = replace(config, training=replace(config.training, accumulation=stored.training.accumulation))
+        if for_ranks(as_begun, ranks).training.batch == stored.training.batch:
+            process.say(f"The run keeps training.batch={stored.training.batch}, with which it began on {ranks} ranks.")
+            config = replace(config, training=replace(config.training, batch=stored.training.batch))
+    if isinstance(config, PretrainingConfig) and isinstance(stored, PretrainingConfig):
+        kept = stored.objectives.scope
+        if kept != config.objectives.scope:
+            process.say(f"The run keeps objectives.scope={kept}, with which it began.")
+        return replace(config, objectives=replace(config.objectives, scope=kept))
+    return config
 
 
 def resolved(start: StartConfig) -> StartConfig:

@@ -34,13 +34,19 @@ def make_augmentation(size: int, data: DataConfig) -> Augmentation:
 
 
 def make_loader(
-    corpus: Corpus, rows: CaptionRows | QuestionRows, data: DataConfig, training: TrainingConfig, process: Process
+    corpus: Corpus,
+    rows: CaptionRows | QuestionRows,
+    data: DataConfig,
+    training: TrainingConfig,
+    process: Process,
+    *,
+    together: bool = False,
 ) -> Loader[Any]:
-    """The loader of this rank's share."""
+    """The loader of this rank's share; ``together``: the losses are those of a step's micro-batches together."""
     return Loader(
         corpus,
         rows,
-        Share(training.batch, training.accumulation, process.rank, process.ranks),
+        Share(training.batch, training.accumulation, process.rank, process.ranks, together),
         epochs=training.epochs,
         seed=training.seed,
         window=data.window,

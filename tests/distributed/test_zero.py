@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
 from m2i2.training.deepspeed.engine import ShardedEngine
+from m2i2.training.local import LocalEngine
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.processes import Process
 from m2i2.training.runtime import Runtime
@@ -28,9 +29,12 @@ from tests.distributed.training_runs import loader_of, tokenizer_of
 from tests.preloaded import LONG
 
 STEPS = 20 if LONG else 8  # an epoch has 6
-ACCUMULATIONS = (1, 2)
-OFFLOADED = "offloaded"
-"""One micro-batch per step, the optimizer's state in the CPU's memory."""
+Scope = Literal["batch", "micro_batch"]
+WAYS: tuple[tuple[int, Scope, str], ...] = (
+    *((1, "batch", "zero2"), (2, "micro_batch", "zero2"), (2, "batch", "zero2")),
+    (1, "batch", "zero2_offload"),
+)
+"""Micro-batches of a step, what its losses are computed over, and the DeepSpeed configuration."""
 Outcome = tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -41,12 +45,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(shards: Path, accumulation: int) -> PretrainingConfig:
+def settings(shards: Path, accumulation: int, scope: Scope) -> PretrainingConfig:
     base = preset("tiny")[0]
     return replace(
         base,
         data=replace(base.data, shards=(str(shards),), workers=0),
-        objectives=replace(base.objectives, queue=48),
+        objectives=replace(base.objectives, queue=48, scope=scope),
         # with AdamW's usual 1e-8 a gradient that is zero but for rounding (keys' biases) moves its weight by the learning rate
         optimizer=replace(base.optimizer, lr=1e-4, warmup_epochs=0.0, eps=1e-6),
         training=replace(base.training, batch=16, accumulation=accumulation, epochs=5, precision="float32"),
@@ -90,39 +94,38 @@ def plain_steps(config: PretrainingConfig) -> Outcome:
     return outcome(task, history)
 
 
-def _zero(rank: int, ranks: int, shards: Path) -> dict[int | str, Outcome]:
-    """20 of the trainer's steps."""
-    found: dict[int | str, Outcome] = {}
-    for accumulation in ACCUMULATIONS:
-        config = settings(shards, accumulation)
-        runtime = Runtime.start(config.training)
+def _zero(rank: int, ranks: int, shards: Path) -> list[Outcome]:
+    """20 of the trainer's steps in each way."""
+    found = []
+    for accumulation, scope, deepspeed in WAYS:
+        config = settings(shards, accumulation, scope)
+        runtime = Runtime.start(config.training, ROOT / "ds_configs" / f"{deepspeed}.json")
         task, loader = build(config, runtime.process)
         trainer = Trainer(config, task, loader, runtime, Path(), lambda folder: None)
-        found[accumulation] = outcome(task, [trainer.step().losses for _ in range(STEPS)])
-    config = settings(shards, 1)
-    runtime = Runtime.start(config.training, ROOT / "ds_configs" / "zero2_offload.json")
-    task, loader = build(config, runtime.process)
-    trainer = Trainer(config, task, loader, runtime, Path(), lambda folder: None)
-    assert isinstance(trainer.engine, ShardedEngine) and trainer.engine._zero.cpu_offload
-    found[OFFLOADED] = outcome(task, [trainer.step().losses for _ in range(STEPS)])
+        assert isinstance(trainer.engine, LocalEngine) == (ranks == 1 and deepspeed == "zero2")
+        if isinstance(trainer.engine, ShardedEngine):
+            assert trainer.engine._zero.cpu_offload == (deepspeed == "zero2_offload")
+        found.append(outcome(task, [trainer.step().losses for _ in range(STEPS)]))
     return found
 
 
 @pytest.fixture(scope="module")
-def plain(shards: Path) -> dict[int, Outcome]:
-    return {n: plain_steps(settings(shards, n)) for n in ACCUMULATIONS}
+def plain(shards: Path) -> list[Outcome]:
+    """Of the last way, whose losses are those of the whole batch, the steps that are not accumulated."""
+    at_once, of_micro_batches = (plain_steps(settings(shards, *way[:2])) for way in WAYS[:2])
+    return [at_once, of_micro_batches, at_once]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_zero_2_takes_the_steps_of_plain_adamw(ranks: int, shards: Path, plain: dict[int, Outcome]) -> None:
+def test_zero_2_takes_the_steps_of_plain_adamw(ranks: int, shards: Path, plain: list[Outcome]) -> None:
     found = on_ranks(ranks, _zero, shards)
-    for accumulation in (*ACCUMULATIONS, OFFLOADED):
-        outcomes = [each[accumulation] for each in found]
-        history, student, teacher = plain[1 if accumulation == OFFLOADED else int(accumulation)]
+    for number, way in enumerate(WAYS):
+        outcomes = [each[number] for each in found]
+        history, student, teacher = plain[number]
         for step, row in enumerate(history):
             for name, value in row.items():
                 mean = np.mean([outcome[0][step][name] for outcome in outcomes])
-                assert mean == pytest.approx(value, abs=1e-5), (accumulation, step, name)
+                assert mean == pytest.approx(value, abs=1e-5), (way, step, name)
         for _, theirs, followed in outcomes:
             for mine, others in ((student, theirs), (teacher, followed)):
                 for name, tensor in mine.items():

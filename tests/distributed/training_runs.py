@@ -25,7 +25,7 @@ def tokenizer_of(corpus: Corpus) -> Tokenizer:
 def loader_of(config: PretrainingConfig, corpus: Corpus, tokenizer: Tokenizer, process: Process) -> Loader[Any]:
     """The loader that the launcher would make."""
     rows = CaptionRows.of(config, make_augmentation(config.vision.image_size, config.data), tokenizer, process.ranks)
-    return make_loader(corpus, rows, config.data, config.training, process)
+    return make_loader(corpus, rows, config.data, config.training, process, together=config.objectives.scope == "batch")
 
 
 def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask]) -> int:

@@ -79,6 +79,14 @@ class Session:
             output = self.task.forward(batch, key)
         return {"loss": output.loss, **output.losses}
 
+    def losses_together(self, seen: Sequence[cases.Micro], step: int) -> dict[str, Tensor]:
+        """Losses of this rank's micro-batches together, as of one, with the negatives given."""
+        assert isinstance(self.task, PretrainingTask)
+        batches = [CaptionBatch(**_padded({name: x.clone() for name, x in one.batch.items()})) for one in seen]
+        images, texts = ([row for one in seen for row in getattr(one, f"{kind}_negatives")] for kind in ("image", "text"))
+        output = self.task.forward_together(batches, Key(0, step, 0), _forced(images, texts))
+        return {"loss": output.loss, **output.losses}
+
     def end_step(self) -> None:
         """After the optimizer's step: queue and teacher follow."""
         self.task.end_step()

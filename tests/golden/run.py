@@ -14,8 +14,11 @@ Record = dict[str, Any]
 """``losses``: each step's by name; ``student``, ``teacher``, ``queue``: each tensor's sum, norm and product with its probe."""
 
 
-def run(case: cases.Case, rank: int, ranks: int) -> Record:
-    """The record of a run on this rank; losses are means over micro-batches and ranks."""
+def run(case: cases.Case, rank: int, ranks: int, together: int = 1) -> Record:
+    """The record of a run on this rank; losses are means over micro-batches and ranks.
+
+    ``together``: micro-batches that the rank's rows are cut into, with losses over all of them.
+    """
     session = Session(case, rank, ranks)
     trained = {name: p for name, p in session.student.named_parameters() if p.requires_grad}
     history: list[dict[str, float]] = []
@@ -23,7 +26,12 @@ def run(case: cases.Case, rank: int, ranks: int) -> Record:
         session.begin_step(step)
         sums: dict[str, Tensor] = {}
         for micro in range(case.accumulation):
-            losses = session.losses(cases.micro_batch(case, step, micro, rank, ranks), step, micro)
+            if together == 1:
+                losses = session.losses(cases.micro_batch(case, step, micro, rank, ranks), step, micro)
+            else:  # the rows of so many ranks
+                numbers = range(rank * together, (rank + 1) * together)
+                seen = [cases.micro_batch(case, step, micro, number, ranks * together) for number in numbers]
+                losses = session.losses_together(seen, step)
             (losses["loss"] / case.accumulation).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach() / case.accumulation
@@ -42,6 +50,12 @@ def run_several(rank: int, ranks: int, names: Sequence[str]) -> dict[str, Record
     """The records of several cases, one after the other in the same processes."""
     torch.set_num_threads(1)
     return {name: run(cases.CASES[name], rank, ranks) for name in names}
+
+
+def run_together(rank: int, ranks: int) -> Record:
+    """The record of pretraining, each rank's rows cut into two micro-batches with losses over both."""
+    torch.set_num_threads(1)
+    return run(cases.CASES["pretraining"], rank, ranks, together=2)
 
 
 def measure(name: str, tensor: Tensor) -> list[float]:

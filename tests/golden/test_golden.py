@@ -4,7 +4,7 @@ import pytest
 
 from tests.distributed.processes import on_ranks
 from tests.golden.cases import CASES
-from tests.golden.run import Record, differences, run_several
+from tests.golden.run import Record, differences, run_several, run_together
 from tests.golden.stored import stored
 
 EXACT = 1e-9
@@ -23,6 +23,12 @@ def test_the_numbers_of_version_0_1(ranks: int) -> None:
     for outcome in on_ranks(ranks, run_several, ON_RANKS[ranks]):
         for name, found in outcome.items():
             assert_golden(found, name)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_accumulated_run_with_losses_over_the_whole_batch_has_the_same_numbers(ranks: int) -> None:
+    for found in on_ranks(ranks, run_together):
+        assert_golden(found, "pretraining")
 
 
 def test_the_record_is_of_runs_that_learn() -> None:

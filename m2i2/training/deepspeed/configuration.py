@@ -104,8 +104,13 @@ def complete_config(config: Mapping[str, Any], share: Share, clip: float, source
                 f"training.accumulation={share.accumulation} and optimizer.clip={clip} makes it {value}; "
                 f'remove the key (or write "auto"), or change the settings.'
             )
+    micro_steps = {
+        "train_micro_batch_size_per_gpu": share.batch // share.ranks // share.passes,
+        "gradient_accumulation_steps": share.passes,
+    }
     # PyTorch's AdamW steps on the host too; DeepSpeed's own would have to be compiled first
-    return {**config, **ours, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    host = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return {**config, **ours, **micro_steps, **host}
 
 
 def offloads(config: Mapping[str, Any]) -> bool:
