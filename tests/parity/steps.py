@@ -149,6 +149,7 @@ def _teacher_start(pretraining: Mapping[str, Tensor], student: VQAModel) -> dict
     found = surgery(theirs, student)
     for name in set(state) - set(found):
         layer = re.sub(r"\d+", lambda number: str(int(number[0]) + student.text.fusion_layer), name, count=1)
+        assert ".crossattention.self." in name, f"the folder has no {name}"
         source = layer.replace("text_decoder.", "text_encoder.")
         if source in theirs and torch.equal(pretraining[source], state[name]):
             found[name] = theirs[source]
