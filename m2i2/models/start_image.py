@@ -256,7 +256,7 @@ def _require_same_model(config: VisionConfig, told: Mapping[str, Any], source: s
     if not differs:
         return
     listed = "; ".join(f"vision.{name} is {shown(value)} there, {getattr(config, name)} here" for name, value in differs.items())
-    words = " ".join(f"vision.{name}={str(value).lower()}" for name, value in differs.items())
+    words = " ".join(f"vision.{name}={shown(value).strip("'").lower()}" for name, value in differs.items())
     raise M2I2Error(f"{source} is another model than the settings describe: {listed}. Give {words}, or name another start.image.")
 
 
@@ -270,7 +270,7 @@ def _fit_positions(state: State, encoder: VisionTransformer) -> None:
     """Positions of another resolution on the encoder's grid: MAE's computed, others interpolated."""
     own = encoder.state_dict()
     for name in ("pos_embed", "decoder_pos_embed"):
-        if name in state and state[name].dim() == 3 and state[name].shape[1] != own[name].shape[1]:
+        if name in state and state[name].dim() == 3 and 1 < state[name].shape[1] != own[name].shape[1]:
             if "decoder_pred.weight" in state:  # MAE: sin-cos on both grids, ours is exact
                 state[name] = own[name]
             else:

@@ -68,7 +68,8 @@ def bert_names(state: State, source: str = "the file") -> State:
         key = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", key)
         key = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key)
         renamed[key] = tensor
-    if not any(key.startswith("embeddings.word_embeddings") for key in renamed):
+    words = renamed.get("embeddings.word_embeddings.weight")
+    if words is None or words.dim() != 2:
         raise M2I2Error(f"{source} is no BERT: it has no embeddings.word_embeddings ({', '.join(list(state)[:4])} ...).")
     return renamed
 
@@ -80,12 +81,12 @@ def _read(config: TextConfig, source: str) -> State:
     state = bert_names(state, source)
     told |= {"width": state["embeddings.word_embeddings.weight"].shape[-1], "depth": _depth(state)}
     inner = state.get("encoder.layer.0.intermediate.dense.weight")
-    if inner is not None:
+    if inner is not None and inner.dim() == 2:
         told["intermediate"] = inner.shape[0]
     differs = {name: value for name, value in told.items() if getattr(config, name) != value}
     if differs:
         listed = "; ".join(f"text.{name} is {shown(value)} there, {getattr(config, name)} here" for name, value in differs.items())
-        words = " ".join(f"text.{name}={value}" for name, value in differs.items())
+        words = " ".join(f"text.{name}={shown(value)}" for name, value in differs.items())
         raise M2I2Error(f"{source} is another model than the settings describe: {listed}. Give {words}, or name another start.text.")
     return state
 
