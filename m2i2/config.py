@@ -1,7 +1,8 @@
 """Every knob once: frozen settings with units and sources, and the five presets.
 
 Names follow the paper (Li et al., ISBI 2023). Where the paper and the official code differ, ``paper`` holds the paper's
-value and ``official`` the code's. ``large``, ``small`` and ``tiny`` are ours. The command line of these settings is in `options.py`.
+value and ``official`` the code's. ``large``, ``small`` and ``tiny`` are ours. The command line of these settings is in
+`options.py`.
 """
 
 from dataclasses import dataclass, field, replace

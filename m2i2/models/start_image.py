@@ -46,11 +46,14 @@ def start_image(model: PretrainingModel, source: str) -> str:
         state, told = _from_timm(source.removeprefix("timm:"))
     else:
         state, described = read_described(source)
+        _refuse_strangers(state, source)
         told = _described(described, source)
     state = vit_names(state, source)
     encoder = model.visual_encoder
     _require_same_model(encoder.config, {**_told_by_shapes(state), **told}, source)
-    note = "" if "heads" in told else "; heads, activation and the norms' epsilon are those of vision.*: the file does not tell them"
+    note = (
+        "" if "heads" in told else "; heads, activation and the norms' epsilon are those of vision.*: the file does not tell them"
+    )
     if "norm_pre.weight" in state and "patch_embed.proj.bias" not in state:
         state["patch_embed.proj.bias"] = torch.zeros(encoder.config.width)
         note = f", patch_embed.proj.bias zero (CLIP has none){note}"
@@ -65,12 +68,7 @@ def vit_names(state: State, source: str = "the file") -> State:
     """A vision transformer under our names, which are timm's; what is not part of it keeps its name. LayerScale is folded in."""
     if any(key.startswith("visual.trunk.") for key in state):  # open_clip around timm, as BiomedCLIP
         state = {key.removeprefix("visual.trunk."): tensor for key, tensor in state.items()}
-    registers = [key for key in state if re.search(r"(^|\.)(reg_token|register_tokens)$", key)]
-    if registers:
-        raise M2I2Error(
-            f"{source} has register tokens ({registers[0]}), which this image encoder does not have. Take the variant without "
-            f"them (facebook/dinov2-small instead of facebook/dinov2-with-registers-small, timm's names without reg4)."
-        )
+    _refuse_strangers(state, source)
     if any(key.endswith("embeddings.class_embedding") for key in state):
         state = _from_clip(state)
     elif any(re.search(r"\.attention\.(attention\.query|q_proj)\.", key) for key in state):
@@ -80,6 +78,20 @@ def vit_names(state: State, source: str = "the file") -> State:
     if "mask_token" in state and "decoder_embed.weight" not in state:
         state = {("encoder_mask_token" if key == "mask_token" else key): tensor for key, tensor in state.items()}
     return _folded(state)
+
+
+_STRANGERS = (
+    (r"(^|\.)(reg_token|register_tokens)$", "register tokens", "facebook/dinov2-small, not -with-registers; timm's without reg4"),
+    (r"\.mlp\.(weights_in|gate_proj|w12)\.", "SwiGLU layers", "S, B and L have none, DINOv2's giant has"),
+)
+
+
+def _refuse_strangers(state: State, source: str) -> None:
+    """M2I2Error for a model with parts that this image encoder does not have."""
+    for pattern, what, instead in _STRANGERS:
+        for key in state:
+            if re.search(pattern, key):
+                raise M2I2Error(f"{source} has {what} ({key}), which this image encoder does not have. Take another ({instead}).")
 
 
 def _folded(state: State) -> State:
@@ -256,7 +268,7 @@ def _require_same_model(config: VisionConfig, told: Mapping[str, Any], source: s
     if not differs:
         return
     listed = "; ".join(f"vision.{name} is {shown(value)} there, {getattr(config, name)} here" for name, value in differs.items())
-    words = " ".join(f"vision.{name}={shown(value).strip("'").lower()}" for name, value in differs.items())
+    words = " ".join(f"vision.{name}={shown(value).lower()}" for name, value in differs.items()).replace("'", "")
     raise M2I2Error(f"{source} is another model than the settings describe: {listed}. Give {words}, or name another start.image.")
 
 

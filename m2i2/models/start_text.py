@@ -87,7 +87,9 @@ def _read(config: TextConfig, source: str) -> State:
     if differs:
         listed = "; ".join(f"text.{name} is {shown(value)} there, {getattr(config, name)} here" for name, value in differs.items())
         words = " ".join(f"text.{name}={shown(value)}" for name, value in differs.items())
-        raise M2I2Error(f"{source} is another model than the settings describe: {listed}. Give {words}, or name another start.text.")
+        raise M2I2Error(
+            f"{source} is another model than the settings describe: {listed}. Give {words}, or name another start.text."
+        )
     return state
 
 

@@ -49,7 +49,12 @@ def write_image(folder: Path, name: str, width: int, heads: int, patch: int, sid
 
     config = getattr(transformers, f"{name}Config")
     model = getattr(transformers, {"ViTMAE": "ViTMAEForPreTraining", "CLIPVision": "CLIPVisionModel"}.get(name, f"{name}Model"))
-    sizes: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
     decoder = {
         **{"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
         "decoder_intermediate_size": 64,
@@ -121,7 +126,9 @@ def test_a_start_goes_all_the_way_and_back(
     finetuning = [word for word in settings if not word.startswith(("objectives.", "validation."))]
     words = ["--checkpoint", "pretrained", "--shards", shards / "vqa", "--output", "answering", *finetuning]
     out = succeed("finetune", words, tmp_path)
-    widths = [int(next(word for word in settings if word.startswith(f"{part}.width=")).partition("=")[2]) for part in ("vision", "text")]
+    widths = [
+        int(next(word for word in settings if word.startswith(f"{part}.width=")).partition("=")[2]) for part in ("vision", "text")
+    ]
     assert ("which is not as wide as the image" in out) == (widths[0] != widths[1])
     run = tmp_path / "answering"
     found = answers(tmp_path / "one", run, shards)

@@ -60,7 +60,11 @@ VOCABULARIES = {
     "cased": ("Left lung, Knötchen left", ["Left", "left", "lung", ",", "Kn", "##ö", "##t", "##chen"], {"do_lower_case": False}),
     "uncased": ("Left lung, Knötchen left", ["left", "lung", ",", "kn", "##o", "##t", "##chen"], {"do_lower_case": True}),
     "silent": ("Left lung", ["left", "Left", "lung"], None),
-    "chinese": ("左肺结节 ok", ["左", "肺", ODD, "结", "节", "##肺", "ok"], {"do_lower_case": False, "tokenize_chinese_chars": True}),
+    "chinese": (
+        "左肺结节 ok",
+        ["左", "肺", ODD, "结", "节", "##肺", "ok"],
+        {"do_lower_case": False, "tokenize_chinese_chars": True},
+    ),
     "accents": ("Knötchen", ["kn", "##ö", "##o", "##t", "##chen"], {"do_lower_case": True, "strip_accents": False}),
 }
 

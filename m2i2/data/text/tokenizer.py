@@ -109,7 +109,7 @@ _HUB_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 
 
 def _normalizer(folder: Path) -> BertNormalizer:
-    """The clean-up that a folder's tokenizer_config.json asks for (cased vocabularies, accents, Chinese); BERT's where it is silent."""
+    """The clean-up that a folder's tokenizer_config.json asks for: case, accents, Chinese; BERT's where it is silent."""
     path = folder / "tokenizer_config.json"
     told = read_object(path, "tokenizer's settings") if path.exists() else {}
     found = {ours: told[theirs] for theirs, ours in _CLEANING.items() if told.get(theirs) is not None}
