@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["m2i2", "m2i2.*"]),
     package_data={"m2i2.evaluation": ["*.json"], "m2i2.reporting": ["*.j2"]},
     install_requires=[
-        "torch>=2.14",
+        "torch>=2.6",
         "torchvision",
         "deepspeed>=0.19.8,<0.20",
         "packaging",

@@ -412,10 +412,10 @@ def _large() -> tuple[PretrainingConfig, FinetuningConfig]:
     """The paper's settings with ViT-L/16 (1024 wide) beside BERT-base (768 wide); MAE's pixel decoder is that of ViT-B."""
     pretraining, finetuning = _paper()
     start = StartConfig(text="bert-base-uncased", image="facebook/vit-mae-large")
-    size = {"width": 1024, "depth": 24, "heads": 16}
+    vision = replace(pretraining.vision, width=1024, depth=24, heads=16)
     return (
-        replace(pretraining, preset="large", vision=replace(pretraining.vision, **size), start=start),
-        replace(finetuning, preset="large", vision=replace(finetuning.vision, **size), start=start),
+        replace(pretraining, preset="large", vision=vision, start=start),
+        replace(finetuning, preset="large", vision=replace(vision, image_size=finetuning.vision.image_size), start=start),
     )
 
 

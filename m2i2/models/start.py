@@ -148,7 +148,7 @@ def official_architecture(state: State) -> tuple[VisionConfig, TextConfig]:
     crossed = [int(m[1]) for k in state if (m := re.match(re.escape(prefix) + r"encoder\.layer\.(\d+)\.cross", k))]
     decoder = [int(m[1]) for k in state if (m := re.match(r"text_decoder\.bert\.encoder\.layer\.(\d+)\.", k))]
     text_width = words.shape[1]
-    pixels = {}
+    pixels: dict[str, Any] = {}
     if "visual_encoder.decoder_embed.weight" in state:  # decoder heads are 32 wide, as MAE's
         pixel_width = state["visual_encoder.decoder_embed.weight"].shape[0]
         blocks = {int(m[1]) for k in state if (m := re.match(r"visual_encoder\.decoder_blocks\.(\d+)\.", k))}

@@ -140,7 +140,6 @@ def test_a_start_goes_all_the_way_and_back(
     hub = converted(official, "hugging-face", tmp_path / "hub", *tokenizer)
     back = converted(hub, "checkpoint", tmp_path / "back")
     assert answers(tmp_path / "official", official, shards, *tokenizer) == found
-    assert answers(tmp_path / "again", back, shards) == found
     tensors, again = model_of(run), load_file(back / "model.safetensors")
     assert tensors.keys() == again.keys() and all(tensors[name].equal(again[name]) for name in tensors)
     pretrained = converted(tmp_path / "pretrained", "official", tmp_path / "pretrained.pth")

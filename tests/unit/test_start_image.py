@@ -232,7 +232,7 @@ def test_a_folder_of_timm_names_its_architecture(tmp_path: Path, monkeypatch: py
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     config = {"architecture": "vit_base_patch16_clip_quickgelu_224", "model_args": arguments}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(M2I2Error, match=r"Give vision\.pre_norm=true vision\.heads=4 vision.activation=quick_gelu vision.layer_norm"):
+    with pytest.raises(M2I2Error, match=r"Give vision\.pre_norm=true vision\.heads=4 vision\.activation=quick_gelu vision"):
         start_image(ours(VISION), str(tmp_path))
     assert made[0].norm.weight.is_meta
     assert "tensors loaded" in start_image(ours(replace(VISION, heads=4, **CLIP)), str(tmp_path))
