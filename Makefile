@@ -55,7 +55,7 @@ $(OLDEST)/.installed: setup.py constraints.txt Makefile
 	@$(MAKE) --no-print-directory VENV=$(OLDEST) $(OLDEST)/bin/python
 	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/; s/^torchvision==.*/torchvision==$(OLDEST_TORCHVISION)/' constraints.txt > $(OLDEST)/constraints.txt
 	@echo "Installing torch $(OLDEST_TORCH) and the tested versions of the rest into $(OLDEST) (several GB, a few minutes) ..."
-	@$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
+	@$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[tests]'
 	@touch $@
 
 packages:
