@@ -3,15 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# the oldest torch that setup.py admits, with the torchvision that belongs to it
+OLDEST := .venv-oldest
+OLDEST_TORCH := 2.6.0
+OLDEST_TORCHVISION := 0.21.0
 # programs that tests start: a SLURM cluster with its database, a browser, and a compiler for torch.compile
 PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver g++
 
-.PHONY: setup demo test lint clean help packages
+.PHONY: setup demo test test-oldest lint clean help packages
 
 help:
 	@echo "make setup   a virtual environment in .venv with the tested versions"
 	@echo "make demo    the main job end to end on built-in data: shards, pretraining, finetuning, evaluation"
 	@echo "make test    all tests (and lint)"
+	@echo "make test-oldest  unit, parity and distributed tests with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint    ruff, mypy, and the direction of imports"
 	@echo "make clean   remove runs/ and caches; .venv stays"
 
@@ -42,6 +47,16 @@ lint: $(STAMP)
 
 test: lint packages
 	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+test-oldest: $(OLDEST)/.installed
+	@$(OLDEST)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder tests/unit tests/parity tests/distributed
+
+$(OLDEST)/.installed: setup.py constraints.txt Makefile
+	@$(MAKE) --no-print-directory VENV=$(OLDEST) $(OLDEST)/bin/python
+	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/; s/^torchvision==.*/torchvision==$(OLDEST_TORCHVISION)/' constraints.txt > $(OLDEST)/constraints.txt
+	@echo "Installing torch $(OLDEST_TORCH) and the tested versions of the rest into $(OLDEST) (several GB, a few minutes) ..."
+	@$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[tests]'
+	@touch $@
 
 packages:
 	@dpkg-query -W $(PACKAGES) >/dev/null 2>&1 || { \

@@ -14,6 +14,11 @@ APP = [*DICOM, "gradio>=6"]
 SLURM = ["submitit>=1.5", "pyyaml"]
 REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
 PARQUET = ["pyarrow>=15"]
+TESTS = [
+    *(*SLURM, *REMOTE, *PARQUET, *DICOM, "matplotlib", "tensorboard"),
+    *("pytest", "pytest-xdist", "hypothesis", "psutil", "onnx", "moto[server]>=5.2"),
+]
+"""What tests/unit, tests/parity and tests/distributed need."""
 COMMANDS = [
     *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "fetch_vit", "doctor", "report", "plot_losses"),
     *("gradcam", "convert", "app", "compare", "audit_leakage", "plan"),
@@ -31,7 +36,7 @@ setup(
     packages=find_packages(include=["m2i2", "m2i2.*"]),
     package_data={"m2i2.evaluation": ["*.json"], "m2i2.reporting": ["*.j2"]},
     install_requires=[
-        "torch>=2.14",
+        "torch>=2.6",
         "torchvision",
         "deepspeed>=0.19.8,<0.20",
         "packaging",
@@ -55,21 +60,8 @@ setup(
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
-        "dev": [
-            *(*SLURM, *REMOTE, *PARQUET, *DICOM, *APP, "matplotlib", "tensorboard", "wandb"),
-            *(
-                "pytest",
-                "pytest-xdist",
-                "hypothesis",
-                "psutil",
-                "onnx",
-                "moto[server]>=5.2",
-                "selenium>=4",
-                "ruff",
-                "mypy",
-                "import-linter",
-            ),
-        ],
+        "tests": TESTS,
+        "dev": [*TESTS, *APP, "wandb", "selenium>=4", "ruff", "mypy", "import-linter"],
     },
     entry_points={"console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.cli.{name}:main" for name in COMMANDS]},
 )

@@ -1,7 +1,8 @@
-"""Every knob once: frozen settings with units and sources, and the four presets.
+"""Every knob once: frozen settings with units and sources, and the five presets.
 
 Names follow the paper (Li et al., ISBI 2023). Where the paper and the official code differ, ``paper`` holds the paper's
-value and ``official`` the code's. ``small`` and ``tiny`` are ours. The command line of these settings is in `options.py`.
+value and ``official`` the code's. ``large``, ``small`` and ``tiny`` are ours. The command line of these settings is in
+`options.py`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,12 @@ class VisionConfig:
     """Layers of the image encoder."""
     heads: int = 12
     """Attention heads of each; they share out the width."""
+    pre_norm: bool = False
+    """Normalise the embeddings before the first layer, as CLIP does."""
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    """Of the image encoder's layers; OpenAI's CLIP has quick_gelu."""
+    layer_norm_eps: float = 1e-6
+    """What the image encoder's norms add to the variance; 1e-5 in CLIP."""
     decoder_width: int = 512
     """Width of the pixel decoder's tokens (pretraining only)."""
     decoder_depth: int = 8
@@ -51,6 +58,10 @@ class VisionConfig:
             f"vision.image_size={self.image_size} is not a multiple of vision.patch_size={self.patch_size}; choose one that is.",
         )
         require(self.width % self.heads == 0, f"vision.width={self.width} does not divide by vision.heads={self.heads}.")
+        require(self.layer_norm_eps > 0, f"vision.layer_norm_eps={self.layer_norm_eps} must be above 0.")
+        for name in ("width", "decoder_width"):  # sine-cosine positions come in fours
+            value = getattr(self, name)
+            require(value % 4 == 0, f"vision.{name}={value} is not a multiple of 4; choose one that is.")
         require(
             self.decoder_width % self.decoder_heads == 0,
             f"vision.decoder_width={self.decoder_width} does not divide by vision.decoder_heads={self.decoder_heads}.",
@@ -442,6 +453,17 @@ def _official() -> tuple[PretrainingConfig, FinetuningConfig]:
     )
 
 
+def _large() -> tuple[PretrainingConfig, FinetuningConfig]:
+    """The paper's settings with ViT-L/16 (1024 wide) beside BERT-base (768 wide); MAE's pixel decoder is that of ViT-B."""
+    pretraining, finetuning = _paper()
+    start = StartConfig(text="bert-base-uncased", image="facebook/vit-mae-large")
+    vision = replace(pretraining.vision, width=1024, depth=24, heads=16)
+    return (
+        replace(pretraining, preset="large", vision=vision, start=start),
+        replace(finetuning, preset="large", vision=replace(vision, image_size=finetuning.vision.image_size), start=start),
+    )
+
+
 def _small() -> tuple[PretrainingConfig, FinetuningConfig]:
     """384 wide: ViT-S/16 and a text stack of MiniLM-L6's shape; a CPU pretrains it on thousands of pairs in an hour."""
     vision = VisionConfig(image_size=128, width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6)
@@ -516,7 +538,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-PRESETS = {"paper": _paper, "official": _official, "small": _small, "tiny": _tiny}
+PRESETS = {"paper": _paper, "official": _official, "large": _large, "small": _small, "tiny": _tiny}
 
 
 def for_ranks(settings: C, ranks: int) -> C:

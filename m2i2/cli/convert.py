@@ -31,15 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", required=True, choices=["official", "checkpoint", "hugging-face"], help="the format to write")
     add("--output", type=Path, required=True, metavar="PATH", help="a new file (official) or a new folder")
     add("--tokenizer", default="", metavar="NAME", help="for an official file: its tokenizer, a folder or a name on the hub")
-    add("--heads", type=int, metavar="N", help="for an official file: attention heads (default: one for every 64 of the width)")
+    add(
+        "--heads",
+        type=_heads,
+        metavar="N[,M]",
+        help="for an official file: attention heads of image and text (default: as stored, else one for every 64 of the width)",
+    )
     add("--results", type=Path, metavar="JSON", help="a results.json to show in the model card (hugging-face)")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _convert(arguments))
 
 
+def _heads(word: str) -> tuple[int, int]:
+    """``N``, or ``N,M`` where image and text differ."""
+    numbers = [int(number) for number in word.split(",")]
+    if not 1 <= len(numbers) <= 2 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError("write N, or N,M where image and text have different numbers of heads")
+    return numbers[0], numbers[-1]
+
+
 def _convert(arguments: argparse.Namespace) -> int:
     from m2i2.files import read_object
-    from m2i2.hub.conversion import format_of, read, write
+    from m2i2.hub.conversion import beyond_official, format_of, read, write
 
     source, target = arguments.input, arguments.output
     results = read_object(arguments.results, "results") if arguments.results else None
@@ -47,4 +60,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     write(weights, target, arguments.to, results)
     count = len(weights.tensors())
     print(f"{source} ({format_of(source)}) -> {target} ({arguments.to}): {count} tensors read back, every bit the same.")
+    if arguments.to == "official":
+        for line in beyond_official(weights.settings):
+            print(line)
     return 0

@@ -62,7 +62,7 @@ def vit_state(graph: Any) -> "State":
     import torch
     from onnx import numpy_helper
 
-    from m2i2.models.start import from_hugging_face
+    from m2i2.models.start_image import from_hugging_face
 
     initial = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     state = {n.removeprefix("backbone."): array for n, array in initial.items() if n.startswith("backbone.")}

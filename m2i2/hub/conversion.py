@@ -20,7 +20,7 @@ from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_size
 from m2i2.errors import M2I2Error
 from m2i2.files import write_text
 from m2i2.hub.configuration import M2I2Config
-from m2i2.models.start import official_architecture
+from m2i2.models.start import official_architecture, with_stored
 from m2i2.models.weights import State, listed, of_student, of_teacher, read_checkpoint, read_state
 from m2i2.options import from_dict, to_dict
 from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal, write_json, write_tensors
@@ -65,7 +65,7 @@ def format_of(path: Path) -> Format:
     return "checkpoint"
 
 
-def read(path: Path, tokenizer: str = "", heads: int | None = None) -> Weights:
+def read(path: Path, tokenizer: str = "", heads: tuple[int, int] | None = None) -> Weights:
     """A model in any of the formats. ``tokenizer`` (for official files) names one; ``heads``: see `read_official`."""
     match format_of(path):
         case "official":
@@ -83,11 +83,11 @@ def read(path: Path, tokenizer: str = "", heads: int | None = None) -> Weights:
 # --- official files
 
 
-def read_official(path: Path, heads: int | None = None) -> Weights:
+def read_official(path: Path, heads: tuple[int, int] | None = None) -> Weights:
     """An official ``.pth`` of pretraining or answering.
 
-    ``heads``: attention heads of image encoder and text, which no tensor tells; default: one for every 64 of the width, as
-    in every published model.
+    ``heads``: attention heads of image encoder and text, which no tensor tells; default: those that the file stores where we
+    wrote it, else one for every 64 of the width, as in the published models.
     """
     loaded = read_checkpoint(path)
     state = read_state(path)
@@ -95,9 +95,10 @@ def read_official(path: Path, heads: int | None = None) -> Weights:
     for part in (student, teacher):
         for name in [name for name in part if name.endswith(_TIED)]:
             del part[name]
-    vision, text = official_architecture(student)
+    stored = loaded.get("config") if isinstance(loaded, Mapping) else None
+    vision, text = with_stored(*official_architecture(student), stored if isinstance(stored, Mapping) else {})
     if heads:
-        vision, text = replace(vision, heads=heads), replace(text, heads=heads)
+        vision, text = replace(vision, heads=heads[0]), replace(text, heads=heads[1])
     teacher = {name: tensor for name, tensor in teacher.items() if not _pixel_decoder(name)}
     pretraining, finetuning = preset("official")
     settings: Settings
@@ -168,6 +169,24 @@ def _write_official(weights: Weights, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     torch.save({"model": state, "config": to_dict(weights.settings)}, temporary)
     temporary.replace(path)
+
+
+def beyond_official(settings: Settings) -> list[str]:
+    """What the official code has no class for; this project reads it back from the ``config`` stored in the file."""
+    vision, text = settings.vision, settings.text
+    found = [f"vision.{name}={str(getattr(vision, name)).lower()}" for name in _OF_CLIP if getattr(vision, name) != _OF_CLIP[name]]
+    lines = []
+    if found:
+        lines.append(f"The official image encoder has no {' '.join(found)}: its code would compute something else with this file.")
+    if isinstance(settings, FinetuningConfig) and vision.width != text.width:
+        lines.append(
+            f"The official answer decoder expects states as wide as the image ({vision.width}), this one reads the question's "
+            f"({text.width}): the official code takes it with encoder_width={text.width} in the decoder's configuration."
+        )
+    return lines
+
+
+_OF_CLIP = {"pre_norm": False, "activation": "gelu", "layer_norm_eps": 1e-6}
 
 
 # --- checkpoints of ours

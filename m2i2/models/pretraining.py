@@ -20,7 +20,7 @@ class Encoders(nn.Module):
         super().__init__()
         self.vision, self.text, self.objectives = vision, text, objectives
         self.visual_encoder = VisionTransformer(vision, with_decoder=with_decoder)
-        self.text_encoder = MaskedLanguageModel(text)
+        self.text_encoder = MaskedLanguageModel(text, vision.width)
         self.vision_proj = nn.Linear(vision.width, objectives.projection)
         self.text_proj = nn.Linear(text.width, objectives.projection)
         initialise_bert(self.vision_proj, text.initializer_range)

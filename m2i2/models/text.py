@@ -23,17 +23,17 @@ def padding_mask(mask: Tensor) -> Tensor | None:
 
 
 class SelfAttention(nn.Module):
-    """Queries of one sequence against keys and values of the same or another."""
+    """Queries of one sequence against keys and values of the same or another, ``seen_width`` wide."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, seen_width: int) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.attention_dropout
         self.query = Linear(config.width, config.width)
-        self.key = Linear(config.width, config.width)
-        self.value = Linear(config.width, config.width)
+        self.key = Linear(seen_width, config.width)
+        self.value = Linear(seen_width, config.width)
 
     def keys_values(self, states: Tensor) -> KeysValues:
-        """[B, N, D] -> keys and values [B, H, N, d]."""
+        """[B, N, seen_width] -> keys and values [B, H, N, d]."""
         return self._split(self.key(states)), self._split(self.value(states))
 
     def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
@@ -70,11 +70,11 @@ class ResidualOutput(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """Attention with its output projection."""
+    """Attention onto states that are ``seen_width`` wide, with its output projection."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, seen_width: int) -> None:
         super().__init__()
-        self.self: SelfAttention = SelfAttention(config)
+        self.self: SelfAttention = SelfAttention(config, seen_width)
         self.output = ResidualOutput(config.width, config)
 
     def forward(self, x: Tensor, keys_values: KeysValues | None, mask: Tensor | None) -> Tensor:
@@ -95,13 +95,13 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """A BERT layer, with cross-attention where it also reads something else."""
+    """A BERT layer, with cross-attention where it also reads something else, ``cross_width`` wide."""
 
-    def __init__(self, config: TextConfig, *, cross: bool) -> None:
+    def __init__(self, config: TextConfig, cross_width: int | None) -> None:
         super().__init__()
-        self.attention = AttentionLayer(config)
-        if cross:
-            self.crossattention = AttentionLayer(config)
+        self.attention = AttentionLayer(config, config.width)
+        if cross_width is not None:
+            self.crossattention = AttentionLayer(config, cross_width)
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate, config, gelu=True)
 
@@ -115,11 +115,11 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers, under the name that BERT gives them."""
+    """The layers, under the name that BERT gives them; those from ``first_cross`` on also read states ``cross_width`` wide."""
 
-    def __init__(self, config: TextConfig, depth: int, first_cross: int) -> None:
+    def __init__(self, config: TextConfig, depth: int, first_cross: int, cross_width: int) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config, cross=i >= first_cross) for i in range(depth))
+        self.layer = nn.ModuleList(Layer(config, cross_width if i >= first_cross else None) for i in range(depth))
 
     def layers(self, start: int = 0, end: int | None = None) -> list[Layer]:
         """The layers from ``start`` to before ``end``."""
@@ -155,14 +155,14 @@ class ImageRows(NamedTuple):
 
 
 class TextModel(nn.Module):
-    """BERT: layers below ``fusion_layer`` encode text alone, the others fuse it with an image."""
+    """BERT: layers below ``fusion_layer`` encode text alone, the others fuse it with an image's states, ``image_width`` wide."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, image_width: int) -> None:
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
         self.embeddings = Embeddings(config)
-        self.encoder = Stack(config, config.depth, config.fusion_layer)
+        self.encoder = Stack(config, config.depth, config.fusion_layer, image_width)
         initialise_bert(self, config.initializer_range)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class TextModel(nn.Module):
         return x
 
     def image_keys_values(self, image_states: Tensor) -> list[KeysValues]:
-        """The image's [B, N, D] keys and values for every multimodal layer, projected once for all texts that read it."""
+        """The image's [B, N, image_width] keys and values for every multimodal layer, projected once for all texts that read it."""
         return [layer.crossattention.self.keys_values(image_states) for layer in self.encoder.layers(self.config.fusion_layer)]
 
     def fuse(self, x: Tensor, mask: Tensor, groups: list[ImageRows]) -> Tensor:
@@ -243,9 +243,9 @@ class VocabularyHead(nn.Module):
 class MaskedLanguageModel(nn.Module):
     """The text model with its vocabulary head (the official ``text_encoder`` of pretraining)."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, image_width: int) -> None:
         super().__init__()
-        self.bert = TextModel(config)
+        self.bert = TextModel(config, image_width)
         self.cls = VocabularyHead(config)
         initialise_bert(self.cls, config.initializer_range)
 
@@ -281,7 +281,7 @@ class DecoderStack(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Stack(config, config.decoder_depth, 0)
+        self.encoder = Stack(config, config.decoder_depth, 0, config.width)
 
 
 class AnswerDecoder(nn.Module):

@@ -48,25 +48,29 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two layers, four times as wide between."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: str = "gelu") -> None:
         super().__init__()
+        self.quick = activation == "quick_gelu"
         self.fc1 = Linear(width, 4 * width)
         self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.fc2(self.fc1(x), gelu=True)
+        x = self.fc1(x)
+        if self.quick:  # OpenAI's CLIP
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(x, gelu=True)
 
 
 class Block(nn.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, eps: float = 1e-6, activation: str = "gelu") -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
@@ -97,8 +101,11 @@ class VisionTransformer(nn.Module):
         # positions are not trained, in finetuning neither (official code)
         self.pos_embed = nn.Parameter(sin_cos_positions(config.width, config.patches), requires_grad=False)
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        if config.pre_norm:  # timm's name
+            self.norm_pre = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        one = config.width, config.heads, config.layer_norm_eps, config.activation
+        self.blocks = nn.ModuleList(Block(*one) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         if with_decoder:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
             self.decoder_embed = Linear(config.width, config.decoder_width)
@@ -126,7 +133,10 @@ class VisionTransformer(nn.Module):
             keep = order[:, : int(patches.shape[1] * (1 - mask_ratio))]
             x = self.patch_embed(take(patches, keep)) + take(positions.expand(len(keep), -1, -1), keep)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        x = self._run(self.blocks, torch.cat([cls.to(x.dtype), x], dim=1))
+        x = torch.cat([cls.to(x.dtype), x], dim=1)
+        if self.config.pre_norm:
+            x = self.norm_pre(x)
+        x = self._run(self.blocks, x)
         return MaskedImage(self.norm(x), order)
 
     def reconstruct(self, seen: MaskedImage) -> Tensor:

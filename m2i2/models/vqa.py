@@ -14,7 +14,7 @@ class VQAModel(nn.Module):
         super().__init__()
         self.vision, self.text = vision, text
         self.visual_encoder = VisionTransformer(vision, with_decoder=False)
-        self.text_encoder = TextModel(text)
+        self.text_encoder = TextModel(text, vision.width)
         self.text_decoder = AnswerDecoder(text)
 
     def encode_image(self, image: Tensor) -> list[KeysValues]:

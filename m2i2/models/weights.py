@@ -22,7 +22,10 @@ from m2i2.files import check_file, read_object
 
 State = dict[str, Tensor]
 
-_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_FILES = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
 
 
 # --- reading
@@ -48,10 +51,18 @@ def read_checkpoint(path: Path) -> Any:
 
 def read_state(source: str | Path) -> State:
     """Tensors of a file, of a folder in the hub's format, or of a name on the Hugging Face hub."""
+    return read_described(source)[0]
+
+
+def read_described(source: str | Path) -> tuple[State, dict[str, Any]]:
+    """The same, and what is stored beside the tensors about the model: config.json of a folder, ``config`` of a .pth; else {}."""
     path = Path(source)
     if not path.exists():
         path = _from_hub(str(source))
+    described: dict[str, Any] = {}
     if path.is_dir():
+        if (path / "config.json").exists():
+            described = read_object(path / "config.json", "description of the model")
         found = [path / name for name in _FILES if (path / name).exists()]
         if not found:
             raise M2I2Error(f"{path} holds none of {', '.join(_FILES)}; name a folder in the Hugging Face hub's format.")
@@ -64,14 +75,16 @@ def read_state(source: str | Path) -> State:
                 raise M2I2Error(f"{path} names files outside its folder.")
             for part in parts:
                 check_file(path.parent / part)
-            return {k: v for part in parts for k, v in load_file(path.parent / part).items()}
+            return {k: v for part in parts for k, v in load_file(path.parent / part).items()}, described
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(path), described
     except M2I2Error:
         raise
     except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read the weights {path}: {e}. Download the file again.") from e
     state = read_checkpoint(path)
+    if isinstance(state, Mapping) and isinstance(state.get("config"), Mapping):
+        described = {**described, **{str(key): value for key, value in state["config"].items()}}
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -83,7 +96,7 @@ def read_state(source: str | Path) -> State:
             raise M2I2Error(f"{path} was refused: {key!s:.80} is no plain tensor. Save the state dictionary again.")
         if tensor.nbytes > size:  # a view of a few bytes may claim any shape, which copies of it would fill
             raise M2I2Error(f"{path} was refused: {key!s:.80} claims {tensor.nbytes} bytes, the file has {size}.")
-    return {str(k): v for k, v in state.items()}
+    return {str(k): v for k, v in state.items()}, described
 
 
 def _from_hub(name: str) -> Path:
@@ -97,7 +110,7 @@ def _from_hub(name: str) -> Path:
         raise M2I2Error(
             f"{name!r} is neither a local folder nor to be had from the Hugging Face hub ({type(e).__name__}: "
             f"{str(e).splitlines()[0] if str(e) else 'no reason given'}). Without a connection, download it elsewhere "
-            f"(huggingface-cli download {name} --local-dir weights/{name.split('/')[-1]}) and name that folder."
+            f"(hf download {name} --local-dir weights/{name.split('/')[-1]}) and name that folder."
         ) from e
 
 
@@ -224,6 +237,9 @@ def to_answering(state: Mapping[str, Tensor], fusion_layer: int, patches: int) -
     The question encoder is the text encoder without its head; the answer decoder starts as the multimodal layers (layer
     ``fusion_layer`` becomes 0, and so on), with copies of the embeddings and of the vocabulary head. The pixel decoder,
     projections, matching head and temperature are left behind; positions are resized to ``patches``.
+
+    Where the image is not as wide as the text, the keys and values of the decoder's cross-attention are left out: those of the
+    multimodal layers read states of the image's width, the decoder reads states of the text's.
     """
     answering: State = {}
     for key, tensor in state.items():
@@ -237,9 +253,18 @@ def to_answering(state: Mapping[str, Tensor], fusion_layer: int, patches: int) -
             layer = re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.", key)
             if layer is None:
                 answering[key.replace("text_encoder.", "text_decoder.", 1)] = tensor
-            elif (number := int(layer[1]) - fusion_layer) >= 0:
+            elif (number := int(layer[1]) - fusion_layer) >= 0 and not _reads_another_width(state, key):
                 name = key.replace(f".layer.{layer[1]}.", f".layer.{number}.")
                 answering[name.replace("text_encoder.", "text_decoder.", 1)] = tensor
         elif key.startswith("text_encoder.cls."):
             answering[key.replace("text_encoder.", "text_decoder.", 1)] = tensor
     return answering
+
+
+def _reads_another_width(state: Mapping[str, Tensor], key: str) -> bool:
+    """Whether ``key`` is of a cross-attention's keys or values that are projected from states of another width than the text's."""
+    projection = re.match(r".*\.crossattention\.self\.(key|value)\.", key)
+    if projection is None:
+        return False
+    weight = state.get(f"{projection[0]}weight")
+    return weight is not None and weight.dim() == 2 and weight.shape[0] != weight.shape[1]

@@ -16,6 +16,7 @@ from m2i2.errors import M2I2Error
 from m2i2.objectives.itc import itc_loss
 from m2i2.performance.measuring import peak_memory_mb
 from m2i2.tasks.negatives import GlobalBatch
+from m2i2.tasks.noise import counter_start
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.task import Key
 
@@ -53,7 +54,8 @@ def _measure(size: int, rounds: int = 5) -> dict[str, float]:
         contrast.loss.backward()
         middle = time.perf_counter()
         similarities = contrast.text_to_image[:, :size], contrast.image_to_text[:, :size]
-        global_batch.draw(*similarities, excluded[:, :size], Key(0, step, 0))
+        starts = torch.tensor([counter_start(Key(0, step, 0), stream) for stream in range(2)])
+        global_batch.draw(*similarities, excluded[:, :size], starts)
         contrasts.append(1000 * (middle - start))
         draws.append(1000 * (time.perf_counter() - middle))
     return {

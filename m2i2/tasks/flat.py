@@ -94,7 +94,7 @@ def _groups(pairs: Sequence[Pair], fits: Callable[[Pair, Pair], bool]) -> list[l
 
 def _place(x: Tensor) -> tuple[int, int]:
     """Which memory a tensor lies in, and where."""
-    return x.untyped_storage()._cdata, x.storage_offset()
+    return x.untyped_storage()._cdata, int(x.storage_offset())
 
 
 def _distance(before: Tensor, after: Tensor) -> int | None:

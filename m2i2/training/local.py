@@ -57,7 +57,7 @@ class LocalEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
         loss = or_nan(loss / self._accumulation if self._accumulation > 1 else loss)
-        (loss * self.scale.value if self.scale else loss).backward()  # type: ignore[no-untyped-call]
+        (loss * self.scale.value if self.scale else loss).backward()
 
     def micro_step(self) -> bool:
         """See `Engine.micro_step`."""

@@ -14,9 +14,8 @@ from m2i2.data.shards.opening import storage_of
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, require_size
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.selection import Selection
-from m2i2.models.start import official_architecture, start_answering, stored_architecture
+from m2i2.models.start import official_model, start_answering, stored_architecture
 from m2i2.models.vqa import VQAModel
-from m2i2.models.weights import of_student, read_state
 from m2i2.tasks.vqa import VQATask
 from m2i2.training.evaluators import Evaluator
 from m2i2.training.processes import Process, leave
@@ -94,7 +93,7 @@ def fitted(config: FinetuningConfig, checkpoint: str, own: Tokenizer | None) -> 
                 require_same(load_tokenizer(start.tokenizer), stored, str(path))
             tokenizer = tokenizer or stored
         else:
-            vision, text = official_architecture(of_student(read_state(path)))
+            _, vision, text = official_model(path)
         config = replace(
             config,
             vision=replace(vision, image_size=config.vision.image_size),

@@ -76,7 +76,7 @@ def settled(config: C, run: Path, process: Process) -> C:
         kept = stored.objectives.scope
         if kept != config.objectives.scope:
             process.say(f"The run keeps objectives.scope={kept}, with which it began.")
-        return replace(config, objectives=replace(config.objectives, scope=kept))
+        config = replace(config, objectives=replace(config.objectives, scope=kept))  # type: ignore[call-arg]
     return config
 
 

@@ -16,7 +16,7 @@ from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
 from tests.distributed.processes import on_ranks
 
-VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+VISION = VisionConfig(image_size=32, patch_size=8, width=24, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
 TEXT = TextConfig(
     vocabulary_size=50,
     width=16,

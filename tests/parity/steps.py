@@ -1,5 +1,6 @@
 """What our code makes of a folder's inputs, under the names of the folder's outputs: all contact with the models is here."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from m2i2.data.loading.masking import places_of
 from m2i2.inference.ranking import rank_official
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
-from m2i2.models.weights import load, of_student, of_teacher, to_answering
+from m2i2.models.weights import of_student, of_teacher, to_answering
 from m2i2.objectives.answers import answer_loss
 from m2i2.objectives.registry import active
 from m2i2.tasks.negatives import GlobalBatch, Negatives
@@ -97,7 +98,7 @@ def answering_step(folder: Path) -> dict[str, Tensor]:
         if kind == "distill":
             # the official code starts this teacher from the pretraining teacher, and averages before it uses it
             teacher = VQATeacher(student)
-            load(teacher, surgery(of_teacher(pretraining), student), "the fixture")
+            teacher.load_state_dict({**teacher.state_dict(), **_teacher_start(pretraining, student)})
             teacher.update(student, model.objectives.momentum)
             share, logits = model.objectives.distillation, teacher.targets(batch)
         written = student.answer_logits(batch.image, batch.question_ids, mask, batch.answer_ids)
@@ -123,7 +124,7 @@ def initial_states(told: Mapping[str, Any], answering_side: int) -> tuple[dict[s
         head, _, tail = name.partition(".")
         state[f"{head}_m.{tail}"] = tensor
     answering = VQAModel(replace(model.vision, image_size=answering_side), model.text).double()
-    return state, surgery(state, answering)
+    return state, {**answering.state_dict(), **surgery(state, answering)}
 
 
 def answering_model(model: Sizes, state: Mapping[str, Tensor]) -> VQAModel:
@@ -136,6 +137,23 @@ def answering_model(model: Sizes, state: Mapping[str, Tensor]) -> VQAModel:
 def surgery(pretraining: Mapping[str, Tensor], model: VQAModel) -> dict[str, Tensor]:
     """A pretraining state as that of an answering model."""
     return of_student(to_answering(of_student(pretraining), model.text.fusion_layer, model.vision.patches))
+
+
+def _teacher_start(pretraining: Mapping[str, Tensor], student: VQAModel) -> dict[str, Tensor]:
+    """The answering teacher out of the pretraining teacher; what the surgery leaves out stays the student's.
+
+    Where image and text differ in width, the decoder's keys and values are left out. A folder may have kept their biases, which
+    fit: that shows in the student, and its teacher has them from the same place.
+    """
+    theirs, state = of_teacher(pretraining), student.state_dict()
+    found = surgery(theirs, student)
+    for name in set(state) - set(found):
+        layer = re.sub(r"\d+", lambda number: str(int(number[0]) + student.text.fusion_layer), name, count=1)
+        assert ".crossattention.self." in name, f"the folder has no {name}"
+        source = layer.replace("text_decoder.", "text_encoder.")
+        if source in theirs and torch.equal(pretraining[source], state[name]):
+            found[name] = theirs[source]
+    return found
 
 
 def _gradients(module: nn.Module, prefix: str) -> dict[str, Tensor]:

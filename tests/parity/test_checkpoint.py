@@ -36,7 +36,7 @@ def test_finetuning_starts_from_the_official_file(parity_folder: Path) -> None:
     start_answering(model, StartConfig(checkpoint=str(parity_folder / "pretrain_checkpoint.pth")), multimodal_decoder=True)
     official = tensors(parity_folder, "vqa_state_dict")
     for name, tensor in model.state_dict().items():
-        assert largest_difference(tensor.double(), official[name]) < 1e-6, name
+        assert largest_difference(tensor.double(), official[name]) < 2e-6, name  # positions are interpolated in float32
 
 
 def test_an_official_vqa_state_loads_as_it_is(parity_folder: Path, tmp_path: Path) -> None:

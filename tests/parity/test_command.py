@@ -12,7 +12,7 @@ from tests.parity.recording import record
 
 SIZES: dict[str, Any] = {
     **{"image_size": 48, "patch_size": 8, "image_width": 16, "image_depth": 2, "image_heads": 2},
-    **{"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "vocabulary": 120, "text_width": 16, "text_depth": 3},
+    **{"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "vocabulary": 120, "text_width": 24, "text_depth": 3},
     **{"fusion_layer": 1, "text_heads": 4, "intermediate": 24, "positions": 20, "answer_depth": 2, "projection": 4},
     **{"queue": 10, "momentum": 0.9, "alpha": 0.3, "mask_ratio": 0.3},
 }

@@ -29,7 +29,7 @@ def files(parity_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run(files: Path, source: str, to: str, output: str) -> Path:
     words = [str(files / source), "--to", to, "--output", str(files / output)]
     if source.endswith(".pth"):
-        words += ["--tokenizer", str(files / "tokenizer"), "--heads", "4"]
+        words += ["--tokenizer", str(files / "tokenizer"), "--heads", "4,4"]
     assert convert(words) == 0
     return files / output
 
@@ -86,6 +86,9 @@ def test_what_cannot_be_converted_is_one_paragraph(files: Path, capsys: pytest.C
     assert "An official file holds no tokenizer" in capsys.readouterr().err
     assert convert([source, "--to", "official", "--output", there, "--heads", "4"]) == 2
     assert "is there already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        convert([source, "--to", "checkpoint", "--output", str(files / "no"), "--heads", "4,0"])
+    assert "write N, or N,M" in capsys.readouterr().err
     assert convert([there, "--to", "official", "--output", str(files / "no")]) == 2
     assert "holds no complete checkpoint" in capsys.readouterr().err
     assert not (files / "no").exists()

@@ -7,7 +7,7 @@ from m2i2.cli.fetch_minilm import main as fetch
 from m2i2.config import ObjectivesConfig, preset
 from m2i2.data.text.tokenizer import load_tokenizer
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.models.start import start_text
+from m2i2.models.start_text import start_text
 
 
 def test_minilm(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,7 +14,7 @@ from m2i2.cli.fetch_vit import vit_state
 from m2i2.config import preset
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.models.start import start_image
+from m2i2.models.start_image import start_image
 
 WIDTH, DEPTH, PATCH, PATCHES = 128, 4, 8, 9
 

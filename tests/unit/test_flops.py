@@ -1,11 +1,14 @@
 """The analytic count of operations against PyTorch's own counter, and against the specification's figure."""
 
+from dataclasses import replace
+from typing import TypeVar
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from m2i2.config import preset
+from m2i2.config import FinetuningConfig, PretrainingConfig, preset
 from m2i2.models.flops import finetuning_flops, pretraining_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
@@ -15,6 +18,7 @@ from m2i2.tasks.task import Key
 from m2i2.tasks.vqa import VQATask
 
 ROWS = 4
+Config = TypeVar("Config", PretrainingConfig, FinetuningConfig)
 
 
 def counted() -> FlopCounterMode:
@@ -25,8 +29,14 @@ def test_a_paper_size_pair_needs_261_gflop() -> None:
     assert sum(pretraining_flops(preset("paper")[0], 25, 8).values()) == pytest.approx(261e9, rel=0.01)
 
 
-def test_a_pretraining_step_as_pytorch_counts_it() -> None:
-    config = preset("tiny")[0]
+def with_width(config: Config, width: int) -> Config:
+    """With an image encoder as wide as that; the text of the preset tiny is 128 wide."""
+    return replace(config, vision=replace(config.vision, width=width))
+
+
+@pytest.mark.parametrize("width", [128, 192])
+def test_a_pretraining_step_as_pytorch_counts_it(width: int) -> None:
+    config = with_width(preset("tiny")[0], width)
     student = PretrainingModel(config.vision, config.text, config.objectives)
     task = PretrainingTask(student, config, torch.float32)
     batch = drawn_captions(config, ROWS, 20)
@@ -37,8 +47,9 @@ def test_a_pretraining_step_as_pytorch_counts_it() -> None:
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
 
 
-def test_a_finetuning_step_as_pytorch_counts_it() -> None:
-    config = preset("tiny")[1]
+@pytest.mark.parametrize("width", [128, 192])
+def test_a_finetuning_step_as_pytorch_counts_it(width: int) -> None:
+    config = with_width(preset("tiny")[1], width)
     student = VQAModel(config.vision, config.text)
     task, batch = VQATask(student, config, torch.float32), drawn_questions(config, ROWS, 12, 6)
     with counted() as counter, sdpa_kernel(SDPBackend.MATH):

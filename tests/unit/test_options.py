@@ -78,7 +78,7 @@ def test_every_preset_survives_the_way_through_json(name: str, tmp_path: Path) -
 
 
 def test_unknown_presets_and_keys_in_files_are_fatal(tmp_path: Path) -> None:
-    with pytest.raises(M2I2Error, match="the presets are paper, official, small, tiny"):
+    with pytest.raises(M2I2Error, match="the presets are paper, official, large, small, tiny"):
         preset("huge")
     with pytest.raises(M2I2Error, match=r"'text\.widht'; did you mean text\.width"):
         from_dict(PretrainingConfig, {"text": {"widht": 3}})

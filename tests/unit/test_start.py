@@ -12,7 +12,7 @@ from torch import Tensor
 from m2i2.config import ObjectivesConfig, StartConfig, TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.models.start import start_answering, start_image, start_pretraining, start_text
+from m2i2.models.start import start_answering, start_pretraining
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, read_state, resize_positions
 from m2i2.training.checkpoint import find_checkpoint, write_tensors
@@ -41,35 +41,6 @@ def bert_config(**changes: int) -> object:
     return BertConfig(**{**values, **changes})
 
 
-@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "BertForPreTraining"])
-@pytest.mark.parametrize("safe", [True, False])
-def test_bert_of_hugging_face(model: PretrainingModel, tmp_path: Path, kind: str, safe: bool) -> None:
-    import transformers
-
-    torch.manual_seed(2)
-    theirs = getattr(transformers, kind)(bert_config()).eval()
-    if safe:
-        theirs.save_pretrained(tmp_path)
-    else:
-        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-    report = start_text(model, str(tmp_path))
-    assert "cross-attention is not part of BERT" in report
-    ids = torch.tensor([[2, 9, 31, 7], [2, 8, 3, 0]])
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    bert = theirs if kind == "BertModel" else theirs.bert
-    with torch.no_grad():
-        hidden = bert(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[2]
-        ours = model.text_encoder.bert.encode(ids, mask)
-    torch.testing.assert_close(ours[mask.bool()], hidden[mask.bool()], atol=1e-5, rtol=0)
-    if kind == "BertModel":
-        assert "vocabulary head fresh" in report
-    else:
-        states = torch.randn(3, 16)
-        head = theirs.cls.predictions
-        with torch.no_grad():
-            torch.testing.assert_close(model.text_encoder.logits(states), head(states), atol=1e-5, rtol=0)
-
-
 def test_a_sharded_folder_reads_whole(tmp_path: Path) -> None:
     from transformers import BertModel
 
@@ -78,79 +49,6 @@ def test_a_sharded_folder_reads_whole(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors.index.json").exists()
     state = read_state(tmp_path)
     assert sorted(state) == sorted(theirs.state_dict())
-
-
-def test_mae_of_hugging_face(model: PretrainingModel, tmp_path: Path) -> None:
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    torch.manual_seed(3)
-    config = ViTMAEConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        decoder_hidden_size=8,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-        mask_ratio=0.25,
-        layer_norm_eps=1e-6,
-    )
-    theirs = ViTMAEForPreTraining(config).eval()
-    theirs.save_pretrained(tmp_path)
-    report = start_image(model, str(tmp_path))
-    assert "fresh" not in report
-    image, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    with torch.no_grad():
-        out = theirs(image, noise=noise)
-        seen = model.visual_encoder(image, noise, 0.25)
-        encoded = theirs.vit(image, noise=noise).last_hidden_state
-        torch.testing.assert_close(seen.states, encoded, atol=1e-5, rtol=0)
-        masked = seen.order[:, 12:]
-        wanted = out.logits.gather(1, masked.unsqueeze(-1).expand(-1, -1, out.logits.shape[-1]))
-        torch.testing.assert_close(model.visual_encoder.reconstruct(seen), wanted, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("source", ["hugging-face", "timm", "timm-layer-scale"])
-def test_vit_of_another_resolution(model: PretrainingModel, tmp_path: Path, source: str) -> None:
-    torch.manual_seed(4)
-    if source == "hugging-face":
-        from transformers import ViTConfig, ViTModel
-
-        config = ViTConfig(
-            image_size=48,
-            patch_size=8,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            layer_norm_eps=1e-6,
-        )
-        theirs = ViTModel(config).eval()
-        theirs.save_pretrained(tmp_path)
-        path = tmp_path
-    else:
-        from timm.models.vision_transformer import VisionTransformer
-
-        scale = 0.3 if source == "timm-layer-scale" else None
-        theirs = VisionTransformer(img_size=48, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5, init_values=scale)
-        theirs.eval()
-        path = tmp_path / "vit.pth"
-        torch.save(theirs.state_dict(), path)
-    larger = PretrainingModel(replace(VISION, image_size=48), TEXT, ObjectivesConfig(projection=8, queue=4)).eval()
-    assert "the file has no pixel decoder" in start_image(larger, str(path))
-    image = torch.randn(2, 3, 48, 48)
-    with torch.no_grad():
-        if source == "hugging-face":
-            expected = theirs(image).last_hidden_state
-        else:
-            expected = theirs.forward_features(image)
-        torch.testing.assert_close(larger.visual_encoder(image).states, expected, atol=1e-5, rtol=0)
-    start_image(model, str(path))  # 32 pixels: 6 x 6 positions become 4 x 4
-    table = larger.visual_encoder.pos_embed
-    torch.testing.assert_close(model.visual_encoder.pos_embed, resize_positions(table, 16))
 
 
 def test_resized_positions_keep_a_linear_field_linear() -> None:
@@ -200,14 +98,6 @@ def test_every_key_is_accounted_for(model: PretrainingModel) -> None:
         load(model, wrong, "the file")
     for part in ("in 3 keys", "surprise is unknown", "itm_head.bias is (3,) there, (2,) in the model", "text_proj.bias is missing"):
         assert part in str(caught.value)
-
-
-def test_a_bert_of_another_shape_is_refused(model: PretrainingModel, tmp_path: Path) -> None:
-    from transformers import BertModel
-
-    BertModel(bert_config(vocab_size=61)).save_pretrained(tmp_path)
-    with pytest.raises(M2I2Error, match=r"word_embeddings.weight is \(61, 16\) there, \(60, 16\) in the model"):
-        start_text(model, str(tmp_path))
 
 
 def test_an_image_can_start_with_nothing_to_say(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The core stays readable: short functions with few arguments. The direction of imports is checked by `make lint`."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,9 @@ def test_functions_fit_a_screen_and_take_few_arguments(folder: str) -> None:
     assert len(files) > 2
     long = [(path.name, *one) for path in files for one in functions(path) if one[1] > LINES or one[2] > ARGUMENTS]
     assert not long
+
+
+def test_the_oldest_torch_that_is_admitted_is_the_one_that_is_tested() -> None:
+    tested = re.search(r"^OLDEST_TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    admitted = re.search(r'"torch>=([\d.]+)"', (ROOT / "setup.py").read_text())
+    assert tested and admitted and tested[1] == f"{admitted[1]}.0"

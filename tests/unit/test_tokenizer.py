@@ -1,12 +1,13 @@
 """Tokenizers: trained, stored, read again, refused where they do not fit."""
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import tokenizers
 
-from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, require_size, train_tokenizer
+from m2i2.data.text.tokenizer import SPECIAL, Tokenizer, load_tokenizer, require_same, require_size, train_tokenizer
 from m2i2.errors import M2I2Error
 
 TEXTS = ["left lower lobe opacity", "a chest x ray without opacity", "right upper lobe nodule", "no nodule"]
@@ -51,6 +52,40 @@ def test_transformers_reads_the_stored_folder(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, 200)
     tokenizer.save(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("right upper lobe")["input_ids"] == tokenizer.encode("right upper lobe", 99)
+
+
+ODD = "\u2028"
+"""A line separator to Python, a token to BERT's Chinese vocabulary."""
+VOCABULARIES = {
+    "cased": ("Left lung, Knötchen left", ["Left", "left", "lung", ",", "Kn", "##ö", "##t", "##chen"], {"do_lower_case": False}),
+    "uncased": ("Left lung, Knötchen left", ["left", "lung", ",", "kn", "##o", "##t", "##chen"], {"do_lower_case": True}),
+    "silent": ("Left lung", ["left", "Left", "lung"], None),
+    "chinese": (
+        "左肺结节 ok",
+        ["左", "肺", ODD, "结", "节", "##肺", "ok"],
+        {"do_lower_case": False, "tokenize_chinese_chars": True},
+    ),
+    "accents": ("Knötchen", ["kn", "##ö", "##o", "##t", "##chen"], {"do_lower_case": True, "strip_accents": False}),
+}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_vocabulary_is_read_as_transformers_reads_it(tmp_path: Path, name: str) -> None:
+    """BioBERT, ClinicalBERT and others come as vocab.txt with a few settings beside it."""
+    from transformers import BertTokenizer
+
+    text, tokens, settings = VOCABULARIES[name]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in [*SPECIAL, *tokens]), encoding="utf-8")
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = load_tokenizer(tmp_path)
+    ids = ours.encode(text, 32)
+    assert ids == BertTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    assert ours.unk_id not in ids and ours.size == 5 + len(tokens)
+    ours.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == ours.fingerprint
+    (tmp_path / "saved" / "tokenizer.json").unlink()
+    assert load_tokenizer(tmp_path / "saved").fingerprint == ours.fingerprint
 
 
 def test_truncation_stored_in_the_file_is_switched_off(tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from m2i2.errors import M2I2Error
+from m2i2.files import read_object
 
+_CLEANING = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+"""tokenizer_config.json's names of what the normalizer does, and the normalizer's own."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -62,7 +65,9 @@ class Tokenizer:
         self._inner.save(str(folder / "tokenizer.json"))
         vocabulary = sorted(self._inner.get_vocab().items(), key=lambda item: item[1])
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        normalizer = json.loads(self._inner.to_str()).get("normalizer") or {}
+        kept = {theirs: normalizer[ours] for theirs, ours in _CLEANING.items() if normalizer.get(ours) is not None}
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **kept}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def __getstate__(self) -> str:
@@ -80,30 +85,42 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
             if (folder / "tokenizer.json").exists():
                 return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), str(folder))
             if (folder / "vocab.txt").exists():
-                vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-                return _wordpiece({token: i for i, token in enumerate(vocabulary)}, str(folder))
+                vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+                return _wordpiece({token: i for i, token in enumerate(vocabulary)}, str(folder), _normalizer(folder))
         except M2I2Error:
             raise
         except Exception as e:  # tokenizers raises bare Exceptions
             raise M2I2Error(f"Cannot read the tokenizer in {folder}: {e}. Store it again.") from e
         raise M2I2Error(f"{folder} holds neither tokenizer.json nor vocab.txt; name a tokenizer's folder.")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
 
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(hf_hub_download(str(source), "tokenizer.json")), str(source))
-    except M2I2Error:
-        raise
+        folder = Path(snapshot_download(str(source), allow_patterns=_HUB_FILES))
     except Exception as e:
         raise M2I2Error(
             f"The tokenizer {str(source)!r} is neither a local folder nor to be had from the Hugging Face hub "
-            f"({type(e).__name__}). Without a connection, download it elsewhere (huggingface-cli download {source} "
-            f"tokenizer.json --local-dir FOLDER) and name that folder: start.tokenizer=FOLDER."
+            f"({type(e).__name__}). Without a connection, download it elsewhere (hf download {source} {' '.join(_HUB_FILES)} "
+            f"--local-dir FOLDER) and name that folder: start.tokenizer=FOLDER."
         ) from e
+    return load_tokenizer(folder)
 
 
-def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
+_HUB_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
+
+
+def _normalizer(folder: Path) -> BertNormalizer:
+    """The clean-up that a folder's tokenizer_config.json asks for: case, accents, Chinese; BERT's where it is silent."""
+    path = folder / "tokenizer_config.json"
+    told = read_object(path, "tokenizer's settings") if path.exists() else {}
+    found = {ours: told[theirs] for theirs, ours in _CLEANING.items() if told.get(theirs) is not None}
+    if wrong := [name for name, value in found.items() if not isinstance(value, bool)]:
+        raise M2I2Error(f"{path} holds for {wrong[0]} neither true nor false; store the tokenizer again.")
+    return BertNormalizer(**{"lowercase": True, **found})
+
+
+def _wordpiece(vocabulary: dict[str, int], source: str, normalizer: BertNormalizer | None = None) -> Tokenizer:
     inner = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    inner.normalizer = BertNormalizer(lowercase=True)
+    inner.normalizer = normalizer or BertNormalizer(lowercase=True)
     inner.pre_tokenizer = BertPreTokenizer()
     inner.decoder = tokenizers.decoders.WordPiece()
     inner.add_special_tokens([token for token in SPECIAL if token in vocabulary])
