@@ -1,5 +1,6 @@
 """How every command ends: a user's error in one paragraph and exit code 2, anything else with its traceback and 1."""
 
+import io
 import os
 import re
 import sys
@@ -25,6 +26,8 @@ def guarded(command: Callable[[], int]) -> int:
     group's threads, which can hang or abort an interpreter that shuts down around them. The others lose their connection to
     it, say so in a line, after the failed rank has said why, and end too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 is shown with escapes; it is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except BrokenPipeError:

@@ -93,6 +93,8 @@ def from_dict(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     for key in values:
         if key not in hints:
             raise _unknown(prefix + key, [prefix + k for k in hints])
+    if upgraded := getattr(cls, "upgraded", None):
+        values = upgraded(values)
     return cls(**{key: _typed(value, hints[key], prefix + key) for key, value in values.items()})
 
 

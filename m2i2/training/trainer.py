@@ -35,6 +35,7 @@ _CHANGEABLE_ON_RESUME = (
     *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
     *("training.max_nonfinite", "training.accumulation", "training.kernels", "training.compile", "training.profile"),
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
+    "answering.max_unknown",
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
