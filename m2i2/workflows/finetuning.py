@@ -66,8 +66,7 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
         evaluators.append(Selection(task, held, tokenizer, process, every, longest))
     trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators)
     trainer.resume()
-    record_start(folder, config, process)
-    code = trainer.run(stop)
+    code = trainer.run(stop, begun=lambda: record_start(folder, config, process))
     leave()
     return code
 

@@ -60,8 +60,7 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     evaluators = _evaluators(task, config, tokenizer, folder, process)
     trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators)
     trainer.resume()
-    record_start(folder, config, process)
-    code = trainer.run(stop)
+    code = trainer.run(stop, begun=lambda: record_start(folder, config, process))
     leave()
     return code
 

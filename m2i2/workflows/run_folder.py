@@ -15,8 +15,8 @@ from m2i2.provenance import provenance
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, write_json
 from m2i2.training.processes import Process
 
-_FIRST_FILES = {"lock", ".settings.json.writing"}
-"""What a run has in its folder that was killed before its settings were there."""
+_FIRST_FILES = {"lock", ".settings.json.writing", "tensorboard", "wandb", "wandb-id"}
+"""What a run has in its folder whose start was refused or killed before its settings were there."""
 
 
 def claim_run(folder: Path) -> None:

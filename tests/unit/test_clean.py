@@ -134,7 +134,7 @@ def test_a_test_answer_smuggled_into_the_candidates_is_refused(shards: Path) -> 
     assert set(clean.candidates(known, test).answers) == {f"answer {i}" for i in range(5)}
     assert "secret 0" in PROTOCOLS["paper"].candidates(known, test).answers
 
-    def smuggling(train: Any, given_test: Any) -> Candidates:
+    def smuggling(train: Any, given_test: Any, normalisation: Any) -> Candidates:
         assert not given_test, "a blind protocol is not given the test questions"
         return Candidates(distinct_answers([*train, *test]), "said to be training answers")
 

@@ -1,0 +1,90 @@
+"""Under the form `fixed`, every test answer that training gave can be given, by ranking and by beam search; `official` is counted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2i2.data.records import Question
+from m2i2.data.sources import open_source
+from m2i2.data.text.cleaning import Normalisation, clean_answer, clean_question, scored_answer
+from m2i2.data.text.fit import misfit
+from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from m2i2.evaluation.protocols import PROTOCOLS
+from m2i2.evaluation.reach import Writing, answers_in_reach
+from tests.perfect import given_by_a_perfect_model, right
+
+SETS = {"vqa_rad": ("vqa-rad", {}), "slake_en": ("slake", {}), "slake_zh": ("slake", {"language": "zh"})}
+FOLDERS = {"vqa-rad": "vqa_rad", "slake": "slake"}
+_read: dict[str, tuple[list[Question], list[Question]]] = {}
+
+
+def questions(data: Path, name: str) -> tuple[list[Question], list[Question]]:
+    """Training and test questions, read once."""
+    if name not in _read:
+        source, options = SETS[name]
+        records = list(open_source("vqa", source, data / FOLDERS[source], **options))
+        train, test = ([q for r in records if r.split == split for q in r.questions] for split in ("train", "test"))
+        _read[name] = train, test
+    return _read[name]
+
+
+def own_tokenizer(train: list[Question], test: list[Question]) -> Tokenizer:
+    """A vocabulary of the data set's own words and signs."""
+    answers = [clean_answer(q.answer, "fixed") for q in (*train, *test)]
+    return train_tokenizer([*answers, *(clean_question(q.question, 50, "fixed") for q in train)], 8000)
+
+
+def writing(tokenizer: Tokenizer, form: Normalisation) -> Writing:
+    return Writing(tokenizer=tokenizer, form=form, positions=512)
+
+
+def check_everything_in_reach(train: list[Question], test: list[Question], tokenizer: Tokenizer) -> int:
+    """How many test questions have an answer that training gave; each of them is given both ways."""
+    how = writing(tokenizer, "fixed")
+    candidates = PROTOCOLS["clean"].candidates(train, [], "fixed").answers
+    known = {scored_answer(q.answer, "fixed") for q in train if q.answer.strip()}
+    asked = [q for q in test if scored_answer(q.answer, "fixed") in known]
+    for given in given_by_a_perfect_model(asked, train, candidates, how, tokenizer):
+        wrong = [(q.answer, a) for q, a, yes in zip(asked, given, right(given, asked, how), strict=True) if not yes]
+        assert wrong == []
+    found = answers_in_reach(test, train, candidates, how, how.longest(q.answer for q in train))
+    assert found["no_candidate"] == found["not_in_training"] == len(test) - len(asked)
+    for reason in ("candidate_not_as_trained", "candidate_shares_tokens", "cannot_be_written", "cleaned_to_nothing"):
+        assert found[reason] == 0, reason
+    return len(asked)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_answer_that_training_gave_can_be_given(shared_data: Path, name: str) -> None:
+    train, test = questions(shared_data, name)
+    assert check_everything_in_reach(train, test, own_tokenizer(train, test)) == KNOWN[name]
+
+
+@pytest.mark.parametrize("name", ["vqa_rad", "slake_en"])
+def test_so_they_can_with_berts_vocabulary(shared_data: Path, minilm: Path, name: str) -> None:
+    train, test = questions(shared_data, name)
+    assert check_everything_in_reach(train, test, load_tokenizer(minilm)) == KNOWN[name]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_official_counts_what_it_cannot_give(shared_data: Path, name: str) -> None:
+    train, test = questions(shared_data, name)
+    how = writing(own_tokenizer(train, test), "official")
+    found = answers_in_reach(test, train, PROTOCOLS["paper"].candidates(train, test).answers, how, 10)
+    assert {reason: found[reason] for reason in OFFICIAL[name]} == OFFICIAL[name]
+
+
+def test_an_english_vocabulary_does_not_fit_chinese_questions(shared_data: Path) -> None:
+    train, test = questions(shared_data, "slake_zh")
+    english = own_tokenizer(*questions(shared_data, "slake_en"))
+    fits = writing(english, "fixed").fits(test, (q.answer for q in train))
+    assert fits["questions"].share > 0.7 and misfit(fits, 0.05)
+
+
+KNOWN = {"vqa_rad": 0, "slake_en": 0, "slake_zh": 0}
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "vqa_rad": {"candidate_not_as_trained": 38},
+    "slake_en": {"candidate_not_as_trained": 101},
+    "slake_zh": {"candidate_not_as_trained": 77},
+}
