@@ -41,11 +41,11 @@ class PerfectDecoder:
         cache.length += ids.shape[1]
         rows = self.questions.repeat_interleave(len(ids) // len(self.questions))
         places = (positions + 1).clamp_max(self.answers.shape[1] - 1)
-        return self.answers[rows[:, None], places].double()[..., None]
+        return self.answers[rows[:, None], places].float()[..., None]
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., 1] -> [..., V]: nearly all of the probability on the next token."""
-        return 40 * torch.nn.functional.one_hot(states[..., 0].long(), self.vocabulary).double()
+        return torch.zeros(*states.shape[:-1], self.vocabulary).scatter_(-1, states.long(), 40.0)
 
 
 def given_by_a_perfect_model(
@@ -53,22 +53,23 @@ def given_by_a_perfect_model(
 ) -> tuple[list[str], list[str]]:
     """What ranking and beam search give where the model writes every true answer just as it was trained to.
 
-    Ranking's answers are candidates; beam search's are texts.
+    Ranking's answers are candidates; beam search's are texts. Short answers are asked first, together: ranking reads twice as
+    much of the tree for each token more.
     """
-    ranked: list[str] = []
-    written: list[str] = []
+    ranked, written = [""] * len(asked), [""] * len(asked)
     tree = CandidateTree.build([list(writing.ranked(candidate)) for candidate in candidates])
     most = writing.longest(question.answer for question in train)
-    for start in range(0, len(asked), 64):
-        part = asked[start : start + 64]
-        decoder = PerfectDecoder([writing.trained(q.answer) for q in part], tokenizer.size, tokenizer.sep_id)
-        states = torch.arange(len(part), dtype=torch.float64)[:, None, None]
+    order = sorted(range(len(asked)), key=lambda number: len(writing.trained(asked[number].answer)))
+    for start in range(0, len(asked), 16):
+        part = order[start : start + 16]
+        decoder = PerfectDecoder([writing.trained(asked[i].answer) for i in part], tokenizer.size, tokenizer.sep_id)
+        states = torch.arange(len(part), dtype=torch.float32)[:, None, None]
         mask = torch.ones(len(part), 1, dtype=torch.long)
         best = likeliest(decoder, states, mask, tree, 1)  # type: ignore[arg-type]
-        ranked += [candidates[number] for number in best.numbers[:, 0].tolist()]
         limits = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "beams": 3, "max_tokens": most}
         texts, _ = beam_search(decoder, states, mask, **limits)  # type: ignore[arg-type]
-        written += [tokenizer.decode(tokens) for tokens in texts]
+        for number, chosen, tokens in zip(part, best.numbers[:, 0].tolist(), texts, strict=True):
+            ranked[number], written[number] = candidates[chosen], tokenizer.decode(tokens)
     return ranked, written
 
 

@@ -81,7 +81,7 @@ class Protocol:
 _FORMS: dict[Normalisation, str] = {
     "official": "Exact match after the official clean-up.",
     "fixed": "Exact match in the form `fixed`: all letters, digits and signs count; case, accents and spaces do not.",
-    "fixed-0.1": "Exact match in version 0.1's form `fixed`, which cleans numbers, articles and signs away as the official one does.",
+    "fixed-0.1": "Exact match in version 0.1's form `fixed`, which loses numbers, articles and signs as the official one does.",
 }
 
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2i2.data.records import Question
-from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_answer, clean_question, ranked_answer, same_spelling, scored_answer
+from m2i2.data.text.cleaning import (
+    TEST_WORDS,
+    Normalisation,
+    clean_answer,
+    clean_question,
+    ranked_answer,
+    same_spelling,
+    scored_answer,
+)
 from m2i2.data.text.fit import Fit, fit_of
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.inference.generation import LONGEST
@@ -150,11 +158,16 @@ def remarks(found: dict[str, Any]) -> list[str]:
     """`answers_in_reach` in sentences: one for everything that is not as it should be."""
     total = found["questions"]
     lines = [f"{found[name]} of {total} questions: {meaning}." for name, meaning in _MEANINGS.items() if found[name]]
-    for name, what in (("candidates_sharing_tokens", "candidates have the tokens of others"), ("answers_scored_alike", "different answers score as equal")):
+    for name, what in (
+        ("candidates_sharing_tokens", "candidates have the tokens of others"),
+        ("answers_scored_alike", "different answers score as equal"),
+    ):
         if count := found[name]["answers"]:
             first = ", ".join(repr(text) for text in found[name]["examples"][0][:3])
             lines.append(f"{count} {what} ({count} become {found[name]['become']}; for instance {first}).")
     unknown = found["unknown_tokens_percent"]
     if any(unknown.values()):
-        lines.append(f"[UNK]: {unknown['questions']:.1f} % of the tokens of the questions, {unknown['answers']:.1f} % of the answers'.")
+        lines.append(
+            f"[UNK]: {unknown['questions']:.1f} % of the tokens of the questions, {unknown['answers']:.1f} % of the answers'."
+        )
     return lines

@@ -146,7 +146,9 @@ def _cautions(protocol: str, trained: str, form: str) -> list[str]:
     """What a reader must know where a model was not trained under the protocol that scores it."""
     found = []
     if protocol == "clean" and trained != "clean":
-        found.append(f"It was trained under {trained}: it may have seen rewrites of test questions, or been chosen by the test set.")
+        found.append(
+            f"It was trained under {trained}: it may have seen rewrites of test questions, or been chosen by the test set."
+        )
     if protocol == "clean" and form != "fixed":
         found.append(f"It was trained with the form {form} of answers and is scored in it; clean trains with fixed by now.")
     if protocol == "paper" and form != "official":

@@ -1,4 +1,4 @@
-"""Answers that the official clean-up loses are learned, ranked, written, scored and shown under `clean`; what does not fit is said."""
+"""Answers that the official clean-up loses are learned, ranked, written, scored and shown under `clean`; a misfit is said."""
 
 import json
 import os

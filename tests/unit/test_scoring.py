@@ -183,7 +183,9 @@ def test_published_rows_stand_beside_the_same_questions_only(protocol: str, chan
 def test_views_are_named_by_their_split(split: str, names: list[str]) -> None:
     source = "slake" if split == "val" else "vqa-rad"
     rows, rules = given([True, False] * 3), PROTOCOLS["paper"]
-    found = summarise(rows, [question(0, "mri")], rules, rules.candidates([], [g.question for g in rows]), source, "official", split)
+    found = summarise(
+        rows, [question(0, "mri")], rules, rules.candidates([], [g.question for g in rows]), source, "official", split
+    )
     assert list(found["views"]) == names
     assert [view.name for view in rules.views("vqa-rad", "selection")] == ["selection, freeform", "selection"]
 

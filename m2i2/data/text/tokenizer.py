@@ -75,7 +75,11 @@ class Tokenizer:
         settings: dict[str, object] = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
         normalizer = json.loads(self._inner.to_str()).get("normalizer") or {}
         if normalizer.get("type") == "BertNormalizer":
-            names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+            names = {
+                "do_lower_case": "lowercase",
+                "strip_accents": "strip_accents",
+                "tokenize_chinese_chars": "handle_chinese_chars",
+            }
             stored = {theirs: normalizer.get(ours) for theirs, ours in names.items()}
             unusual = {name: value for name, value in stored.items() if value is not _USUAL[name]}
             settings |= unusual
