@@ -83,8 +83,8 @@ class Answerer:
             scores, numbers, _ = likeliest(decoder, states, mask, self.tree, len(self.candidates))
             chances = zip(scores[0].softmax(-1).tolist(), numbers[0].tolist(), strict=True)
             return [(self.candidates[number], chance) for chance, number in chances][:top]
-        ids = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
-        found, scores = all_beams(decoder, states, mask, beams=top, max_tokens=self.longest, **ids)
+        ends = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
+        found, scores = all_beams(decoder, states, mask, beams=top, max_tokens=self.longest, **ends)
         written: dict[str, float] = {}
         for tokens, score in zip(found[0], scores[0].exp().tolist(), strict=True):
             if score > 0:

@@ -325,9 +325,11 @@ def test_reasons_of_rejects_are_not_garbled_by_the_records_keys(tmp_path: Path, 
     for name in ("a", "e", "image", "file", "decoded"):
         (tmp_path / f"{name}.png").write_bytes(b"no picture")
         rows.append({"image": f"{name}.png", "caption": "c", "split": "train"})
+    Image.new("RGB", (20, 20)).save(tmp_path / "good.png")
+    rows.append({"image": "good.png", "caption": "c", "split": "train"})
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     assert main(["captions", "json", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "s"), "--workers", "1"]) == 2
     rejects = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().split("\n") if line]
     assert [reject["key"] for reject in rejects] == ["a", "e", "image", "file", "decoded"]
-    (reason,) = {reject["reason"] for reject in rejects}
-    assert reason.startswith("The image ... cannot be decoded")
+    assert all(reject["reason"].startswith(f"The image {reject['key']} cannot be decoded") for reject in rejects)
+    assert "(5 x The image ... cannot be decoded: it is damaged" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def _build(
     builder.end_split()
     rejects = builder.rejects
     write_text(output / REJECTS, "".join(json.dumps(asdict(r)) + "\n" for r in rejects))
-    reasons = Counter(r.reason for r in rejects)
+    reasons = Counter(_without_key(r) for r in rejects)
     if total == 0 or total == len(rejects):
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
     if len(rejects) > max_rejects * total:
@@ -143,6 +143,11 @@ def _build(
         notes=index["notes"],
         resumed_shards=builder.resumed,
     )
+
+
+def _without_key(reject: Reject) -> str:
+    """The reason with "..." for the record's key, where that is the name of the file: behind "The image" or "The DICOM file"."""
+    return re.sub(rf"^(The (?:\S+ ){{1,2}}){re.escape(reject.key)} ", r"\1... ", reject.reason)
 
 
 def _make(output: Path) -> None:

@@ -46,10 +46,6 @@ class Reject:
     file: str
 
 
-_NAME = "..."
-"""A record's name in a reason: the reject has its key beside it, and reasons are counted."""
-
-
 class Encoded(NamedTuple):
     """A sample as it is stored."""
 
@@ -86,10 +82,10 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     remarks: tuple[str, ...] = ()
     try:
         if is_dicom(original):
-            radiograph = decode_dicom(original, _NAME, encoding.max_pixels)
+            radiograph = decode_dicom(original, record.key, encoding.max_pixels)
             image, remarks = radiograph.image, radiograph.remarks
         else:
-            image = decode(original, _NAME, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
+            image = decode(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
     except M2I2Error as e:
         return reject(str(e))
     ending = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(original[:2])
