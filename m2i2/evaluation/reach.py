@@ -81,22 +81,22 @@ def answers_in_reach(
     by_form = _grouped((writing.scored(candidate), candidate) for candidate in candidates)
     trained = {answer: writing.trained(answer) for answer in dict.fromkeys(q.answer for q in train)}
     known = _grouped((writing.scored(answer), tokens) for answer, tokens in trained.items())
-    spellings = _grouped(
-        (writing.scored(answer), same_spelling(answer)) for answer in dict.fromkeys(q.answer for q in (*train, *asked))
-    )
+    spellings: dict[str, dict[str, str]] = defaultdict(dict)
+    for answer in dict.fromkeys(q.answer for q in (*train, *asked)):
+        spellings[writing.scored(answer)].setdefault(same_spelling(answer), " ".join(answer.lower().split()))
     counts = dict.fromkeys(_MEANINGS, 0)
     for question in asked:
         for reason in _obstacles(question.answer, writing, by_form, sequences, known, most):
             counts[reason] += 1
         form = writing.scored(question.answer)
-        counts["scored_as_another_answer"] += len(set(spellings[form])) > 1
+        counts["scored_as_another_answer"] += len(spellings[form]) > 1
     fits = writing.fits(asked, (q.answer for q in (*train, *asked)))
     return {
         "form": writing.form,
         "questions": len(asked),
         **counts,
         "candidates_sharing_tokens": _shared(sequences.values()),
-        "answers_scored_alike": _shared(spellings.values()),
+        "answers_scored_alike": _shared(group.values() for group in spellings.values()),
         "unknown_tokens_percent": {name: round(100 * fit.share, 2) for name, fit in fits.items()},
     }
 
@@ -148,9 +148,9 @@ def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
     return dict(groups)
 
 
-def _shared(groups: Iterable[Collection[str]]) -> dict[str, Any]:
+def _shared(groups: Iterable[Iterable[str]]) -> dict[str, Any]:
     """How many different texts fall together, into how many, and the first examples."""
-    together = [sorted(set(group)) for group in groups if len(set(group)) > 1]
+    together = [group for group in map(sorted, map(set, groups)) if len(group) > 1]
     return {"answers": sum(map(len, together)), "become": len(together), "examples": together[:_EXAMPLES]}
 
 

@@ -103,7 +103,7 @@ def candidate_answers(answers: Iterable[str], normalisation: Normalisation = "of
 
 def same_spelling(text: str) -> str:
     """A text as it is compared where only case and spaces do not count."""
-    return " ".join(text.lower().split())
+    return "".join(text.lower().split())
 
 
 def _official_target(text: str) -> str:
