@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from m2i2.errors import M2I2Error
 
@@ -27,7 +28,8 @@ def guarded(command: Callable[[], int]) -> int:
     it, say so in a line, after the failed rank has said why, and end too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 is shown with escapes; it is no reason to fail
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # where it was taken for a file and is a pipe by now
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except BrokenPipeError:
