@@ -5,6 +5,7 @@ value and ``official`` the code's. ``large``, ``small`` and ``tiny`` are ours. T
 `options.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -172,8 +173,11 @@ class AnsweringConfig:
     """Factor on an answer's summed token loss (official: every answer weighs 0.5)."""
     decoder_start: Literal["text", "multimodal"] = "text"
     """Whose layers start the answer decoder: BERT's own (paper) or the pretrained multimodal ones (official code)."""
-    normalisation: Literal["official", "fixed"] = "official"
-    """How answers and questions are cleaned; ``fixed`` trains and scores one form (see m2i2/data/text/cleaning.py)."""
+    normalisation: Literal["auto", "official", "fixed", "fixed-0.1"] = "auto"
+    """How answers and questions are cleaned: ``fixed`` trains, ranks and scores one form that loses no sign (clean), ``official``
+    is the published code's (paper); auto goes by the protocol. See m2i2/data/text/cleaning.py."""
+    max_unknown: float = 0.05
+    """Share of [UNK] among the tokens of questions or answers beyond which a vocabulary does not fit: a warning, clean refuses."""
     protocol: Literal["paper", "clean"] = "paper"
     """clean: trains on no rewrite of a test question, and chooses the best checkpoint by images of no test set."""
     selection: float = 0.1
@@ -186,6 +190,20 @@ class AnsweringConfig:
     def __post_init__(self) -> None:
         require(0 <= self.selection < 1, f"answering.selection={self.selection} is a share: from 0 to below 1.")
         require(self.select_every > 0, f"answering.select_every={self.select_every} must be above 0.")
+        require(0 <= self.max_unknown <= 1, f"answering.max_unknown={self.max_unknown} is a share: from 0 to 1.")
+
+    @property
+    def form(self) -> Literal["official", "fixed", "fixed-0.1"]:
+        """The form of answers that ``normalisation`` stands for."""
+        if self.normalisation == "auto":
+            return "fixed" if self.protocol == "clean" else "official"
+        return self.normalisation
+
+    @staticmethod
+    def upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings that version 0.1 stored, in today's terms: its ``fixed`` cleaned numbers, articles and signs away."""
+        of_0_1 = "select_every" in stored and "max_unknown" not in stored
+        return {**stored, "normalisation": "fixed-0.1"} if of_0_1 and stored.get("normalisation") == "fixed" else stored
 
 
 @dataclass(frozen=True, kw_only=True)

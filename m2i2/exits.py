@@ -1,10 +1,12 @@
 """How every command ends: a user's error in one paragraph and exit code 2, anything else with its traceback and 1."""
 
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from m2i2.errors import M2I2Error
 
@@ -25,6 +27,9 @@ def guarded(command: Callable[[], int]) -> int:
     group's threads, which can hang or abort an interpreter that shuts down around them. The others lose their connection to
     it, say so in a line, after the failed rank has said why, and end too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 is shown with escapes; it is no reason to fail
+        with suppress(OSError):  # where it was taken for a file and is a pipe by now
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except BrokenPipeError:

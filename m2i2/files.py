@@ -16,10 +16,21 @@ MOST_JSON = 64 << 20
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` in one step: a reader sees the old file or the new one, never a part."""
+    """Put ``text`` at ``path`` in one step: a reader sees the old file or the new one, never a part.
+
+    What is no Unicode (bytes of a path that is not UTF-8) becomes an escape, which in JSON means the same.
+    """
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
+
+
+def json_lines(path: Path) -> list[Any]:
+    """The values of a JSONL file, split at line feeds alone: a text may hold U+2028 and other ends of lines.
+
+    OSError where it cannot be read, ValueError for a line that is no JSON.
+    """
+    return [json.loads(line) for line in path.read_bytes().decode().split("\n") if line.strip()]
 
 
 def sha256_of(path: Path) -> str:

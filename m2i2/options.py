@@ -147,6 +147,8 @@ def _section(cls: type[C], values: Mapping[str, Any], prefix: str, keys: Sequenc
     for key in values:
         if key not in hints:
             raise _unknown(prefix + key, [prefix + k for k in hints], keys)
+    if upgraded := getattr(cls, "upgraded", None):
+        values = upgraded(values)
     return cls(**{key: _typed(value, hints[key], prefix + key, keys) for key, value in values.items()})
 
 

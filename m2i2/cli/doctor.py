@@ -12,6 +12,7 @@ from pathlib import Path
 
 from m2i2.diagnosis import Finding, examine
 from m2i2.exits import EXIT_USER_ERROR, guarded
+from m2i2.files import json_lines
 
 DESCRIPTION = """Examine this machine: Python, versions, GPUs, bfloat16, collectives, DeepSpeed, apex, shared memory, disk, SLURM.
 Each line says what was found; a note or a fault says what to do. Exit code 0, or 2 where there is a fault."""
@@ -112,6 +113,6 @@ def try_training(seconds: float = 600) -> Finding:
             said = next((line for line in done.stderr.splitlines() if line.startswith(("error", "fault"))), "")
             text = said or (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             return Finding("training", "fault", f"{ranks} rank(s) ended with code {done.returncode}: {text}", "Mend what it names.")
-        rows = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
+        rows = json_lines(Path(folder) / "run" / "log.jsonl")
     losses = ", ".join(f"{row['loss']:.3f}" for row in rows)
     return Finding("training", "ok", f"{ranks} rank(s) trained {len(rows)} steps and saved a checkpoint (losses {losses})")

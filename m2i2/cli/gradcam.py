@@ -98,7 +98,6 @@ def _slake(arguments: argparse.Namespace) -> int:
     from rich.progress import track
     from rich.table import Table
 
-    from m2i2.data.records import distinct_answers
     from m2i2.data.sources.slake import Slake
     from m2i2.evaluation.scoring import is_correct
     from m2i2.files import write_text
@@ -110,7 +109,7 @@ def _slake(arguments: argparse.Namespace) -> int:
     if arguments.candidates:
         candidates = read_candidates(arguments.candidates)
     else:
-        candidates = distinct_answers(q for r in records if r.split in ("train", "test") for q in r.questions)
+        candidates = tuple(q.answer for r in records if r.split in ("train", "test") for q in r.questions)
     answerer = load_model(arguments.checkpoint).answerer(candidates)
     layers: list[int | None] = [None, *range(answerer.model.text.depth - answerer.model.text.fusion_layer)]
     layers = layers if arguments.layer is None else [arguments.layer]

@@ -1,12 +1,12 @@
 """``tools/plot_losses.py``: loss curves as a picture, of one run or of several over one another, and a table of them."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.files import json_lines
 from m2i2.training.display import losses_of
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_log(run: Path) -> list[dict[str, float]]:
     """The rows of a run's log; M2I2Error where there is none."""
     try:
-        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        rows: list[dict[str, float]] = json_lines(run / "log.jsonl")
     except (OSError, ValueError) as e:
         raise M2I2Error(f"{run} has no readable log.jsonl ({e}); name a run's folder.") from e
     if not rows:

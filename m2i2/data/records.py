@@ -1,7 +1,7 @@
 """One sample as it travels from a source to the shards and back: an image with its captions or its questions."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -56,8 +56,3 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[ImageRecord]:
         """Raises M2I2Error, naming the file and the record, for anything malformed."""
         ...
-
-
-def distinct_answers(questions: Iterable[Question]) -> tuple[str, ...]:
-    """Different answers in the order of their first appearance, in lower case (517 for all of VQA-RAD, as official)."""
-    return tuple(dict.fromkeys(q.answer.strip().lower() for q in questions))

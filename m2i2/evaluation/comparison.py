@@ -1,6 +1,5 @@
 """Two results side by side: McNemar's exact test, the interval of their difference, and what forbids the comparison."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.scoring import resampled_means
-from m2i2.files import read_object
+from m2i2.evaluation.scoring import difference_interval
+from m2i2.files import json_lines, read_object
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def compare(first: Path, second: Path) -> Comparison:
     right = [np.array([bool(mine[key]["correct"]) for key in shared]) for mine in rows]
     only = [int((right[i] & ~right[1 - i]).sum()) for i in (0, 1)]
     change = right[1].astype(float) - right[0].astype(float)
-    low, high = np.percentile(resampled_means(change.tolist(), [image for image, _ in shared]), [2.5, 97.5])
+    low, high = difference_interval(change.tolist(), [image for image, _ in shared])
     return Comparison(
         questions=len(shared),
         accuracies=(100 * float(right[0].mean()), 100 * float(right[1].mean())),
@@ -54,7 +53,7 @@ def compare(first: Path, second: Path) -> Comparison:
         only_second=only[1],
         p=mcnemar(*only),
         difference=100 * float(change.mean()),
-        interval=(100 * float(low), 100 * float(high)),
+        interval=(100 * low, 100 * high),
         warnings=tuple(_warnings(results, [len(mine) - len(shared) for mine in rows])),
     )
 
@@ -63,8 +62,7 @@ def _predictions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """(image, question id) -> a line of predictions.jsonl."""
     path = folder / "predictions.jsonl"
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {(str(row["image"]), str(row["id"])): row for row in found}
+        return {(str(row["image"]), str(row["id"])): row for row in json_lines(path)}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise M2I2Error(f"{path} cannot be read ({type(e).__name__}: {e}); name a folder that evaluate.py wrote.") from e
 

@@ -11,7 +11,7 @@ _FILE = Path(__file__).with_name("literature.json")
 
 @cache
 def literature() -> dict[str, Any]:
-    """The file: its source, the protocol of all its rows, what M2I2's own rows were trained with, and the rows."""
+    """The file: its source, the protocol of all its rows, what M2I2's own rows were trained with, its tables and their rows."""
     return json.loads(_FILE.read_text(encoding="utf-8"))
 
 
@@ -21,6 +21,16 @@ def published(dataset: str, view: str, protocol: str) -> list[dict[str, Any]]:
     if protocol != book["protocol"]:
         return []
     return [row for row in book["rows"] if row["dataset"] == dataset and row["view"] == view]
+
+
+def published_beside(protocol: str, questions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that may stand under our own: those of a table about the same questions, under the same protocol.
+
+    ``questions``: ``dataset``, ``view``, ``split``, ``language`` and ``questions``, their number.
+    """
+    if dict(questions) not in literature()["tables"]:
+        return []
+    return published(questions["dataset"], questions["view"], protocol)
 
 
 def differences_to_paper(configuration: Mapping[str, Any]) -> list[str]:

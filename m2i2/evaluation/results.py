@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.table import Table
 from m2i2.data.records import Question
 from m2i2.data.text.cleaning import Normalisation
 from m2i2.evaluation.baselines import most_frequent, question_only
-from m2i2.evaluation.literature import published
+from m2i2.evaluation.literature import published_beside
 from m2i2.evaluation.protocols import Candidates, Protocol
 from m2i2.evaluation.scoring import Answered, agreement, by_field, by_kind, is_correct, mean_f1, paraphrase_consistency
 from m2i2.files import write_text
@@ -27,10 +27,12 @@ def summarise(
     candidates: Candidates,
     source: str,
     normalisation: Normalisation,
+    split: str = "test",
 ) -> dict[str, Any]:
     """Scores of every view, with both baselines on the same questions, and what a reader must know of them.
 
     ``train``: the training questions that the protocol allows; the baselines know their answers and nothing else.
+    ``source`` and ``split``: the data set and the part of it that was asked.
     """
     questions = [g.question for g in given]
     answers = {
@@ -40,14 +42,17 @@ def summarise(
     }
     answered = {who: _scored(given, predictions, normalisation) for who, predictions in answers.items()}
     views = {}
-    for view in protocol.views(source):
+    rules = protocol.name if normalisation == "official" else f"{protocol.name}, {normalisation}"  # published numbers are official
+    languages = "+".join(sorted({question.metadata.get("language") or "en" for question in questions}))
+    for view in protocol.views(source, split):
         inside = [view.contains(question) for question in questions]
         rows = {who: [a for a, yes in zip(all_, inside, strict=True) if yes] for who, all_ in answered.items()}
+        table = {"dataset": source, "view": view.name, "split": split, "language": languages, "questions": sum(inside)}
         if any(inside):
-            views[view.name] = {**_scores(rows, normalisation), "published": published(source, view.name, protocol.name)}
+            views[view.name] = {**_scores(rows, normalisation), "published": published_beside(rules, table)}
     written = [(g.best[0][0], g.generated) for g in given if g.generated is not None]
     return {
-        "protocol": {"name": protocol.name, "habits": list(protocol.habits(source))},
+        "protocol": {"name": protocol.name, "habits": list(protocol.habits(source, normalisation))},
         "candidates": candidates.provenance,
         "training_questions": len(train),
         "normalisation": normalisation,
@@ -71,9 +76,9 @@ def _scores(rows: Mapping[str, list[Answered]], normalisation: Normalisation) ->
         scores[who] = {kind: accuracy.to_json() for kind, accuracy in by_kind(mine).items()}
         scores[who]["token_f1"] = mean_f1(mine, normalisation)
     model = rows["model"]
+    forms: tuple[Normalisation, ...] = ("official", "fixed")
     scores["exact_match_by_clean_up"] = {
-        variant: round(100 * sum(is_correct(a.prediction, a.question.answer, variant) for a in model) / len(model), 2)
-        for variant in get_args(Normalisation)
+        form: round(100 * sum(is_correct(a.prediction, a.question.answer, form) for a in model) / len(model), 2) for form in forms
     }
     for name, field in _FIELDS.items():
         if found := by_field(model, field):
@@ -120,7 +125,8 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     for name, view in results["views"].items():
         total = view["model"]["overall"]["total"]
-        table = Table(title=f"{name} ({total} questions, protocol {results['protocol']['name']})", title_justify="left")
+        rules = f"protocol {results['protocol']['name']}, answers in the form {results['normalisation']}"
+        table = Table(title=f"{name} ({total} questions, {rules})", title_justify="left")
         table.add_column("accuracy, % [95 % interval]")
         for kind in KINDS:
             table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right")

@@ -1,9 +1,12 @@
 """How answers are scored: exact match after the clean-up, token F1, and intervals that know of shared images.
 
 The interval is the 95 % percentile bootstrap over images, not over questions: an image comes with several questions, whose
-answers rise and fall together, and the model meets new images, not new questions about the old ones.
+answers rise and fall together, and the model meets new images, not new questions about the old ones. Of few images, and of
+answers that are all right or all wrong, the bootstrap knows no spread: there the interval also covers that of Wilson (of
+Agresti and Min for differences), with the images as its sample.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,10 @@ from m2i2.data.text.cleaning import Normalisation, scored_answer
 
 RESAMPLES = 2000
 """Bootstrap samples; the interval's ends move by about a tenth of a point from seed to seed."""
+FEW = 10
+"""Images below which the bootstrap alone is not trusted."""
+_Z = 1.959964
+"""Of a 95 % interval of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,42 @@ def resampled_means(values: Sequence[float], clusters: Sequence[str], resamples:
     return (drawn @ sums) / (drawn @ sizes)
 
 
+def share_interval(right: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """95 % interval, in [0, 1], of the mean of ``right`` (each in [0, 1]) over ``clusters``; never without width."""
+    low, high = _percentiles(right, clusters)
+    count = len(set(clusters))
+    if low < high and count >= FEW:
+        return low, high
+    wilson = wilson_interval(float(np.mean(right)), count)
+    return min(low, wilson[0]), max(high, wilson[1])
+
+
+def difference_interval(change: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """95 % interval, in [-1, 1], of the mean of paired changes (each in [-1, 1]) over ``clusters``; never without width."""
+    low, high = _percentiles(change, clusters)
+    count = len(set(clusters))
+    if low < high and count >= FEW:
+        return low, high
+    values = np.asarray(change, dtype=float)
+    down, up = (count * float(np.mean(part)) + 0.5 for part in (np.maximum(-values, 0), np.maximum(values, 0)))
+    pairs = count + 2  # Agresti and Min, Statistics in Medicine 2005: half a pair more of every outcome
+    centre = (up - down) / pairs
+    half = _Z * math.sqrt(max(up + down - (up - down) ** 2 / pairs, 0.0)) / pairs
+    return min(low, max(-1.0, centre - half)), max(high, min(1.0, centre + half))
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a ``share`` of ``count`` (JASA 1927)."""
+    spread = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    centre, scale = share + _Z**2 / (2 * count), 1 + _Z**2 / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def _percentiles(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    low, high = np.percentile(resampled_means(values, clusters), [2.5, 97.5])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Right answers out of how many, and how sure that is."""
@@ -83,8 +126,8 @@ def accuracy(answers: Iterable[Answered]) -> Accuracy:
     right = [a.correct for a in rows]
     if not rows:
         return Accuracy(0, 0)
-    low, high = np.percentile(resampled_means(right, [a.key for a in rows]), [2.5, 97.5])
-    return Accuracy(sum(right), len(rows), (100 * float(low), 100 * float(high)))
+    low, high = share_interval(right, [a.key for a in rows])
+    return Accuracy(sum(right), len(rows), (100 * low, 100 * high))
 
 
 def by_kind(answers: Sequence[Answered]) -> dict[str, Accuracy]:

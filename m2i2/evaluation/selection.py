@@ -9,6 +9,7 @@ from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.distributed import max_over_ranks
 from m2i2.evaluation.scoring import is_correct
+from m2i2.inference.generation import LONGEST
 from m2i2.inference.predictor import Method, Predictor
 from m2i2.tasks.vqa import VQATask
 from m2i2.training.checkpoint import SELECTION, Checkpoints, write_json
@@ -23,9 +24,11 @@ class Selection(Evaluator):
     which needs no list of candidates and takes a fraction of ranking's time.
     """
 
-    def __init__(self, task: VQATask, split: SelectedSplit, tokenizer: Tokenizer, process: Process, every: int) -> None:
-        """``split``: the questions; ``every``: optimizer steps between two scorings."""
-        self.task, self.tokenizer, self.process, self.every = task, tokenizer, process, every
+    def __init__(
+        self, task: VQATask, split: SelectedSplit, tokenizer: Tokenizer, process: Process, every: int, longest: int = LONGEST
+    ) -> None:
+        """``split``: the questions; ``every``: optimizer steps between two scorings; ``longest``: tokens of an answer at most."""
+        self.task, self.tokenizer, self.process, self.every, self.longest = task, tokenizer, process, every, longest
         self._total = len(split)
         self._mine = SelectedSplit(split.whole, split.chosen[process.rank :: process.ranks].tolist(), "share of a rank")
         self._rows: list[dict[str, int]] = []
@@ -54,8 +57,8 @@ class Selection(Evaluator):
 
     def _score(self) -> int:
         """Right answers over all ranks."""
-        normalisation = self.task.config.answering.normalisation
-        method = Method(mode="generate", beams=1, normalisation=normalisation)
+        normalisation = self.task.config.answering.form
+        method = Method(mode="generate", beams=1, max_tokens=self.longest, normalisation=normalisation)
         model = self.task.student
         predictor = Predictor(model, self.tokenizer, (), method, self.process.device, self.task.dtype, batch=32)
         given = predictor.predict(self._mine, progress=False)

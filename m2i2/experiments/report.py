@@ -1,7 +1,7 @@
 """The report of a recipe, from the records of its cells and nothing else: tables, a plot, and the text around them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.literature import literature, published
 from m2i2.evaluation.results import KINDS, with_interval
-from m2i2.evaluation.scoring import resampled_means
+from m2i2.evaluation.scoring import difference_interval, share_interval
 from m2i2.experiments.recipe import Cell, Recipe, cells
 from m2i2.experiments.running import record_path
 from m2i2.files import read_object, write_text
@@ -51,7 +51,7 @@ class Scored:
         per_seed = 100 * self.right[:, mask].mean(1)
         return {
             "accuracy": float(per_seed.mean()),
-            "interval": _interval(self.right[:, mask].mean(0), self.images, mask),
+            "interval": _in_points(share_interval, self.right[:, mask].mean(0), self.images, mask),
             "seeds": [round(float(value), 1) for value in per_seed],
         }
 
@@ -63,14 +63,19 @@ class Scored:
         """This variant less another over the seeds that both have, in points, with its interval over images."""
         seeds = self.common_seeds(other)
         change = (self.right[:seeds] - other.right[:seeds]).mean(0)[mask]
-        low, high = _interval(change, self.images, mask)
+        low, high = _in_points(difference_interval, change, self.images, mask)
         return f"{100 * change.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _interval(values: NDArray[np.float64], images: Sequence[str], mask: NDArray[np.bool_]) -> tuple[float, float]:
+Interval = Callable[[Sequence[float], Sequence[str]], tuple[float, float]]
+
+
+def _in_points(
+    interval: Interval, values: NDArray[np.float64], images: Sequence[str], mask: NDArray[np.bool_]
+) -> tuple[float, float]:
     kept = [image for image, yes in zip(images, mask, strict=True) if yes]
-    low, high = np.percentile(100 * resampled_means(values.tolist(), kept), [2.5, 97.5])
-    return float(low), float(high)
+    low, high = interval(values.tolist(), kept)
+    return 100 * low, 100 * high
 
 
 def write_report(recipe: Recipe, recipe_file: Path, results: Path, output: Path) -> None:
@@ -98,6 +103,14 @@ def _scored(recipe: Recipe, dataset: str, found: dict[str, dict[str, Any]]) -> l
     for cell in cells(recipe):
         if cell.dataset == dataset and cell.name in found:
             variants.setdefault(cell.variant, []).append((cell.seed, found[cell.name]))
+    mine = [cell.name for cell in cells(recipe) if cell.dataset == dataset and cell.name in found]
+    forms = {found[name]["results"]["normalisation"]: name for name in mine}
+    if len(forms) > 1:
+        named = ", ".join(f"{name}: {form}" for form, name in forms.items())
+        raise M2I2Error(
+            f"The records of {dataset} score answers in different forms ({named}), "
+            f"which cannot stand in one table. Remove the records of one form and run their cells again."
+        )
     ordered = [v for v in recipe.plans[dataset].of_seed(0) if v in variants]
     return [Scored(v, tuple(record for _, record in sorted(variants[v], key=lambda row: row[0]))) for v in ordered]
 
@@ -115,7 +128,8 @@ def _how_to_read(recipe: Recipe, recipe_file: Path, results: Path) -> list[str]:
         f"`{results}`; every cell can be made again with `python launchers/ablate.py {recipe_file} --data DIR --results {results} "
         "--only CELL` after its record is removed.",
         "",
-        "Accuracy in percent: exact match after the official clean-up, mean over the seeds. Brackets hold the 95 % interval of a "
+        "Accuracy in percent: exact match in the form of answers that each data set's heading line names, mean over the seeds. "
+        "Brackets hold the 95 % interval of a "
         "bootstrap over test images (2,000 resamples): how far the number might move on other images, for these trained models. "
         f"The column `seeds` shows how far it moves when {_repeated(recipe)} with another seed. "
         "A difference is significant at the usual level "
@@ -127,7 +141,8 @@ def _how_to_read(recipe: Recipe, recipe_file: Path, results: Path) -> list[str]:
 def _dataset(dataset: str, note: str, scored: list[Scored]) -> list[str]:
     lines = [f"## {dataset}", ""]
     first = scored[0].records[0]["results"]
-    lines += [f"Protocol `{first['protocol']['name']}`: {_counts(first)}", "", *([note, ""] if note else [])]
+    rules = f"Protocol `{first['protocol']['name']}`, answers in the form `{first['normalisation']}`"
+    lines += [f"{rules}: {_counts(first)}", "", *([note, ""] if note else [])]
     reference = next((s for s in scored if s.variant == REFERENCE), None)
     for view in first["views"]:
         totals = {kind: int(scored[0].mask(view, kind).sum()) for kind in KINDS}

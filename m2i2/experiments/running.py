@@ -16,7 +16,7 @@ from typing import Any
 
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import Cell, Recipe, cells, commands
-from m2i2.files import read_object, write_text
+from m2i2.files import json_lines, read_object, write_text
 from m2i2.provenance import git_state, versions
 from m2i2.training.stopping import EXIT_STOPPED
 
@@ -163,7 +163,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 def record(recipe: Recipe, cell: Cell, work: Path, results: Path, seconds: float | None = None) -> None:
     """Write a finished cell's record and, for a finetuning, remove its checkpoints, which are large and can be made again."""
     run_folder = work / "runs" / cell.name
-    log = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    log = json_lines(run_folder / "log.jsonl")
     content: dict[str, Any] = {
         "recipe": asdict(recipe) | {"datasets": recipe.datasets},
         "cell": asdict(cell),
@@ -189,7 +189,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     results = read_object(folder / "results.json", "results")
     for bulky in ("configuration", "versions", "command", "git"):
         results.pop(bulky, None)
-    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = json_lines(folder / "predictions.jsonl")
     answers = {
         "image": [row["image"] for row in rows],
         "id": [row["id"] for row in rows],

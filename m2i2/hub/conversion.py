@@ -254,7 +254,7 @@ def _write_hugging_face(weights: Weights, folder: Path, tokenizer: Tokenizer, re
 
     settings = weights.settings
     vision, text = settings.vision, settings.text
-    normalisation = settings.answering.normalisation if isinstance(settings, FinetuningConfig) else "official"
+    normalisation = settings.answering.form if isinstance(settings, FinetuningConfig) else "official"
     objectives = settings.objectives if isinstance(settings, PretrainingConfig) else None
     config = M2I2Config.of(vision, text, objectives, normalisation)
     kind: Any = M2I2ForVisualQuestionAnswering if weights.answers else M2I2ForPretraining

@@ -11,14 +11,16 @@ from m2i2.data.images.decoding import decode
 from m2i2.data.images.dicom import decode_dicom, is_dicom
 from m2i2.data.images.transforms import EvaluationTransform, normalise
 from m2i2.data.loading.loader import pad_rows
-from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question
+from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, candidate_answers, clean_question, ranked_answer
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.errors import M2I2Error
-from m2i2.inference.generation import all_beams
+from m2i2.inference.generation import LONGEST, all_beams
 from m2i2.inference.gradcam import Cam, gradcam
 from m2i2.inference.ranking import CandidateTree, likeliest
 from m2i2.models.vqa import VQAModel
 
+_LONGEST = 64
+"""Tokens of an answer that is written where no candidates bound it."""
 Answer = tuple[str, float]
 """An answer and its probability: among the candidates, or, without candidates, among all texts."""
 
@@ -42,19 +44,23 @@ class Answerer:
     """A model with its tokenizer, asked one question at a time. It keeps no state between questions: threads may share it."""
 
     def __init__(self, model: VQAModel, tokenizer: Tokenizer, normalisation: Normalisation, candidates: Sequence[str] = ()) -> None:
-        """``candidates``: the answers to choose from; none: answers are written by beam search."""
+        """``candidates``: the answers to choose from, of the same ``fixed`` form once; none: answers are written by beam search."""
         assert not model.training
         self.model, self.tokenizer, self.normalisation = model, tokenizer, normalisation
         self.device = next(model.parameters()).device
         self.transform = EvaluationTransform(size=model.vision.image_size)
-        self.candidates = tuple(dict.fromkeys(candidates))
+        fixed = normalisation == "fixed"
+        self.candidates = candidate_answers(candidates, "fixed") if fixed else tuple(dict.fromkeys(candidates))
+        if candidates and not self.candidates:
+            raise M2I2Error("None of the candidates holds a text; name answers to choose from, or none to have them written.")
+        self.longest = min(_LONGEST, model.text.positions - 3) if fixed else LONGEST
         self.tree = None
         if self.candidates:
             self.tree = CandidateTree.build([self.answer_tokens(answer) for answer in self.candidates]).to(self.device)
 
     def answer_tokens(self, answer: str) -> list[int]:
-        """[CLS] answer [SEP] [SEP], as answers are trained (the official code's habit)."""
-        return [*self.tokenizer.encode(answer, self.model.text.positions - 1), self.tokenizer.sep_id]
+        """[CLS] answer [SEP] [SEP], in the form in which candidates are ranked."""
+        return self.tokenizer.encode_answer(ranked_answer(answer, self.normalisation), self.model.text.positions)
 
     def question_tokens(self, question: str) -> list[int]:
         """[CLS] question [SEP] after its clean-up; M2I2Error for one without words."""
@@ -77,7 +83,8 @@ class Answerer:
             scores, numbers, _ = likeliest(decoder, states, mask, self.tree, len(self.candidates))
             chances = zip(scores[0].softmax(-1).tolist(), numbers[0].tolist(), strict=True)
             return [(self.candidates[number], chance) for chance, number in chances][:top]
-        found, scores = all_beams(decoder, states, mask, cls_id=self.tokenizer.cls_id, sep_id=self.tokenizer.sep_id, beams=top)
+        ends = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
+        found, scores = all_beams(decoder, states, mask, beams=top, max_tokens=self.longest, **ends)
         written: dict[str, float] = {}
         for tokens, score in zip(found[0], scores[0].exp().tolist(), strict=True):
             if score > 0:

@@ -7,6 +7,9 @@ from torch.nn import functional as F
 from m2i2.models.text import AnswerDecoder
 from m2i2.precision import full
 
+LONGEST = 10
+"""Tokens of an answer that the official code writes at most."""
+
 
 def beam_search(
     decoder: AnswerDecoder,
@@ -16,7 +19,7 @@ def beam_search(
     cls_id: int,
     sep_id: int,
     beams: int = 3,
-    max_tokens: int = 10,
+    max_tokens: int = LONGEST,
 ) -> tuple[list[list[int]], Tensor]:
     """The likeliest answer that the search finds for each question, and its log-likelihood [Q]; see `all_beams`."""
     answers, scores = all_beams(decoder, states, mask, cls_id=cls_id, sep_id=sep_id, beams=beams, max_tokens=max_tokens)
@@ -31,7 +34,7 @@ def all_beams(
     cls_id: int,
     sep_id: int,
     beams: int = 3,
-    max_tokens: int = 10,
+    max_tokens: int = LONGEST,
 ) -> tuple[list[list[list[int]]], Tensor]:
     """The ``beams`` answers that the search ends with for each question, likeliest first, and their log-likelihoods [Q, beams].
 

@@ -14,9 +14,9 @@ from m2i2.data.loading.loader import pad_rows
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.records import Question
 from m2i2.data.shards.split import Sample, ShardSplit
-from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question
+from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question, ranked_answer, scored_answer
 from m2i2.data.text.tokenizer import Tokenizer
-from m2i2.inference.generation import beam_search
+from m2i2.inference.generation import LONGEST, beam_search
 from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
 from m2i2.precision import autocast
@@ -44,6 +44,8 @@ class Method:
     """rank (exactly, all candidates), rank-official (top k by first token), or generate."""
     k: int = 128
     beams: int = 3
+    max_tokens: int = LONGEST
+    """Longest answer that beam search writes, tokens."""
     normalisation: Normalisation = "official"
     also_generate: bool = False
     """Let beam search answer too where answers are ranked."""
@@ -68,9 +70,10 @@ class Predictor:
         self.transform = EvaluationTransform(size=model.vision.image_size)
         self.nodes_read: list[int] = []
         """Of each question that was ranked: nodes of the tree of candidates that were read."""
+        form = method.normalisation
+        self._spelled = {scored_answer(answer, form): answer for answer in candidates} if form == "fixed" else {}
         if candidates:
-            limit = model.text.positions
-            tokens = [[*tokenizer.encode(answer, limit - 1), tokenizer.sep_id] for answer in candidates]
+            tokens = [tokenizer.encode_answer(ranked_answer(answer, form), model.text.positions) for answer in candidates]
             self.tree = CandidateTree.build(tokens).to(device)
             self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
 
@@ -113,8 +116,14 @@ class Predictor:
 
     def _generate(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
         ids = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
-        tokens, scores = beam_search(self.model.text_decoder, states, mask, beams=self.method.beams, **ids)
-        return [((self.tokenizer.decode(t), p),) for t, p in zip(tokens, scores.exp().tolist(), strict=True)]
+        limits = {"beams": self.method.beams, "max_tokens": self.method.max_tokens}
+        tokens, scores = beam_search(self.model.text_decoder, states, mask, **limits, **ids)
+        return [((self._written(t), p),) for t, p in zip(tokens, scores.exp().tolist(), strict=True)]
+
+    def _written(self, tokens: list[int]) -> str:
+        """What beam search has written; in the form ``fixed`` as the data spells it, where it is one of the candidates."""
+        text = self.tokenizer.decode(tokens)
+        return self._spelled.get(scored_answer(text, self.method.normalisation), text) if self._spelled else text
 
     def _answer(self, states: Tensor, mask: Tensor) -> list[tuple[tuple[str, float], ...]]:
         decoder, names = self.model.text_decoder, self.candidates

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +49,15 @@ def read_checkpoint(path: Path) -> Any:
         ) from e
 
 
+def tensors_of(path: Path) -> State:
+    """The tensors of a safetensors file. Its reader takes no path that is not UTF-8: there the file is read whole."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return safetensors.torch.load(path.read_bytes())
+    return safetensors.torch.load_file(path)
+
+
 def read_state(source: str | Path) -> State:
     """Tensors of a file, of a folder in the hub's format, or of a name on the Hugging Face hub."""
     return read_described(source)[0]
@@ -75,9 +84,9 @@ def read_described(source: str | Path) -> tuple[State, dict[str, Any]]:
                 raise M2I2Error(f"{path} names files outside its folder.")
             for part in parts:
                 check_file(path.parent / part)
-            return {k: v for part in parts for k, v in load_file(path.parent / part).items()}, described
+            return {k: v for part in parts for k, v in tensors_of(path.parent / part).items()}, described
         if path.suffix == ".safetensors":
-            return load_file(path), described
+            return tensors_of(path), described
     except M2I2Error:
         raise
     except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers

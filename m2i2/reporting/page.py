@@ -11,6 +11,8 @@ from typing import Any
 import jinja2
 
 import m2i2
+from m2i2.data.text.cleaning import same_spelling
+from m2i2.evaluation.reach import remarks
 from m2i2.reporting.charts import chart, line_of
 from m2i2.reporting.examples import Examples, examples_of
 from m2i2.reporting.records import Evaluation, Rows, Run
@@ -128,6 +130,8 @@ def _evaluation(evaluation: Evaluation, examples: Examples) -> dict[str, Any]:
         "method": results.get("method", {}).get("mode", "?"),
         "habits": protocol.get("habits", []),
         "candidates": results.get("candidates", {}),
+        "form": results.get("normalisation", "?"),
+        "remarks": remarks(results["answers"]) if "answers" in results else [],
         "views": [_view(name, view) for name, view in results.get("views", {}).items()],
         "types": _by_type(evaluation.predictions),
         "yes_no": _yes_no(evaluation.predictions),
@@ -170,7 +174,7 @@ def _by_type(rows: Rows) -> list[dict[str, Any]]:
     found = []
     for name, mine in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         right = sum(bool(row.get("correct")) for row in mine)
-        mistakes = Counter((str(r["answer"]), str(r["prediction"])) for r in mine if not r.get("correct"))
+        mistakes = _mistakes(mine)
         found.append(
             {
                 "name": name,
@@ -181,6 +185,16 @@ def _by_type(rows: Rows) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _mistakes(rows: Rows) -> Counter[tuple[str, str]]:
+    """Pairs of a true and a wrong answer; spellings that differ by case and space are one pair, in its most frequent spelling."""
+    spellings: dict[tuple[str, str], Counter[tuple[str, str]]] = {}
+    for row in rows:
+        if not row.get("correct"):
+            pair = str(row["answer"]), str(row["prediction"])
+            spellings.setdefault((same_spelling(pair[0]), same_spelling(pair[1])), Counter())[pair] += 1
+    return Counter({counts.most_common(1)[0][0]: counts.total() for counts in spellings.values()})
 
 
 def _yes_no(rows: Rows) -> dict[str, Any]:

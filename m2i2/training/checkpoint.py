@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from m2i2.config import completed
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import MOST_JSON, check_file, parse_json, read_bytes, read_object, sha256_of, write_text
+from m2i2.models.weights import tensors_of
 from m2i2.options import from_dict
 
 C = TypeVar("C")
@@ -50,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; M2I2Error where it is missing or damaged."""
     try:
         check_file(path)
-        return load_file(path)
+        return tensors_of(path)
     except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
 

@@ -47,6 +47,7 @@ _CHANGEABLE_ON_RESUME = (
         "training.profile",
     ),
     *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
+    "answering.max_unknown",
 )
 """Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
@@ -156,10 +157,11 @@ class Trainer:
 
     # --- a run
 
-    def run(self, stop: StopFlag | None = None) -> int:
+    def run(self, stop: StopFlag | None = None, begun: Callable[[], None] = lambda: None) -> int:
         """Train to the end, from the newest checkpoint of the folder if there is one; returns the exit code. Collective.
 
-        ``stop`` says when to stop earlier (default: on SIGTERM, SIGINT and SIGUSR2, from now on).
+        ``stop`` says when to stop earlier (default: on SIGTERM, SIGINT and SIGUSR2, from now on). ``begun`` is called before
+        the first step, once nothing can refuse the start any more, and not at all where nothing is left to do.
         """
         stop = stop or StopFlag()
         if not self._resumed:
@@ -180,6 +182,7 @@ class Trainer:
             self.folder, self.config.training.profile if self.process.first else 0, self.runtime.device, self.process.say
         )
         with stop, run_log as log, profiler:
+            begun()
             items = StepLines(self.folder / "items.jsonl", self.done) if self.process.first else None
             if self._unmeasured():  # the run was stopped between saving and measuring
                 self._measure(log)

@@ -10,8 +10,8 @@ import torch
 from m2i2.backends.choice import install
 from m2i2.config import FinetuningConfig
 from m2i2.data.loading.subset import questions_of
-from m2i2.data.records import distinct_answers
 from m2i2.data.shards.split import ShardSplit
+from m2i2.data.text.cleaning import candidate_answers
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, require_size
 from m2i2.errors import M2I2Error
 from m2i2.inference.answering import Answerer
@@ -35,8 +35,12 @@ class Loaded:
     """How it was trained: ``protocol``, ``step``, ``chosen_by``."""
 
     def answerer(self, candidates: Sequence[str] = ()) -> Answerer:
-        """The model, ready to be asked single questions; without ``candidates`` it writes its answers."""
-        return Answerer(self.model, self.tokenizer, self.config.answering.normalisation, candidates)
+        """The model, ready to be asked single questions; without ``candidates`` it writes its answers.
+
+        ``candidates``: as the data spells them, as often as they come.
+        """
+        form = self.config.answering.form
+        return Answerer(self.model, self.tokenizer, form, candidate_answers(candidates, form))
 
 
 def load_model(source: Path, tokenizer: str = "", settings: Sequence[str] = (), *, best: bool = False) -> Loaded:
@@ -104,17 +108,18 @@ def _from_hugging_face(folder: Path) -> _Found:
 
 
 def read_candidates(source: Path) -> tuple[str, ...]:
-    """Answers to choose from: a text file, one a line; a JSON list; or the training answers of question shards."""
+    """Answers to choose from, as they are spelled: a text file, one a line; a JSON list; or the training answers of question
+    shards."""
     if source.is_dir():
-        return distinct_answers(questions_of(ShardSplit.open(source, "train", "vqa")))
+        return tuple(question.answer for question in questions_of(ShardSplit.open(source, "train", "vqa")))
     try:
         text = source.read_text(encoding="utf-8")
-        found = json.loads(text) if source.suffix == ".json" else text.splitlines()
+        found = json.loads(text) if source.suffix == ".json" else text.split("\n")
     except (OSError, ValueError) as e:
         raise M2I2Error(f"Cannot read the candidates {source}: {e}.") from e
     if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
         raise M2I2Error(f"{source} is not a list of answers; write one per line, or a JSON list of texts.")
-    answers = tuple(dict.fromkeys(answer.strip().lower() for answer in found if answer.strip()))
+    answers = tuple(answer.strip() for answer in found if answer.strip())
     if not answers:
         raise M2I2Error(f"{source} holds no answers.")
     return answers

@@ -1,6 +1,7 @@
 """Evaluation, from a finetuned model to its scores."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from m2i2.data.records import Question
 from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.data.shards.storage import Storage
+from m2i2.data.text.fit import misfit
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.literature import differences_to_paper, literature
 from m2i2.evaluation.protocols import protocol
+from m2i2.evaluation.reach import Writing, answers_in_reach, remarks
 from m2i2.evaluation.results import show, summarise, write_results
 from m2i2.inference.predictor import Method, Predictor
 from m2i2.options import to_dict
@@ -59,8 +62,18 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     rules, config = protocol(asked.protocol), loaded.config
     shards = storage_of(asked.shards, cache)
     split, train, test, counts = _questions(asked, shards, config.answering.selection)
-    candidates, normalisation = rules.candidates(train, test), config.answering.normalisation
-    method = Method(mode=asked.mode, k=asked.k, beams=asked.beams, normalisation=normalisation, also_generate=asked.generate_too)
+    form = config.answering.form
+    writing = Writing(tokenizer=loaded.tokenizer, form=form, positions=config.text.positions)
+    warnings = _misfits(writing, split, train, rules.name, config.answering.max_unknown)
+    candidates = rules.candidates(train, test, form)
+    method = Method(
+        mode=asked.mode,
+        k=asked.k,
+        beams=asked.beams,
+        max_tokens=writing.longest(question.answer for question in train),
+        normalisation=form,
+        also_generate=asked.generate_too,
+    )
     device = next(loaded.model.parameters()).device
     dtype = autocast_dtype(asked.precision, device)
     predictor = Predictor(loaded.model, loaded.tokenizer, candidates.answers, method, device, dtype, asked.batch)
@@ -69,7 +82,8 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     seconds = time.monotonic() - started
     source = str(read_index(shards)["source"])
     results: dict[str, Any] = {
-        **summarise(given, train, rules, candidates, source, normalisation),
+        **summarise(given, train, rules, candidates, source, form, asked.split),
+        "answers": answers_in_reach([g.question for g in given], train, candidates.answers, writing, method.max_tokens),
         "method": vars(method),
         **({"candidate_tree": predictor.reading()} if predictor.nodes_read else {}),
         "split": asked.split,
@@ -82,12 +96,13 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
         "configuration": to_dict(config),
         **provenance(),
     }
-    notes = [*rules.habits(source), *_cautions(rules.name, loaded.trained["protocol"])]
+    notes = [*rules.habits(source, form), *_cautions(rules.name, loaded.trained["protocol"], form), *warnings]
+    notes += remarks(results["answers"])
     if any(view["published"] for view in results["views"].values()):
         results["differs_from_published"] = differences_to_paper(results["configuration"])
         notes.append(f"Published rows: {literature()['source']}. What differs: {'; '.join(results['differs_from_published'])}.")
     folder = output or _run_of(loaded.checkpoint) / asked.folder_name
-    write_results(folder, results, given, normalisation)
+    write_results(folder, results, given, form)
     show(results)
     for note in notes:
         print(f"note: {note}")
@@ -117,11 +132,28 @@ def _questions(
     return split, train, test, {**counts, "asked": len(split)}
 
 
-def _cautions(protocol: str, trained: str) -> list[str]:
+def _misfits(
+    writing: Writing, split: ShardSplit | SelectedSplit, train: Sequence[Question], protocol: str, most: float
+) -> list[str]:
+    """A warning where the vocabulary does not fit; under ``clean`` an M2I2Error. No answer of the split is looked at."""
+    problem = misfit(writing.fits(questions_of(split), (question.answer for question in train)), most)
+    if problem and protocol == "clean":
+        raise M2I2Error(f"{problem} The protocol clean does not score such a model.")
+    return [f"Warning: {problem}"] if problem else []
+
+
+def _cautions(protocol: str, trained: str, form: str) -> list[str]:
     """What a reader must know where a model was not trained under the protocol that scores it."""
+    found = []
     if protocol == "clean" and trained != "clean":
-        return [f"It was trained under {trained}: it may have seen rewrites of test questions, or been chosen by the test set."]
-    return []
+        found.append(
+            f"It was trained under {trained}: it may have seen rewrites of test questions, or been chosen by the test set."
+        )
+    if protocol == "clean" and form != "fixed":
+        found.append(f"It was trained with the form {form} of answers and is scored in it; clean trains with fixed by now.")
+    if protocol == "paper" and form != "official":
+        found.append(f"It was trained with the form {form} of answers and is scored in it; published numbers are official.")
+    return found
 
 
 def _run_of(checkpoint: Path) -> Path:

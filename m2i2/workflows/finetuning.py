@@ -1,6 +1,7 @@
 """VQA finetuning, from settings to a finished run."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,8 +12,12 @@ from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.loader import QuestionRows
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.shards.opening import storage_of
+from m2i2.data.text.cleaning import clean_answer
+from m2i2.data.text.fit import misfit
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, require_size
+from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.reach import Writing
 from m2i2.evaluation.selection import Selection
 from m2i2.models.start import official_model, start_answering, stored_architecture
 from m2i2.models.vqa import VQAModel
@@ -22,7 +27,7 @@ from m2i2.training.processes import Process, leave
 from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
-from m2i2.workflows.run_folder import claim_run, record_start, resolved, settled, stored_tokenizer
+from m2i2.workflows.run_folder import claim_run, record_start, resolved, settled, stored_form, stored_tokenizer
 from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
 
 
@@ -34,6 +39,9 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
         process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("vqa"),)))
     config = settled(config, folder, process)
+    if config.answering.normalisation == "auto":  # a run goes on in the form in which it began
+        form = stored_form(folder) or config.answering.form
+        config = replace(config, answering=replace(config.answering, normalisation=form))
     start = resolved(config.start)
     config, tokenizer = fitted(config, start.checkpoint, stored_tokenizer(folder, start.tokenizer))
     rows = QuestionRows(
@@ -41,9 +49,10 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
         tokenizer=tokenizer,
         max_words=config.data.max_words,
         max_tokens=config.text.positions,
-        normalisation=config.answering.normalisation,
+        normalisation=config.answering.form,
     )
     corpus, held = training_questions(config, process)
+    longest = on_first_rank(lambda: examined(config, corpus, tokenizer, process))
     loader = make_loader(corpus, rows, config.data, config.training, process)
     torch.manual_seed(config.training.seed)
     student = VQAModel(config.vision, config.text)
@@ -54,11 +63,10 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
     evaluators: list[Evaluator] = []
     if held is not None and len(held):
         every = max(1, round(config.answering.select_every * loader.steps_per_epoch))
-        evaluators.append(Selection(task, held, tokenizer, process, every))
+        evaluators.append(Selection(task, held, tokenizer, process, every, longest))
     trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators)
     trainer.resume()
-    record_start(folder, config, process)
-    code = trainer.run(stop)
+    code = trainer.run(stop, begun=lambda: record_start(folder, config, process))
     leave()
     return code
 
@@ -76,6 +84,30 @@ def training_questions(config: FinetuningConfig, process: Process) -> tuple[Corp
     parts = clean_parts(shards, config.answering.selection, with_rewrites=config.answering.rewrites)
     process.say(f"Protocol clean: {', '.join(f'{name} {value}' for name, value in parts.counts.items())}.".replace("_", " "))
     return Corpus([parts.train]), parts.selection
+
+
+def examined(config: FinetuningConfig, corpus: Corpus, tokenizer: Tokenizer, process: Process) -> int:
+    """Tokens of the longest answer; says what is wrong with the training questions in this vocabulary and form of answers.
+
+    M2I2Error under ``clean`` where the vocabulary does not fit. Of shards behind a URL the first 1,000 questions are read.
+    """
+    questions = [
+        asked.question
+        for part in corpus.parts
+        for asked in islice(part.questions(), None if part.storage.capacity is None else 1000)
+    ]
+    answering, answers = config.answering, [question.answer for question in questions]
+    writing = Writing(tokenizer=tokenizer, form=answering.form, positions=config.text.positions)
+    if problem := misfit(writing.fits(questions, answers), answering.max_unknown):
+        if answering.protocol == "clean":
+            raise M2I2Error(f"{problem} The protocol clean does not train on it.")
+        process.say(f"Warning: {problem}")
+    if lost := sum(bool(answer.strip()) and not clean_answer(answer, answering.form) for answer in answers):
+        process.say(
+            f"Warning: the form {answering.form} cleans the answers of {lost} of {len(answers)} training questions to an empty "
+            f"text, which the model learns to write; answering.normalisation=fixed keeps them."
+        )
+    return writing.longest(answers)
 
 
 def fitted(config: FinetuningConfig, checkpoint: str, own: Tokenizer | None) -> tuple[FinetuningConfig, Tokenizer]:

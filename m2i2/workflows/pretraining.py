@@ -1,17 +1,20 @@
 """Pretraining, from settings to a finished run."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from m2i2.config import PretrainingConfig
+from m2i2.config import AnsweringConfig, PretrainingConfig
 from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.loader import CaptionRows
 from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import read_index
 from m2i2.data.text.cleaning import clean_caption
+from m2i2.data.text.fit import fit_of, misfit
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, train_tokenizer
+from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_pretraining
@@ -41,6 +44,7 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     start = resolved(config.start)
     tokenizer = _tokenizer(replace(config, start=start), corpus, folder)
     config = replace(config, text=replace(config.text, vocabulary_size=tokenizer.size))
+    on_first_rank(lambda: _examine(corpus, tokenizer, config, process))
     if config.data.max_tokens > config.text.positions:
         raise M2I2Error(f"data.max_tokens={config.data.max_tokens} exceeds the model's text.positions={config.text.positions}.")
     rows = CaptionRows.of(config, make_augmentation(config.vision.image_size, config.data), tokenizer, process.ranks)
@@ -57,8 +61,7 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     evaluators = _evaluators(task, config, tokenizer, folder, process)
     trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save, evaluators)
     trainer.resume()
-    record_start(folder, config, process)
-    code = trainer.run(stop)
+    code = trainer.run(stop, begun=lambda: record_start(folder, config, process))
     leave()
     return code
 
@@ -81,6 +84,14 @@ def _tokenizer(config: PretrainingConfig, corpus: Corpus, run: Path) -> Tokenize
         raise M2I2Error(f"{start.checkpoint} carries no tokenizer; name the one it was trained with: start.tokenizer=...")
     texts = (clean_caption(text, config.data.max_words) for part in corpus.parts for text in part.texts())
     return train_tokenizer(texts, config.text.vocabulary_size)
+
+
+def _examine(corpus: Corpus, tokenizer: Tokenizer, config: PretrainingConfig, process: Process) -> None:
+    """Warn of a vocabulary that does not fit, by the first captions of each folder (shards behind a URL are not read for it)."""
+    texts = (text for part in corpus.parts if part.storage.capacity is None for text in islice(part.texts(), 500))
+    fits = {"captions": fit_of(tokenizer, (clean_caption(text, config.data.max_words) for text in texts))}
+    if problem := misfit(fits, AnsweringConfig.max_unknown):
+        process.say(f"Warning: {problem}")
 
 
 def _evaluators(

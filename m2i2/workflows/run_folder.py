@@ -5,17 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from m2i2.config import C, FinetuningConfig, PretrainingConfig, StartConfig, for_ranks
+from m2i2.data.text.cleaning import Normalisation
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
+from m2i2.locking import lock
 from m2i2.options import to_dict
 from m2i2.provenance import provenance
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state, write_json
-from m2i2.training.locking import lock
 from m2i2.training.processes import Process
 
-_FIRST_FILES = {"lock", ".settings.json.writing"}
-"""What a run has in its folder that was killed before its settings were there."""
+_FIRST_FILES = {"lock", ".settings.json.writing", "tensorboard", "wandb", "wandb-id"}
+"""What a run has in its folder whose start was refused or killed before its settings were there."""
 
 
 def claim_run(folder: Path) -> None:
@@ -85,6 +86,12 @@ def resolved(start: StartConfig) -> StartConfig:
     if not start.checkpoint:
         return start
     return replace(start, checkpoint=on_first_rank(lambda: str(find_checkpoint(start.checkpoint))))
+
+
+def stored_form(run: Path) -> Normalisation | None:
+    """The form of answers that a finetuning run's newest checkpoint was trained with, where it has one. Collective."""
+    newest = on_first_rank(lambda: Checkpoints(run / "checkpoints").newest()[0])
+    return None if newest is None else read_config(FinetuningConfig, newest).answering.form
 
 
 def stored_tokenizer(run: Path, given: str) -> Tokenizer | None:

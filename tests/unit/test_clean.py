@@ -11,8 +11,8 @@ from PIL import Image
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.data.loading.clean import CleanParts, clean_parts, refuse_test_images
 from m2i2.data.loading.subset import questions_of
-from m2i2.data.records import distinct_answers
 from m2i2.data.shards.split import ImageQuestion, ShardSplit
+from m2i2.data.text.cleaning import candidate_answers
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.protocols import PROTOCOLS, Candidates
 
@@ -134,9 +134,9 @@ def test_a_test_answer_smuggled_into_the_candidates_is_refused(shards: Path) -> 
     assert set(clean.candidates(known, test).answers) == {f"answer {i}" for i in range(5)}
     assert "secret 0" in PROTOCOLS["paper"].candidates(known, test).answers
 
-    def smuggling(train: Any, given_test: Any) -> Candidates:
+    def smuggling(train: Any, given_test: Any, normalisation: Any) -> Candidates:
         assert not given_test, "a blind protocol is not given the test questions"
-        return Candidates(distinct_answers([*train, *test]), "said to be training answers")
+        return Candidates(candidate_answers(q.answer for q in (*train, *test)), "said to be training answers")
 
     with pytest.raises(M2I2Error, match="holds 6 answers that no training question has, the first 'secret 0'"):
         replace(clean, make_candidates=smuggling).candidates(known, test)

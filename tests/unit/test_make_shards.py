@@ -299,3 +299,37 @@ def test_a_full_disk_is_a_plain_error(tmp_path: Path) -> None:
     assert not (tmp_path / "shards" / "index.json").exists()
     assert subprocess.run([sys.executable, "-c", run, *words], capture_output=True).returncode == 0
     assert main(["verify", str(tmp_path / "shards")]) == 0
+
+
+def test_a_second_build_into_one_folder_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["captions", "phantoms", "--output", str(tmp_path / "s"), "--side", "64", "--workers", "1"]
+    code = "import sys; from m2i2.cli.make_shards import main; sys.exit(main(sys.argv[1:]))"
+    first = subprocess.Popen([sys.executable, "-c", code, *words, "--count", "100000"], stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "s" / "building.json").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        for count in ("100000", "40"):
+            assert main([*words, "--count", count]) == 2
+            said = capsys.readouterr().err
+            assert f"A build of {tmp_path / 's'} is under way in another process (process {first.pid} on " in said
+    finally:
+        first.kill()
+        first.wait()
+    assert main([*words, "--count", "40"]) == 2
+    assert "was begun from another source or with other settings" in capsys.readouterr().err, "a killed build holds nothing"
+
+
+def test_reasons_of_rejects_are_not_garbled_by_the_records_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for name in ("a", "e", "image", "file", "decoded"):
+        (tmp_path / f"{name}.png").write_bytes(b"no picture")
+        rows.append({"image": f"{name}.png", "caption": "c", "split": "train"})
+    Image.new("RGB", (20, 20)).save(tmp_path / "good.png")
+    rows.append({"image": "good.png", "caption": "c", "split": "train"})
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    assert main(["captions", "json", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "s"), "--workers", "1"]) == 2
+    rejects = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().split("\n") if line]
+    assert [reject["key"] for reject in rejects] == ["a", "e", "image", "file", "decoded"]
+    assert all(reject["reason"].startswith(f"The image {reject['key']} cannot be decoded") for reject in rejects)
+    assert "(5 x The image ... cannot be decoded: it is damaged" in capsys.readouterr().err

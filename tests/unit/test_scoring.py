@@ -9,12 +9,22 @@ import pytest
 
 from m2i2.cli.compare import main as compare_command
 from m2i2.data.records import Question
+from m2i2.data.text.cleaning import clean_answer
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.comparison import compare, mcnemar
-from m2i2.evaluation.literature import differences_to_paper, literature, published
+from m2i2.evaluation.literature import differences_to_paper, literature, published, published_beside
 from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.results import show, summarise, write_results
-from m2i2.evaluation.scoring import Answered, accuracy, agreement, is_correct, paraphrase_consistency, resampled_means, token_f1
+from m2i2.evaluation.scoring import (
+    Answered,
+    accuracy,
+    agreement,
+    difference_interval,
+    is_correct,
+    paraphrase_consistency,
+    resampled_means,
+    token_f1,
+)
 from m2i2.inference.predictor import Prediction
 
 
@@ -29,7 +39,8 @@ def test_a_prediction_is_right_where_the_official_forms_agree(parity_folder: Pat
         assert is_correct(row["raw"].upper(), row["raw"])
         assert [is_correct(row["raw"], other["raw"]) for other in rows[::25]] == [row["scored_form"] == f for f in forms[::25]]
         # what the model writes is the training target: where that is not the scored form, no answer can ever be right
-        assert is_correct(row["training_target"], row["raw"], "fixed")
+        assert is_correct(row["training_target"], row["raw"], "fixed-0.1")
+        assert is_correct(clean_answer(row["raw"], "fixed"), row["raw"], "fixed")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +128,7 @@ def test_a_fixed_prediction_file_scores_as_by_hand(tmp_path: Path, capsys: pytes
     view = results["views"]["freeform + paraphrased"]
     assert [view["model"][k]["correct"] for k in ("closed", "open", "overall")] == [1, 2, 3]
     assert view["exact_match_by_clean_up"] == {"official": 50.0, "fixed": 50.0}
+    assert view["published"] == [], "six questions are not the published 451"
     assert view["question_only"]["overall"]["correct"] == 0
     assert view["by_organ"]["CHEST"]["total"] == 6 and "by_modality" not in view
     assert results["ranking_and_generation_agree"] == {"same": 3, "total": 6, "percent": 50.0}
@@ -124,7 +136,7 @@ def test_a_fixed_prediction_file_scores_as_by_hand(tmp_path: Path, capsys: pytes
     assert results["candidates"]["count"] == 3
     show(results)
     out = capsys.readouterr().out
-    assert "published: M2I2" in out and "76.8" in out and "50.0 [" in out
+    assert "published" not in out and "50.0 [" in out and "in the form official" in out
 
 
 def test_two_results_are_compared_and_unlike_ones_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +156,50 @@ def test_two_results_are_compared_and_unlike_ones_warn(tmp_path: Path, capsys: p
     (tmp_path / "c" / "predictions.jsonl").write_text("{")
     with pytest.raises(M2I2Error, match="cannot be read"):
         compare(tmp_path / "a", tmp_path / "c")
+
+
+TABLE = {"dataset": "vqa-rad", "view": "freeform + paraphrased", "split": "test", "language": "en", "questions": 451}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "changes", "rows"),
+    [
+        ("paper", {}, 5),
+        ("paper", {"view": "freeform", "questions": 308}, 12),
+        ("paper", {"dataset": "slake", "view": "test", "questions": 1061}, 7),
+        ("paper", {"dataset": "slake", "view": "test", "questions": 1033, "language": "zh"}, 0),
+        ("paper", {"dataset": "phantoms", "view": "test"}, 0),
+        ("paper", {"questions": 450}, 0),
+        ("paper", {"split": "val"}, 0),
+        ("paper, fixed", {}, 0),
+        ("clean", {}, 0),
+    ],
+)
+def test_published_rows_stand_beside_the_same_questions_only(protocol: str, changes: dict[str, Any], rows: int) -> None:
+    assert len(published_beside(protocol, TABLE | changes)) == rows
+
+
+@pytest.mark.parametrize(("split", "names"), [("val", ["val"]), ("test", ["freeform", "freeform + paraphrased"])])
+def test_views_are_named_by_their_split(split: str, names: list[str]) -> None:
+    source = "slake" if split == "val" else "vqa-rad"
+    rows, rules = given([True, False] * 3), PROTOCOLS["paper"]
+    found = summarise(
+        rows, [question(0, "mri")], rules, rules.candidates([], [g.question for g in rows]), source, "official", split
+    )
+    assert list(found["views"]) == names
+    assert [view.name for view in rules.views("vqa-rad", "selection")] == ["selection, freeform", "selection"]
+
+
+@pytest.mark.parametrize("right", [0, 6])
+def test_an_interval_of_six_questions_has_a_width(right: int) -> None:
+    six = [Answered(question(i, "a"), f"image {i}", "a", i < right) for i in range(6)]
+    low, high = accuracy(six).interval or (0, 0)
+    assert (low, high) == pytest.approx((0, 39.03) if right == 0 else (60.97, 100), abs=0.01), "Wilson's of 0 or 6 of 6"
+    one = accuracy([Answered(question(i, "a"), "the same image", "a", bool(right)) for i in range(6)])
+    width = (one.interval or (0, 0))[1] - (one.interval or (0, 0))[0]
+    assert width > high - low, "six questions about one image are one sample"
+    low, high = difference_interval([0.0] * 6, list("abcdef"))
+    assert low == pytest.approx(-high) and 0.1 < high < 0.5, "six pairs that never differ are no proof that none does"
 
 
 def test_published_rows_come_with_their_protocol_only() -> None:

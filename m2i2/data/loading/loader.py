@@ -117,7 +117,7 @@ class QuestionRows:
         return {
             "image": self.augmentation(sample.image, rng, sample.key),
             "question_ids": self.tokenizer.encode(question, limit),
-            "answer_ids": [*self.tokenizer.encode(answer, limit - 1), self.tokenizer.sep_id],
+            "answer_ids": self.tokenizer.encode_answer(answer, limit),
         }
 
     def collate(self, rows: list[Row]) -> QuestionBatch:

@@ -13,7 +13,7 @@ from m2i2.data.loading.clean import clean_parts
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.records import ImageRecord, Kind, Question
 from m2i2.data.shards.split import ShardSplit
-from m2i2.data.text.cleaning import clean_answer, clean_question
+from m2i2.data.text.cleaning import Normalisation, clean_answer, clean_question
 from m2i2.errors import M2I2Error
 
 
@@ -43,14 +43,15 @@ class VqaText:
         for asked in split.questions():
             first_item.setdefault(asked.key, asked.item)
             about.setdefault(asked.key, []).append(asked.question)
+        form: Normalisation = "fixed" if self._protocol == "clean" else "official"
         for key, questions in about.items():
             sample = split.read(first_item[key])
-            captions = tuple(packed([_statement(question) for question in questions], self._words))
+            captions = tuple(packed([_statement(question, form) for question in questions], self._words))
             yield ImageRecord(key=key, split="train", image=sample.image, captions=captions, metadata=dict(sample.metadata))
 
 
-def _statement(question: Question) -> str:
-    return f"{clean_question(question.question)} {clean_answer(question.answer)}".strip()
+def _statement(question: Question, form: Normalisation) -> str:
+    return f"{clean_question(question.question, normalisation=form)} {clean_answer(question.answer, form)}".strip()
 
 
 def packed(statements: list[str], words: int) -> Iterator[str]:

@@ -30,8 +30,11 @@ from m2i2.data.shards.tar import TarWriter
 from m2i2.data.sources.reading import objects, text
 from m2i2.errors import M2I2Error
 from m2i2.files import check_file, read_object, sha256_of, write_text
+from m2i2.locking import exclusive
 
 SETTINGS, REJECTS = "building.json", "rejects.jsonl"
+_LOCK = ".lock.writing"
+"""Locked while a build goes on; removed at its end, as everything that only an unfinished build needs."""
 _BUILT_IN = ("phantoms",)
 """Sources that their options define wholly: a finished folder need not be compared with them."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
@@ -83,9 +86,11 @@ def build(
         "samples_per_shard": samples_per_shard,
     }
     try:
-        if (finished := _claim(output, settings, source)) is not None:
-            return finished
-        return _build(source, output, encoding, settings, workers, max_rejects, progress)
+        _make(output)
+        with exclusive(output / _LOCK, f"A build of {output}"):
+            if (finished := _claim(output, settings, source)) is not None:
+                return finished
+            return _build(source, output, encoding, settings, workers, max_rejects, progress)
     except OSError as e:
         raise M2I2Error(
             f"Building {output} failed: {e}. Finished shards stay; mend the cause and give the same command again."
@@ -110,7 +115,7 @@ def _build(
     builder.end_split()
     rejects = builder.rejects
     write_text(output / REJECTS, "".join(json.dumps(asdict(r)) + "\n" for r in rejects))
-    reasons = Counter(r.reason.replace(r.key, "...") for r in rejects)
+    reasons = Counter(_without_key(r) for r in rejects)
     if total == 0 or total == len(rejects):
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
     if len(rejects) > max_rejects * total:
@@ -140,11 +145,24 @@ def _build(
     )
 
 
+def _without_key(reject: Reject) -> str:
+    """The reason with "..." for the record's key, where that is the name of the file: behind "The image" or "The DICOM file"."""
+    return re.sub(rf"^(The (?:\S+ ){{1,2}}){re.escape(reject.key)} ", r"\1... ", reject.reason)
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise M2I2Error(f"Cannot use {output} as --output: {e}.") from e
+
+
 def _tidy(output: Path) -> None:
     """Remove what only an unfinished build needs."""
     for pattern in ("*.rows.npy", "*.note.json", ".*.writing"):
         for path in output.glob(pattern):
-            path.unlink()
+            if path.name != _LOCK:
+                path.unlink()
 
 
 def _counts(index: dict[str, Any]) -> dict[str, dict[str, int]]:
@@ -163,7 +181,6 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
     """Make ``output`` ours, or continue there; the report of a build that is complete already, else None."""
     path = output / SETTINGS
     try:
-        output.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if read_object(path, "settings of the build") != json.loads(json.dumps(settings)):
                 raise M2I2Error(

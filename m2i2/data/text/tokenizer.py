@@ -4,7 +4,7 @@ import hashlib
 import json
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -13,12 +13,12 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_object
 
-_CLEANING = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
-"""tokenizer_config.json's names of what the normalizer does, and the normalizer's own."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_USUAL: dict[str, bool | None] = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+"""How a BERT tokenizer normalises, where tokenizer_config.json does not say (strip_accents: as it lower-cases)."""
 
 
 class Tokenizer:
@@ -41,8 +41,15 @@ class Tokenizer:
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """[CLS] text [SEP], the text cut so that all of it is at most ``max_tokens`` long."""
-        ids = self._inner.encode(text, add_special_tokens=False).ids
-        return [self.cls_id, *ids[: max_tokens - 2], self.sep_id]
+        return [self.cls_id, *self.text_ids(text)[: max_tokens - 2], self.sep_id]
+
+    def encode_answer(self, answer: str, max_tokens: int) -> list[int]:
+        """[CLS] answer [SEP] [SEP], at most ``max_tokens`` long: the official code writes one [SEP], its tokenizer another."""
+        return [*self.encode(answer, max_tokens - 1), self.sep_id]
+
+    def text_ids(self, text: str) -> list[int]:
+        """The tokens of the text alone."""
+        return self._inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text without special tokens; pieces are joined to words."""
@@ -62,12 +69,20 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Store it in the hub's format (tokenizer.json, vocab.txt, tokenizer_config.json)."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._inner.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=True), encoding="utf-8")
         vocabulary = sorted(self._inner.get_vocab().items(), key=lambda item: item[1])
-        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8", newline="\n")
+        settings: dict[str, object] = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
         normalizer = json.loads(self._inner.to_str()).get("normalizer") or {}
-        kept = {theirs: normalizer[ours] for theirs, ours in _CLEANING.items() if normalizer.get(ours) is not None}
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **kept}
+        if normalizer.get("type") == "BertNormalizer":
+            names = {
+                "do_lower_case": "lowercase",
+                "strip_accents": "strip_accents",
+                "tokenize_chinese_chars": "handle_chinese_chars",
+            }
+            stored = {theirs: normalizer.get(ours) for theirs, ours in names.items()}
+            unusual = {name: value for name, value in stored.items() if value is not _USUAL[name]}
+            settings |= unusual
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def __getstate__(self) -> str:
@@ -83,10 +98,12 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if folder.is_dir():
         try:
             if (folder / "tokenizer.json").exists():
-                return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), str(folder))
+                # not from_file: it takes no path that is not UTF-8
+                return Tokenizer(tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8")), str(folder))
             if (folder / "vocab.txt").exists():
-                vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-                return _wordpiece({token: i for i, token in enumerate(vocabulary)}, str(folder), _normalizer(folder))
+                vocabulary = (folder / "vocab.txt").read_bytes().decode().removesuffix("\n").split("\n")  # tokens may hold U+2028
+                ids = {token.removesuffix("\r"): i for i, token in enumerate(vocabulary)}
+                return _wordpiece(ids, str(folder), _normalisation_of(folder))
         except M2I2Error:
             raise
         except Exception as e:  # tokenizers raises bare Exceptions
@@ -108,19 +125,23 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 _HUB_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]
 
 
-def _normalizer(folder: Path) -> BertNormalizer:
-    """The clean-up that a folder's tokenizer_config.json asks for: case, accents, Chinese; BERT's where it is silent."""
+def _normalisation_of(folder: Path) -> dict[str, bool | None]:
+    """How a folder's tokenizer_config.json says that texts are normalised; M2I2Error where it cannot be read."""
     path = folder / "tokenizer_config.json"
-    told = read_object(path, "tokenizer's settings") if path.exists() else {}
-    found = {ours: told[theirs] for theirs, ours in _CLEANING.items() if told.get(theirs) is not None}
-    if wrong := [name for name, value in found.items() if not isinstance(value, bool)]:
-        raise M2I2Error(f"{path} holds for {wrong[0]} neither true nor false; store the tokenizer again.")
-    return BertNormalizer(**{"lowercase": True, **found})
+    stored = read_object(path, "tokenizer's settings") if path.exists() else {}
+    found = {name: stored.get(name, usual) for name, usual in _USUAL.items()}
+    if wrong := [name for name, value in found.items() if value not in (True, False, None)]:
+        raise M2I2Error(f"{path}: {wrong[0]} is {shown(found[wrong[0]])}; true or false was expected.")
+    return found
 
 
-def _wordpiece(vocabulary: dict[str, int], source: str, normalizer: BertNormalizer | None = None) -> Tokenizer:
+def _wordpiece(vocabulary: dict[str, int], source: str, normalisation: Mapping[str, bool | None] = _USUAL) -> Tokenizer:
     inner = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    inner.normalizer = normalizer or BertNormalizer(lowercase=True)
+    inner.normalizer = BertNormalizer(
+        lowercase=bool(normalisation["do_lower_case"]),
+        strip_accents=normalisation["strip_accents"],
+        handle_chinese_chars=bool(normalisation["tokenize_chinese_chars"]),
+    )
     inner.pre_tokenizer = BertPreTokenizer()
     inner.decoder = tokenizers.decoders.WordPiece()
     inner.add_special_tokens([token for token in SPECIAL if token in vocabulary])
