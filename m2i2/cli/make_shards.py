@@ -137,6 +137,8 @@ def _tell(report: Report, output: Path, seconds: float) -> None:
         print(f"note: {count} x {note}")
     for reason, count in report.reasons.items():
         print(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
+    if report.doubts:
+        print(f"look at {report.doubts} pictures or captions that may be wrong; they are listed in {output / 'doubts.jsonl'}")
     if report.resumed_shards:
         print(f"{report.resumed_shards} shard(s) were there from an earlier run.")
     if not report.complete_before:
