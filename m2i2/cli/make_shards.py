@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
         add("--exclude", type=Path, metavar="AUDIT", help="leave out what an audit.json of tools/audit_leakage.py lists")
         add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, parquet, vqa-rad)")
-        add("--columns", metavar="OURS=THEIRS,...", help="other names of columns, e.g. caption=findings (parquet)")
+        add("--columns", metavar="OURS=THEIRS,...", help="other names of columns, e.g. caption=findings (json, parquet)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
         add("--split", metavar="NAME", help="split of records that name none (json; train)")

@@ -121,9 +121,9 @@ def _build(
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
     if lost > max_rejects * total or len(rejects) - lost > max_rejects * questions:
         first = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        also = f" and {len(rejects) - lost} of {questions} questions" if len(rejects) > lost else ""
         raise M2I2Error(
-            f"{lost} of {total} records and {len(rejects) - lost} questions alone were rejected, "
-            f"more than --max-rejects {max_rejects:g} allows ({first}). "
+            f"{lost} of {total} records{also} were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
             f"They are listed in {output / REJECTS}. Mend the data, or raise --max-rejects; no index was written."
         )
     if empty := [split for split, counts in builder.samples().items() if not counts]:
