@@ -58,9 +58,10 @@ def value_range(values: Values) -> tuple[float, float]:
     ordered = np.partition(flat, (count, flat.size - 1 - count))
     inner_low, inner_high = float(ordered[count]), float(ordered[-1 - count])
     span = inner_high - inner_low
-    if span > 0:
-        low = inner_low if low < inner_low - span else low
-        high = inner_high if high > inner_high + span else high
+    if span > 0 and low < inner_low - span:
+        low = float(flat[flat >= inner_low - span].min())
+    if span > 0 and high > inner_high + span:
+        high = float(flat[flat <= inner_high + span].max())
     return low, high
 
 

@@ -126,10 +126,10 @@ def _build(
             f"{lost} of {total} records{also} were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
             f"They are listed in {output / REJECTS}. Mend the data, or raise --max-rejects; no index was written."
         )
-    if empty := [split for split, counts in builder.samples().items() if not counts]:
+    if builder.samples().get("train") == 0:
         raise M2I2Error(
-            f"All records of the split {empty[0]} were rejected; they are listed in {output / REJECTS}. Mend them, or leave the "
-            f"split out of the data; no index was written."
+            f"All records of the split train were rejected, so that there is nothing to train on; they are listed in "
+            f"{output / REJECTS}. Mend them, or leave them out; no index was written."
         )
     index: dict[str, Any] = {
         **settings,
