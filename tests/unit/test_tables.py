@@ -161,7 +161,7 @@ def test_columns_of_other_names_in_csv_and_json(tmp_path: Path) -> None:
     assert [(r.key, r.split, r.captions) for r in read("captions", tmp_path / "t.json", **options)] == [("a", "train", ("one",))]
     with pytest.raises(M2I2Error, match=r"t\.csv has no column 'picture'; it has scan, finding, fold\. .*--columns image=\.\.\."):
         read("captions", tmp_path / "t.csv", columns="image=picture,caption=finding")
-    with pytest.raises(M2I2Error, match="--columns split=folds: no record of .* has a field of that name"):
+    with pytest.raises(M2I2Error, match=r"--columns split=folds: no record of .* has a field of that name"):
         read("captions", tmp_path / "t.json", columns="image=scan,caption=finding,split=folds")
     with pytest.raises(M2I2Error, match="write OURS=THEIRS"):
         read("captions", tmp_path / "t.csv", columns="picture=scan")

@@ -104,7 +104,7 @@ def home_of(dataset: "Dataset", group: str, keyword: str) -> "Dataset":
         for first in list(dataset.get(groups) or ())[:1]:
             for item in list(first.get(group) or ())[:1]:
                 if item.get(keyword) is not None:
-                    return item  # type: ignore[no-any-return]
+                    return item
     return dataset
 
 
@@ -147,4 +147,4 @@ def entries(data: bytes, count: int, dataset: "Dataset") -> Values:
 def looked_up(values: Values, table: Values, first: int) -> Values:
     """Every value's entry of a table whose first one is for ``first``; values beyond it take its ends."""
     places = np.floor(values).clip(first, first + len(table) - 1) - first
-    return table[places.astype(np.int64)]  # type: ignore[no-any-return]
+    return table[places.astype(np.int64)]

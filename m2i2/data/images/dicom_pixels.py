@@ -114,7 +114,7 @@ def _stored(dataset: "Dataset", findings: Findings) -> Values:
         findings.doubt(ODD_HIGH_BIT)
         return pixel_array(dataset, **options)
     left = allocated - 1 - high
-    return (whole << left) >> (allocated - bits)  # type: ignore[no-any-return]
+    return (whole << left) >> (allocated - bits)
 
 
 def _square(image: Image.Image, dataset: "Dataset", name: str, max_pixels: int, findings: Findings) -> Image.Image:

@@ -67,7 +67,8 @@ def load(image: Image.Image, encoded: bytes | None) -> NDArray[np.uint16] | None
         _set_raw_mode(again, _LOWER_BYTES[raw])
         lower = np.asarray(again.convert(image.mode), dtype=np.uint16)
     image.load()
-    return np.asarray(image).astype(np.uint16) << 8 | lower
+    whole: NDArray[np.uint16] = np.left_shift(np.asarray(image).astype(np.uint16), 8) | lower
+    return whole
 
 
 def wide_greys(image: Image.Image) -> NDArray[Any] | None:
