@@ -71,6 +71,8 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
             _name_syntax(dataset)
             found = Findings(_check(dataset, name, max_pixels))
             image = to_picture(dataset, name, max_pixels, found)
+            modality = str(dataset.get("Modality", ""))
+            modality = modality if modality in MODALITIES else ""
     except M2I2Error:
         raise
     except Exception as e:  # pydicom and its decoders raise almost anything; their words may quote the header
@@ -78,8 +80,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
             f"The DICOM file {name} cannot be decoded ({type(e).__name__}): it is damaged, or compressed in a way that needs a "
             f"decoder which is not installed (pip install 'm2i2[dicom]')."
         ) from e
-    modality = str(dataset.get("Modality", ""))
-    return Radiograph(image, modality if modality in MODALITIES else "", tuple(found.remarks), tuple(found.doubts))
+    return Radiograph(image, modality, tuple(found.remarks), tuple(found.doubts))
 
 
 def _with_preamble(encoded: bytes) -> bytes:

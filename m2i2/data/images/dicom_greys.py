@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2i2.data.images.levels import Findings, NotShown, Values, nearly_uniform, to_bytes, value_range, varied, white_of
+from m2i2.data.images.levels import OUTLIERS, Findings, NotShown, Values, nearly_uniform, to_bytes, value_range, varied, white_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -63,7 +63,7 @@ def _voi(values: Values, dataset: "Dataset", findings: Findings) -> NDArray[np.u
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError):
         findings.doubt(INVALID)
         return None
-    if nearly_uniform(Image.fromarray(shown)) and varied(values):
+    if nearly_uniform(Image.fromarray(shown), OUTLIERS) and varied(values):
         findings.doubt(failed)
         return None
     return shown

@@ -13,6 +13,8 @@ OUTLIERS = 0.001
 """Share of the values at either end that may lie far from the others without a say in what is black and white."""
 FEWEST = 64
 """Values below which none is an outlier."""
+_AT_ONCE = 1 << 22
+"""Values that are converted at a time."""
 UNIFORM_LEVELS = 8
 """Levels of 256 that a picture's inner 98 % span at least, if it shows anything."""
 VARIED_VALUES = 8
@@ -67,10 +69,14 @@ def value_range(values: Values) -> tuple[float, float]:
 
 def to_bytes(values: Values, low: float, high: float) -> NDArray[np.uint8]:
     """``values`` with ``low`` and what lies below as 0, ``high`` and what lies above as 255."""
-    scaled = values.astype(np.float64)
-    scaled -= low
-    scaled *= 255.0 / max(high - low, 1e-9)
-    return scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8)
+    out = np.empty(values.shape, dtype=np.uint8)
+    rows = max(1, _AT_ONCE // max(1, values[0].size))
+    for start in range(0, len(values), rows):  # the whole picture in float64 would take eight times its bytes
+        scaled = values[start : start + rows].astype(np.float64)
+        scaled -= low
+        scaled *= 255.0 / max(high - low, 1e-9)
+        out[start : start + rows] = scaled.clip(0, 255, out=scaled).round(out=scaled)
+    return out
 
 
 def stretched(values: Values) -> NDArray[np.uint8]:
@@ -95,10 +101,10 @@ def varied(values: Values) -> bool:
     return len(np.unique(flat[:: max(1, flat.size >> 16)])) >= VARIED_VALUES
 
 
-def nearly_uniform(image: Image.Image) -> bool:
-    """Whether all but 2 % of the pixels of an 8-bit image are alike: within `UNIFORM_LEVELS` in every channel."""
+def nearly_uniform(image: Image.Image, outside: float = 0.01) -> bool:
+    """Whether all pixels of an 8-bit image but a share ``outside`` at either end lie within `UNIFORM_LEVELS` in every channel."""
     pixels = image.width * image.height
     counts = np.array(image.histogram(), dtype=np.int64).reshape(-1, 256).cumsum(axis=1)
-    low = (counts <= 0.01 * pixels).sum(axis=1)
-    high = (counts < 0.99 * pixels).sum(axis=1)
+    low = (counts <= outside * pixels).sum(axis=1)
+    high = (counts < (1 - outside) * pixels).sum(axis=1)
     return bool((high - low < UNIFORM_LEVELS).all())
