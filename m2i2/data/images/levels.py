@@ -102,9 +102,13 @@ def varied(values: Values) -> bool:
 
 
 def nearly_uniform(image: Image.Image, outside: float = 0.01) -> bool:
-    """Whether all pixels of an 8-bit image but a share ``outside`` at either end lie within `UNIFORM_LEVELS` in every channel."""
+    """Whether all pixels of an 8-bit image but a share ``outside`` (one at least) at either end are alike in every channel.
+
+    Alike is within `UNIFORM_LEVELS`.
+    """
     pixels = image.width * image.height
     counts = np.array(image.histogram(), dtype=np.int64).reshape(-1, 256).cumsum(axis=1)
-    low = (counts <= outside * pixels).sum(axis=1)
-    high = (counts < (1 - outside) * pixels).sum(axis=1)
+    edge = max(outside * pixels, float(pixels >= FEWEST))
+    low = (counts <= edge).sum(axis=1)
+    high = (counts < pixels - edge).sum(axis=1)
     return bool((high - low < UNIFORM_LEVELS).all())
