@@ -11,8 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from m2i2.data.images.decoding import decode
-from m2i2.data.images.dicom import decode_dicom, is_dicom
+from m2i2.data.images.picture import read_picture
 from m2i2.data.sources.phantoms import draw_phantom
 from m2i2.errors import M2I2Error
 from m2i2.inference.answering import Answerer
@@ -56,13 +55,10 @@ class Desk:
             raise _refusal("Upload a radiograph first, or pick an example.", "No image")
         name, most = Path(path).name, self.limits.megapixels * 1_000_000
         try:
-            encoded = Path(path).read_bytes()
-            if not is_dicom(encoded):
-                return decode(encoded, name, max_pixels=most), ""
-            radiograph = decode_dicom(encoded, name, max_pixels=most)
+            picture = read_picture(Path(path).read_bytes(), name, max_pixels=most)
         except (M2I2Error, OSError) as e:
             raise _refusal(str(e), "Not an image that can be read") from e
-        return radiograph.image, "\n".join(f"- {remark}" for remark in radiograph.remarks)
+        return picture.image, "\n".join(f"- {remark}" for remark in picture.remarks)
 
     def show(self, path: str | None) -> tuple[Image.Image | None, str, None, None]:
         """A new file: its picture and remarks, and no answer any more."""

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
         add("--exclude", type=Path, metavar="AUDIT", help="leave out what an audit.json of tools/audit_leakage.py lists")
         add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, parquet, vqa-rad)")
-        add("--columns", metavar="OURS=THEIRS,...", help="other names of columns, e.g. caption=findings (parquet)")
+        add("--columns", metavar="OURS=THEIRS,...", help="other names of columns, e.g. caption=findings (json, parquet)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
         add("--split", metavar="NAME", help="split of records that name none (json; train)")
@@ -137,6 +137,8 @@ def _tell(report: Report, output: Path, seconds: float) -> None:
         print(f"note: {count} x {note}")
     for reason, count in report.reasons.items():
         print(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
+    if report.doubts:
+        print(f"look at {report.doubts} pictures or captions that may be wrong; they are listed in {output / 'doubts.jsonl'}")
     if report.resumed_shards:
         print(f"{report.resumed_shards} shard(s) were there from an earlier run.")
     if not report.complete_before:

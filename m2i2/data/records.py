@@ -39,6 +39,8 @@ class ImageRecord:
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    passed_over: tuple[tuple[str, str], ...] = ()
+    """(id, why) of the questions about this image that cannot be used; they are listed with the rejects."""
 
 
 class Source(Protocol):

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from m2i2.backends.choice import install
+from m2i2.data.images.picture import PictureSource
 from m2i2.errors import M2I2Error
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
@@ -178,12 +178,11 @@ class M2I2ForVisualQuestionAnswering(M2I2PreTrainedModel[VQAModel]):
             loss = answer_loss(logits, answers, (labels >= 0).long())
         return M2I2AnsweringOutput(loss=loss, last_hidden_state=states)
 
-    def answer(
-        self, image: str | Path | bytes | Image.Image, question: str, candidates: Sequence[str] | None = None, top: int = 5
-    ) -> list[Answer]:
+    def answer(self, image: PictureSource, question: str, candidates: Sequence[str] | None = None, top: int = 5) -> list[Answer]:
         """At most ``top`` answers with their probabilities, likeliest first.
 
-        ``image``: a file (PNG, JPEG, DICOM ...), its bytes, or a PIL image. With ``candidates`` every one of them is scored
+        ``image``: a file (PNG, JPEG, DICOM ...), its bytes, a PIL image, or pixels (an array or a tensor; see
+        `m2i2.data.images.picture.open_picture`). With ``candidates`` every one of them is scored
         and the probabilities are among them; without, answers are written by beam search.
         """
         self.eval()

@@ -36,14 +36,19 @@ class M2I2Processor(ProcessorMixin):
         return Tokenizer(tokenizers.Tokenizer.from_str(inner.to_str()), "of the processor")
 
     def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """``pixel_values`` [B, 3, H, W] of images (files, bytes, PIL), ``input_ids`` and ``attention_mask`` [B, L] of questions."""
+        """``pixel_values`` [B, 3, H, W] of images, ``input_ids`` and ``attention_mask`` [B, L] of questions.
+
+        An image is a file, bytes, a PIL image, an array or a tensor (see `m2i2.data.images.picture.open_picture`); several are a
+        list, or an array or tensor of four dimensions.
+        """
         if kwargs.pop("return_tensors", "pt") != "pt":
             raise ValueError("M2I2Processor gives PyTorch tensors: return_tensors='pt'.")
         if kwargs:
             raise TypeError(f"M2I2Processor has no argument {next(iter(kwargs))!r}; it takes images and text.")
         data: dict[str, Any] = {}
         if images is not None:
-            several = images if isinstance(images, list | tuple) else [images]
+            batch = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+            several = images if batch else [images]
             transform = EvaluationTransform(size=self.image_size)
             pictures: list[Image.Image] = [open_image(image) for image in several]
             data["pixel_values"] = normalise(torch.stack([transform.of_image(picture) for picture in pictures]))

@@ -1,14 +1,12 @@
 """One question about one image: the likeliest answers, and where in the image they come from."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from m2i2.data.images.decoding import decode
-from m2i2.data.images.dicom import decode_dicom, is_dicom
+from m2i2.data.images.picture import PictureSource, opened
 from m2i2.data.images.transforms import EvaluationTransform, normalise
 from m2i2.data.loading.loader import pad_rows
 from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, candidate_answers, clean_question, ranked_answer
@@ -25,19 +23,12 @@ Answer = tuple[str, float]
 """An answer and its probability: among the candidates, or, without candidates, among all texts."""
 
 
-def open_image(source: str | Path | bytes | Image.Image, name: str = "given") -> Image.Image:
-    """An RGB image from a file (anything Pillow reads, DICOM), its bytes (called ``name``), or an image; else M2I2Error."""
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if isinstance(source, bytes):
-        encoded = source
-    else:
-        name = str(source)
-        try:
-            encoded = Path(source).read_bytes()
-        except OSError as e:
-            raise M2I2Error(f"Cannot read the image {name}: {e.strerror}.") from e
-    return decode_dicom(encoded, name).image if is_dicom(encoded) else decode(encoded, name)
+def open_image(source: PictureSource, name: str = "given") -> Image.Image:
+    """The RGB image of a file (anything Pillow reads, DICOM), its bytes (called ``name``), a PIL image, an array or a tensor.
+
+    M2I2Error for anything else; what may be wrong with the picture is a warning.
+    """
+    return opened(source, name)
 
 
 class Answerer:

@@ -1,7 +1,10 @@
 """Every real data set is read with the counts of its publication."""
 
+import json
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from m2i2.data.records import ImageRecord
 from m2i2.data.sources import open_source
@@ -57,6 +60,26 @@ def test_vqa_rad_both_publications_agree(shared_data: Path) -> None:
     assert len(tested) == 203 and tested <= {r.key for r in public if r.split == "train"}
     leaking = [q for r in public for q in r.questions if q.metadata.get("framed_from", "").startswith("test_")]
     assert len(leaking) == 284
+
+
+@pytest.mark.parametrize("variant", ["question_id", "own table"])
+def test_vqa_rad_in_the_variants_that_circulate(shared_data: Path, tmp_path: Path, variant: str) -> None:
+    sets = {name: json.loads((shared_data / "data_RAD" / f"{name}set.json").read_text()) for name in ("train", "test")}
+    for row in sets["test"]:
+        row["phrase_type"] = f"test_{row['phrase_type']}"
+    if variant == "question_id":
+        for name, rows in sets.items():
+            (tmp_path / f"{name}set.json").write_text(json.dumps([{**row, "question_id": row.pop("qid")} for row in rows]))
+        source = open_source("vqa", "vqa-rad", tmp_path, image_root=shared_data / "vqa_rad" / "VQA_RAD Image Folder")
+    else:
+        rows = [{**row, "split": {"train": "Training", "test": "testing"}[name]} for name, rows in sets.items() for row in rows]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        source = open_source("vqa", "json", tmp_path / "own.json", image_root=shared_data / "vqa_rad" / "VQA_RAD Image Folder")
+    records = list(source)
+    assert (questions(records, "train"), questions(records, "test")) == (3064, 451) and not source.notes
+    tested = Counter(q.metadata["phrase_type"] for r in records if r.split == "test" for q in r.questions)
+    assert tested == {"freeform": 308, "para": 143}
+    assert sum(q.metadata.get("framed_from", "").startswith("test_") for r in records for q in r.questions) == 284
 
 
 def test_slake(shared_data: Path) -> None:

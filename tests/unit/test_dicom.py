@@ -128,6 +128,7 @@ def test_a_clean_file_gives_no_warning() -> None:
         (dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian), "x is deflated"),
         ((SAMPLES / "rtplan.dcm").read_bytes(), "x holds no image"),
         (b"\x89PNG" + bytes(200), "x cannot be decoded"),
+        (dicom(RAMP).replace(b"\x08\x00\x60\x00CS", b"\x08\x00\x60\x00BS"), "x cannot be decoded"),
     ],
 )
 def test_what_cannot_be_read_is_one_paragraph(encoded: bytes, message: str) -> None:

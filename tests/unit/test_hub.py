@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -90,6 +91,9 @@ def test_the_processor_prepares_as_the_evaluation_does(tmp_path: Path) -> None:
     image = Image.effect_noise((90, 70), 60).convert("RGB")
     image.save(tmp_path / "image.png")
     found = processor(images=[tmp_path / "image.png", image], text=["Is there a lesion?", "mass?, no"])
+    pixels = np.asarray(image)
+    for images in (pixels, [pixels], np.stack([pixels] * 2), torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]):
+        assert torch.equal(processor(images=images)["pixel_values"][-1], found["pixel_values"][0])
     expected = normalise(EvaluationTransform(size=64)((tmp_path / "image.png").read_bytes(), "image")[None])
     assert torch.equal(found["pixel_values"], expected.expand(2, -1, -1, -1))
     tokenizer = train_tokenizer(WORDS, 200)

@@ -322,7 +322,7 @@ def test_a_shard_that_is_a_pipe(shards: Path) -> None:
         ({"image": "/etc/passwd", "caption": "c"}, "leads out of"),
         ({"image": "a\0b", "caption": "c"}, "leads out of"),
         ({"image": float("nan"), "caption": "c"}, "NaN is no JSON"),
-        ({"image": ["x"], "caption": "c"}, "the field 'image' is list"),
+        ({"image": {"x": 1}, "caption": "c"}, "the field 'image' is dict"),
     ],
 )
 def test_records_that_lead_elsewhere(tmp_path: Path, record: dict[str, Any], message: str) -> None:

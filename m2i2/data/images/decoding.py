@@ -5,6 +5,7 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from m2i2.data.images.bounds import check_bounds, check_directory, plain_jpeg
+from m2i2.data.images.levels import UNIFORM, Findings, NotShown, nearly_uniform, varied
+from m2i2.data.images.modes import load, to_rgb, wide_greys, wide_to_rgb
 from m2i2.errors import M2I2Error
 
 MAX_PIXELS = 100_000_000
@@ -35,16 +38,22 @@ _UPRIGHT = {
 """What turns an image upright, by its EXIF orientation."""
 _PLAIN_PIXELS = 1 << 22
 """Larger JPEGs, rare in shards, go the usual way."""
-_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
 def decode(
-    encoded: bytes, name: str, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS, *, keep_grey: bool = False
+    encoded: bytes,
+    name: str,
+    smallest_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    keep_grey: bool = False,
+    findings: Findings | None = None,
 ) -> Image.Image:
     """RGB pixels of an encoded image, turned upright by its EXIF orientation; of several frames or pages, the first.
 
     ``smallest_side``: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at least
-    this long. ``keep_grey``: an 8-bit grey image stays one (mode L). 16-bit greys are scaled to 8 bits over their range.
+    this long. ``keep_grey``: an 8-bit grey image stays one (mode L). Values of more than 8 bits are stretched over their range
+    (`levels.value_range`); white shows through transparent pixels. ``findings``: the user must know of what is added there.
     M2I2Error names ``name`` for what cannot be decoded.
     """
     try:
@@ -62,16 +71,50 @@ def decode(
             if smallest_side and image.format == "JPEG":
                 shrink = min(width, height) / smallest_side
                 image.draft("RGB" if image.mode != "L" else "L", (round(width / shrink), round(height / shrink)))
-            image.load()
-            if (turn := _UPRIGHT.get(_orientation(image, name))) is not None:
-                image = image.transpose(turn)
-            return image if keep_grey and image.mode == "L" and "transparency" not in image.info else _to_rgb(image)
+            return _shown(image, load(image, encoded), name, keep_grey, findings)
     except M2I2Error:
         raise
+    except NotShown as e:
+        raise M2I2Error(f"The image {name} cannot be decoded: {e}.") from e
     except UnidentifiedImageError as e:
-        raise M2I2Error(f"The image {name} cannot be decoded: it is damaged or none of {', '.join(FORMATS)}.") from e
+        raise M2I2Error(
+            f"The image {name} cannot be decoded: it is damaged or none of {', '.join(FORMATS)}, or of a kind of them that is not "
+            f"read."
+        ) from e
     except Exception as e:  # Pillow's decoders raise almost anything on damaged files
         raise M2I2Error(f"The image {name} cannot be decoded ({type(e).__name__}: {e}); replace or remove it.") from e
+
+
+def decode_opened(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS, findings: Findings | None = None) -> Image.Image:
+    """The RGB pixels of an image that Pillow has opened or made, as `decode` gives those of its file."""
+    try:
+        if image.width * image.height > max_pixels:
+            raise M2I2Error(f"The image {name} has {image.width} x {image.height} pixels, more than the bound of {max_pixels}.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _shown(image, load(image, None), name, False, findings)
+    except M2I2Error:
+        raise
+    except NotShown as e:
+        raise M2I2Error(f"The image {name} cannot be decoded: {e}.") from e
+    except Exception as e:
+        raise M2I2Error(f"The image {name} cannot be decoded ({type(e).__name__}: {e}); replace or remove it.") from e
+
+
+def _shown(image: Image.Image, wide: NDArray[Any] | None, name: str, keep_grey: bool, findings: Findings | None) -> Image.Image:
+    """A loaded image, or its ``wide`` values, upright and in 8 bits."""
+    found = Findings() if findings is None else findings
+    turn = _UPRIGHT.get(_orientation(image, name))
+    wide = wide_greys(image) if wide is None else wide
+    if wide is not None:
+        picture = wide_to_rgb(wide, found)
+    elif keep_grey and image.mode == "L" and "transparency" not in image.info:
+        picture = image
+    else:
+        picture = to_rgb(image, found)
+    if findings is not None and nearly_uniform(picture) and varied(np.asarray(picture) if wide is None else wide):
+        findings.doubt(UNIFORM)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def decode_pixels(encoded: bytes, name: str, smallest_side: int) -> NDArray[np.uint8]:
@@ -127,22 +170,6 @@ def _orientation(image: Image.Image, name: str) -> int:
     check_directory(image.info.get("exif", b"").removeprefix(b"Exif\0\0"), name)
     found = image.getexif().get(0x0112, 1)
     return found if isinstance(found, int) else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _WIDE_MODES:
-        values = np.array(image, dtype=np.float64)
-        low, high = float(values.min()), float(values.max())
-        if not np.isfinite(high - low):
-            raise ValueError("it holds values that are not finite")
-        values -= low
-        values *= 255.0 / max(high - low, 1e-9)
-        image = Image.fromarray(values.round(out=values).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", image.size)
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    return image.convert("RGB")
 
 
 def without_colour(image: Image.Image) -> Image.Image:

@@ -5,15 +5,16 @@ burned into the pixels cannot be removed here; files that admit to it, or that l
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from m2i2.data.images.decoding import MAX_PIXELS
+from m2i2.data.images.dicom_pixels import PIXELS, to_picture
+from m2i2.data.images.levels import Findings
 from m2i2.errors import M2I2Error
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 MODALITIES = ("CR", "CT", "DX", "IO", "MG", "MR", "NM", "OT", "PT", "PX", "RF", "RG", "SC", "US", "XA", "XC", "GM", "SM", "ES")
 """Values of (0008,0060) that a picture may have; others are not repeated, since a header may hold anything."""
+_BARE = re.compile(
+    rb"[\x02\x08]\0.\0(?:A[ES]|AT|CS|D[AST]|IS|L[OT]|OB|OW|PN|S[HLQST]|TM|U[CILNRST]).|\x08\0[\0-\x2f]\0..\0\0|"
+    rb"\0[\x02\x08]\0.(?:CS|UL|UI|SH|DA|TM)",
+    re.DOTALL,
+)
+"""How a file begins that lacks preamble and mark: with an element of group 2 or 8, explicit, implicit or big-endian."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
@@ -34,19 +41,22 @@ class Radiograph:
     """DICOM's code (CR, CT, MR ...), or empty."""
     remarks: tuple[str, ...]
     """Warnings, a sentence each."""
+    doubts: tuple[str, ...] = ()
+    """Those of them that may mean that the picture is wrong."""
 
 
 def is_dicom(encoded: bytes) -> bool:
-    """Whether the bytes are a DICOM file: the mark ``DICM`` behind its preamble."""
-    return encoded[128:132] == b"DICM"
+    """Whether the bytes are a DICOM file: the mark ``DICM`` behind its preamble, or, without one, a first element of DICOM's."""
+    return encoded[128:132] == b"DICM" or encoded.startswith(b"DICM") or _BARE.match(encoded) is not None
 
 
 def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Radiograph:
     """The first frame of a DICOM file as an 8-bit RGB image.
 
-    Greys go through rescale slope and intercept (or the modality table), then the first window or VOI table, else their
-    full range; MONOCHROME1 is inverted. Compressed files need python-gdcm (JPEG, JPEG-LS, JPEG 2000; RLE needs nothing).
-    M2I2Error names ``name`` where there is no picture, more than ``max_pixels``, or something that cannot be decoded.
+    Greys go through rescale slope and intercept (or the modality table), then the first window or VOI table, else they are
+    stretched over their range (`levels.value_range`); MONOCHROME1 is inverted. Compressed files need python-gdcm (JPEG,
+    JPEG-LS, JPEG 2000; RLE needs nothing). M2I2Error names ``name`` where there is no picture, more than ``max_pixels``, or
+    something that cannot be decoded.
     """
     try:
         import pydicom
@@ -57,9 +67,12 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
-            dataset = pydicom.dcmread(io.BytesIO(encoded))
-            remarks = _check(dataset, name, max_pixels)
-            image = _picture(dataset, remarks)
+            dataset = pydicom.dcmread(io.BytesIO(_with_preamble(encoded)), force=_BARE.match(encoded) is not None)
+            _name_syntax(dataset)
+            found = Findings(_check(dataset, name, max_pixels))
+            image = to_picture(dataset, name, max_pixels, found)
+            modality = str(dataset.get("Modality", ""))
+            modality = modality if modality in MODALITIES else ""
     except M2I2Error:
         raise
     except Exception as e:  # pydicom and its decoders raise almost anything; their words may quote the header
@@ -67,13 +80,30 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
             f"The DICOM file {name} cannot be decoded ({type(e).__name__}): it is damaged, or compressed in a way that needs a "
             f"decoder which is not installed (pip install 'm2i2[dicom]')."
         ) from e
-    modality = str(dataset.get("Modality", ""))
-    return Radiograph(image, modality if modality in MODALITIES else "", tuple(remarks))
+    return Radiograph(image, modality, tuple(found.remarks), tuple(found.doubts))
+
+
+def _with_preamble(encoded: bytes) -> bytes:
+    """A file whose mark comes first, as other files have it."""
+    return bytes(128) + encoded if encoded.startswith(b"DICM") else encoded
+
+
+def _name_syntax(dataset: "Dataset") -> None:
+    """Name the transfer syntax of a file that does not: the uncompressed one of its bytes."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if getattr(dataset, "file_meta", None) is None:
+        dataset.file_meta = FileMetaDataset()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = plain
 
 
 def _check(dataset: "Dataset", name: str, max_pixels: int) -> list[str]:
     """Warnings; M2I2Error for a file without a picture or with too large a one, before anything is decoded."""
-    if "PixelData" not in dataset:
+    if not any(element in dataset for element in PIXELS):
         raise M2I2Error(f"The DICOM file {name} holds no image; name one of radiography, CT, MR or ultrasound.")
     width, height = int(dataset.Columns), int(dataset.Rows)
     if width * height > max_pixels:
@@ -89,43 +119,3 @@ def _check(dataset: "Dataset", name: str, max_pixels: int) -> list[str]:
     if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
         remarks.append(f"It has {frames} frames; the first one is used.")
     return remarks
-
-
-def _picture(dataset: "Dataset", remarks: list[str]) -> Image.Image:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-
-    stored = pixel_array(dataset, index=0)
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)
-        return Image.fromarray((stored >> 8 * (stored.itemsize - 1)).astype(np.uint8))
-    if stored.ndim == 3:  # RGB; YBR is converted already
-        return Image.fromarray((stored >> max(0, int(dataset.BitsStored) - 8)).astype(np.uint8))
-    values = np.asarray(apply_modality_lut(stored, dataset))
-    shown, low, high = _windowed(values, stored != dataset.get("PixelPaddingValue"), dataset, remarks)
-    grey = ((shown - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 255 - grey
-    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-
-
-def _windowed(
-    values: NDArray[Any], inside: NDArray[Any], dataset: "Dataset", remarks: list[str]
-) -> tuple[NDArray[Any], float, float]:
-    """Greys through the first VOI table or window, and what is black and white there.
-
-    Without one, the darkest and the brightest grey are, padding (where not ``inside``) left aside.
-    """
-    from pydicom.pixels import apply_voi, apply_windowing
-
-    try:
-        if dataset.get("VOILUTSequence"):
-            bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-            return apply_voi(values, dataset), 0.0, float(2**bits - 1)
-        if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-            ends = np.array([-1e12, 1e12])  # beyond any window: they become its black and its white
-            shown = apply_windowing(np.concatenate([values.astype(np.float64).ravel(), ends]), dataset)
-            return shown[:-2].reshape(values.shape), float(shown[-2]), float(shown[-1])
-    except (ValueError, TypeError, IndexError, AttributeError):
-        remarks.append("Its window is not a valid one; the whole range of its greys is shown.")
-    seen = values[inside] if inside.any() else values
-    return values.astype(np.float64), float(seen.min()), float(seen.max())

@@ -32,7 +32,7 @@ from m2i2.errors import M2I2Error
 from m2i2.files import check_file, read_object, sha256_of, write_text
 from m2i2.locking import exclusive
 
-SETTINGS, REJECTS = "building.json", "rejects.jsonl"
+SETTINGS, REJECTS, DOUBTS = "building.json", "rejects.jsonl", "doubts.jsonl"
 _LOCK = ".lock.writing"
 """Locked while a build goes on; removed at its end, as everything that only an unfinished build needs."""
 _BUILT_IN = ("phantoms",)
@@ -52,6 +52,8 @@ class Report:
     reasons: dict[str, int]
     left_out: dict[str, int]
     notes: dict[str, int]
+    doubts: int
+    """Pictures that may be wrong; they are listed in doubts.jsonl."""
     resumed_shards: int
     complete_before: bool = False
 
@@ -107,27 +109,38 @@ def _build(
     progress: Callable[[int, int], None],
 ) -> Report:
     builder = _Builder(output, settings["samples_per_shard"])
-    total = 0
+    total = questions = 0
     for record, outcome in _encoded(source, encoding, workers, builder):
         total += 1
+        questions += len(record.questions) + len(record.passed_over)
         builder.add(record, outcome)
         progress(total, len(builder.rejects))
     builder.end_split()
     rejects = builder.rejects
     write_text(output / REJECTS, "".join(json.dumps(asdict(r)) + "\n" for r in rejects))
+    if builder.doubts:
+        write_text(output / DOUBTS, "".join(json.dumps(doubt) + "\n" for doubt in builder.doubts))
     reasons = Counter(_without_key(r) for r in rejects)
-    if total == 0 or total == len(rejects):
+    lost = sum(not reject.question for reject in rejects)
+    if total == lost:
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
-    if len(rejects) > max_rejects * total:
+    if lost > max_rejects * total or len(rejects) - lost > max_rejects * questions:
         first = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        also = f" and {len(rejects) - lost} of {questions} questions" if len(rejects) > lost else ""
         raise M2I2Error(
-            f"{len(rejects)} of {total} records were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
+            f"{lost} of {total} records{also} were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
             f"They are listed in {output / REJECTS}. Mend the data, or raise --max-rejects; no index was written."
+        )
+    if builder.samples().get("train") == 0:
+        raise M2I2Error(
+            f"All records of the split train were rejected, so that there is nothing to train on; they are listed in "
+            f"{output / REJECTS}. Mend them, or leave them out; no index was written."
         )
     index: dict[str, Any] = {
         **settings,
         "splits": builder.splits(),
         "rejects": len(rejects),
+        "doubts": len(builder.doubts),
         "left_out": dict(sorted(source.left_out.items())),
         "notes": dict(sorted((source.notes + builder.remarks).items())),
     }
@@ -141,6 +154,7 @@ def _build(
         reasons=dict(reasons),
         left_out=index["left_out"],
         notes=index["notes"],
+        doubts=len(builder.doubts),
         resumed_shards=builder.resumed,
     )
 
@@ -209,6 +223,8 @@ def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], sou
     if source.name not in _BUILT_IN and None not in known.values():
         rejected: dict[str, set[str]] = {}
         for number, reject in objects(output / REJECTS):
+            if reject.get("question"):
+                continue
             key, split = (text(reject, field, output / REJECTS, number) for field in ("key", "split"))
             rejected.setdefault(split, set()).add(key)
         digests: dict[str, list[bytes]] = {}
@@ -227,6 +243,7 @@ def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], sou
         reasons={},
         left_out=index["left_out"],
         notes=index.get("notes", {}),
+        doubts=index.get("doubts", 0),
         resumed_shards=0,
         complete_before=True,
     )
@@ -297,10 +314,12 @@ class _Builder:
         self._tar: TarWriter | None = None
         self._shard_rejects: list[Reject] = []
         self._shard_remarks: Counter[str] = Counter()
+        self._shard_doubts: list[dict[str, str]] = []
         self._shard_keys: list[bytes] = []
         self._shard_identities: list[bytes] = []
         self.rejects: list[Reject] = []
         self.remarks: Counter[str] = Counter()
+        self.doubts: list[dict[str, str]] = []
         self.resumed = 0
 
     def _stem(self, split: str, number: int) -> str:
@@ -324,7 +343,7 @@ class _Builder:
         """Whether the finished shard holds these records as they are now; M2I2Error where it holds those of other data."""
         note = self.note(split, number)
         assert note is not None
-        if note["records"] == records_digest(records, {reject["key"] for reject in note["rejects"]}):
+        if note["records"] == records_digest(records, {reject["key"] for reject in note["rejects"] if not reject.get("question")}):
             return True
         if note["keys"] == keys_digest(records):
             (self._output / f"{self._stem(split, number)}.note.json").unlink()
@@ -363,12 +382,16 @@ class _Builder:
             return
         self._shard_keys.append(record.key.encode() + b"\n")
         self._shard_identities.append(identity(record, isinstance(outcome, Reject)))
+        file = str(record.image) if isinstance(record.image, Path) else ""
+        self._shard_rejects += [Reject(record.key, record.split, why, file, question) for question, why in record.passed_over]
         if isinstance(outcome, Reject):
             self._shard_rejects.append(outcome)
         else:
             assert self._tar is not None
             self._tar.add(record.key, outcome.ending, outcome.image, outcome.text, outcome.items)
             self._shard_remarks.update(outcome.remarks)
+            about = {"key": record.key, "split": record.split, "file": file}
+            self._shard_doubts += [{**about, "doubt": doubt} for doubt in outcome.doubts]
 
     def _take_over(self, split: str, number: int) -> None:
         note = self.note(split, number)
@@ -377,6 +400,7 @@ class _Builder:
         self._shards.setdefault(split, []).append(Shard(**note["shard"]))
         self.rejects += [Reject(**reject) for reject in note["rejects"]]
         self.remarks.update(note["remarks"])
+        self.doubts += note.get("doubts", [])
         self.resumed += 1
 
     def _end_shard(self) -> None:
@@ -397,13 +421,15 @@ class _Builder:
             "keys": together(self._shard_keys),
             "rejects": [asdict(r) for r in self._shard_rejects],
             "remarks": dict(self._shard_remarks),
+            "doubts": self._shard_doubts,
         }
         write_text(self._output / f"{stem}.note.json", json.dumps(note))
         shards.append(shard)
         self._digests.setdefault(self._split, []).append(bytes.fromhex(records))
         self.rejects += self._shard_rejects
         self.remarks.update(self._shard_remarks)
-        self._shard_remarks = Counter()
+        self.doubts += self._shard_doubts
+        self._shard_remarks, self._shard_doubts = Counter(), []
         self._shard_rejects, self._shard_keys, self._shard_identities, self._tar = [], [], [], None
 
     def end_split(self) -> None:
@@ -423,6 +449,10 @@ class _Builder:
                 f.write(rows.tobytes())
         os.replace(temporary, self._output / f"{self._split}.items.npy")
         self._split = None
+
+    def samples(self) -> dict[str, int]:
+        """The samples of every split."""
+        return {split: sum(shard.samples for shard in shards) for split, shards in self._shards.items()}
 
     def splits(self) -> dict[str, Any]:
         """The index's account of every split."""

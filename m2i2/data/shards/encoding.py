@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from m2i2.data.images.decoding import MAX_BYTES, MAX_PIXELS, decode, without_colour
-from m2i2.data.images.dicom import decode_dicom, is_dicom
+from m2i2.data.images.decoding import MAX_BYTES, MAX_PIXELS, without_colour
+from m2i2.data.images.picture import read_picture
 from m2i2.data.records import ImageRecord
 from m2i2.data.shards.split import MAX_TEXT
+from m2i2.data.text.cleaning import clean_caption
 from m2i2.errors import M2I2Error
 from m2i2.files import read_bytes
 
@@ -44,6 +45,8 @@ class Reject:
     split: str
     reason: str
     file: str
+    question: str = ""
+    """Its id, where only this question about the image is rejected."""
 
 
 class Encoded(NamedTuple):
@@ -56,6 +59,8 @@ class Encoded(NamedTuple):
     items: int
     remarks: tuple[str, ...] = ()
     """What the user must know of the image, such as a name that may be burned into a DICOM file's pixels."""
+    doubts: tuple[str, ...] = ()
+    """Those of them that may mean that the sample is wrong; a line of doubts.jsonl each."""
 
 
 def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
@@ -68,26 +73,26 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     def reject(reason: str) -> Reject:
         return Reject(record.key, record.split, reason, file)
 
-    texts = record.captions or tuple(q.question for q in record.questions)
-    if not texts or not all(text.strip() for text in texts):
-        return reject("empty caption" if record.captions else "empty question" if texts else "no text")
+    captions, remarks = _captions(record)
+    if record.captions and not captions:
+        return reject("caption without words" if any(caption.strip() for caption in record.captions) else "empty caption")
+    if not captions and not record.questions:
+        return reject(record.passed_over[0][1] if record.passed_over else "no text")
+    if not all(question.question.strip() for question in record.questions):
+        return reject("empty question")
     try:
         original = read_bytes(record.image, MAX_BYTES) if isinstance(record.image, Path) else record.image
     except FileNotFoundError:
         return reject("image file missing")
     except (OSError, ValueError) as e:
         return reject(f"image file unreadable: {e}")
-    if not original:
+    if not original and not file:
         return reject("no image")
-    remarks: tuple[str, ...] = ()
     try:
-        if is_dicom(original):
-            radiograph = decode_dicom(original, record.key, encoding.max_pixels)
-            image, remarks = radiograph.image, radiograph.remarks
-        else:
-            image = decode(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
+        picture = read_picture(original, record.key, None if encoding.keep_bytes else encoding.side, encoding.max_pixels)
     except M2I2Error as e:
         return reject(str(e))
+    image = picture.image
     ending = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(original[:2])
     if encoding.keep_bytes and ending:
         stored = original
@@ -102,7 +107,7 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
         stored = out.getvalue()
     payload: dict[str, Any] = {"key": record.key, "image_sha256": hashlib.sha256(stored).hexdigest()}
     if record.captions:
-        payload["captions"] = list(record.captions)
+        payload["captions"] = list(captions)
     else:
         payload["questions"] = [asdict(question) | {"metadata": dict(question.metadata)} for question in record.questions]
     payload["metadata"] = dict(record.metadata)
@@ -112,4 +117,12 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
         return reject("a text is no valid Unicode")
     if len(text) > MAX_TEXT or len(stored) > MAX_BYTES:
         return reject(f"larger than {MAX_TEXT} bytes of text or {MAX_BYTES} of image")
-    return Encoded(ending, stored, text, max(1, len(record.questions)), remarks)
+    doubts = remarks + picture.doubts
+    return Encoded(ending, stored, text, max(1, len(record.questions)), remarks + picture.remarks, doubts)
+
+
+def _captions(record: ImageRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The captions that have words once they are cleaned, and a remark where others are left out."""
+    captions = tuple(caption for caption in record.captions if clean_caption(caption))
+    lost = len(record.captions) - len(captions)
+    return captions, (f"{lost} of its captions without words left out",) if lost and captions else ()

@@ -42,7 +42,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "your own, or M2I2/ALBEF's: JSON, JSONL, CSV or TSV of image (a path; DICOM too) and caption (a text or a list)",
         "make_shards.py captions json data/pairs.json --image-root data/images --output shards/pairs",
         "m2i2.data.sources.caption_json:CaptionJson",
-        ("image_root", "split"),
+        ("image_root", "split", "columns"),
     ),
     ("captions", "vqa-text"): Entry(
         "captions",
@@ -90,7 +90,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "your own: JSON, JSONL, CSV or TSV of image (a path; DICOM too), question, answer and, optionally, answer_type, id, split",
         "make_shards.py vqa json data/questions.csv --image-root data/images --output shards/questions",
         "m2i2.data.sources.question_json:QuestionJson",
-        ("image_root", "split"),
+        ("image_root", "split", "columns"),
     ),
     ("vqa", "parquet"): Entry(
         "vqa",

@@ -13,30 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.sources.reading import CLOSED_FROM_ANSWER, find_image, key_of_path, text, told_closed, yes_or_no
+from m2i2.data.sources.reading import (
+    CLOSED_FROM_ANSWER,
+    Keys,
+    find_image,
+    key_of_path,
+    refuse_foreign,
+    text,
+    told_closed,
+    yes_or_no,
+)
+from m2i2.data.sources.tables import one_text
+from m2i2.data.sources.vocabulary import COLUMNS, ORDER, SPLITS, missing_column, renamed_columns
 from m2i2.errors import M2I2Error
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "dev": "val", "test": "test"}
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?")
 _ROWS = 32
 """Rows that become Python objects at a time."""
 
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": ("image", "img"),
-    "caption": ("caption", "captions", "text"),
-    "question": ("question",),
-    "answer": ("answer",),
-    "image_id": ("image_id",),
-    "question_id": ("qid", "question_id"),
-    "answer_type": ("answer_type",),
-    "question_type": ("question_type", "content_type"),
-    "phrase_type": ("phrase_type",),
-    "modality": ("modality",),
-    "organ": ("organ", "image_organ", "location"),
-    "language": ("q_lang", "language"),
-    "cui": ("cui",),
-}
-"""What we call a column, and the names that it has in published files, the most usual first."""
 _NEEDED: dict[Kind, tuple[str, ...]] = {"captions": ("image", "caption"), "vqa": ("image", "question", "answer")}
 _METADATA: dict[Kind, tuple[str, ...]] = {
     "captions": ("image_id", "modality", "cui"),
@@ -55,22 +49,26 @@ class _ParquetSource:
         self.left_out: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._root = Path(image_root or (path if path.is_dir() else path.parent))
-        self._renamed = _renamed(columns)
+        self._renamed = renamed_columns(columns)
         self._files = _files_by_split(path)
 
     def _rows(self, split: str) -> Iterator[tuple[Path, int, dict[str, Any]]]:
         """(file, row of the split, its columns by our names)."""
         number = 0
         for file in self._files[split]:
+            refuse_foreign(file)
             for row in _read(file, _NEEDED[self.kind], self._renamed):
                 yield file, number, row
                 number += 1
 
     def _image(self, value: Any, file: Path, number: int) -> bytes | Path:
         """The image of a row: its bytes, or the file that it names; no bytes where there is neither (it will be rejected)."""
+        value = one_text(value)
+        if isinstance(value, list) and value:
+            raise M2I2Error(f"{file}, row {number}: it has {len(value)} images; a row has one.")
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
-        if value is None or isinstance(value, bytes):
+        if value is None or isinstance(value, bytes) or value == []:
             return value or b""
         if isinstance(value, str):
             return find_image(self._root, value)
@@ -96,7 +94,7 @@ class ParquetCaptions(_ParquetSource):
                     key=key_of_path(str(row["image_id"])) if row.get("image_id") else f"row-{number:08d}",
                     split=split,
                     image=self._image(row["image"], file, number),
-                    captions=tuple(caption or "" for caption in captions),
+                    captions=tuple(caption or "" for caption in captions) or ("",),
                     metadata=self._metadata(row),
                 )
 
@@ -113,7 +111,7 @@ class ParquetQuestions(_ParquetSource):
     def __iter__(self) -> Iterator[ImageRecord]:
         self.notes.clear()
         for split in self._files:
-            first_rows, questions = self._gathered(split)
+            first_rows, questions, passed_over = self._gathered(split)
             for file, number, row in self._rows(split):
                 image = first_rows.get(number)
                 if image is None:
@@ -122,26 +120,40 @@ class ParquetQuestions(_ParquetSource):
                     key=image,
                     split=split,
                     image=self._image(row["image"], file, number),
-                    questions=tuple(questions.pop(image)),
+                    questions=tuple(questions.pop(image, ())),
+                    passed_over=tuple(passed_over.pop(image, ())),
                     metadata={"image": image},
                 )
 
-    def _gathered(self, split: str) -> tuple[dict[int, str], dict[str, list[Question]]]:
-        """The key of the image that each row is the first one of, and all questions about each image."""
+    def _gathered(self, split: str) -> tuple[dict[int, str], dict[str, list[Question]], dict[str, list[tuple[str, str]]]]:
+        """The key of the image that each row is the first one of, all questions about each image, and those passed over."""
         first_rows: dict[int, str] = {}
         questions: dict[str, list[Question]] = {}
+        passed_over: dict[str, list[tuple[str, str]]] = {}
+        keys = Keys()
         for file, number, row in self._rows(split):
             image = self._image(row["image"], file, number)
             if isinstance(image, Path):
-                key = key_of_path(str(image.relative_to(self._root)))
+                key = keys.of(str(image.relative_to(self._root)))
             else:
                 key = hashlib.sha256(image).hexdigest()[:24] if image else f"row-{number:08d}"
-            if key not in questions:
+            if key not in questions and key not in passed_over:
                 first_rows[number] = key
-            questions.setdefault(key, []).append(self._question(split, file, number, row))
-        return first_rows, questions
+            found = self._question(split, file, number, row)
+            if isinstance(found, Question):
+                questions.setdefault(key, []).append(found)
+            else:
+                passed_over.setdefault(key, []).append(found)
+        return first_rows, questions, passed_over
 
-    def _question(self, split: str, file: Path, number: int, row: dict[str, Any]) -> Question:
+    def _question(self, split: str, file: Path, number: int, row: dict[str, Any]) -> Question | tuple[str, str]:
+        """The question of a row; its id and why it cannot be used, where its text or its answer is empty."""
+        row = {ours: value if ours == "image" else one_text(value) for ours, value in row.items()}
+        key = str(row["question_id"]) if row.get("question_id") is not None else f"{split}-{number:06d}"
+        for field in ("question", "answer"):
+            value = row[field]
+            if value is None or value != value or (isinstance(value, str) and not value.strip()):
+                return key, f"empty {field}"
         answer = text(row, "answer", file, number)
         metadata = self._metadata(row)
         closed = told_closed(row, file, number)
@@ -149,21 +161,12 @@ class ParquetQuestions(_ParquetSource):
             self.notes[CLOSED_FROM_ANSWER] += 1
             metadata["closed_from"] = "answer"
         return Question(
-            id=str(row["question_id"]) if row.get("question_id") is not None else f"{split}-{number:06d}",
+            id=key,
             question=text(row, "question", file, number),
             answer=answer,
             closed=yes_or_no(answer) if closed is None else closed,
             metadata=metadata,
         )
-
-
-def _renamed(columns: str) -> dict[str, str]:
-    """ "caption=findings,image=scan" as {our name: theirs}."""
-    pairs = [pair.partition("=") for pair in columns.split(",") if pair]
-    for ours, separator, theirs in pairs:
-        if ours not in _COLUMNS or not separator or not theirs:
-            raise M2I2Error(f"--columns {columns!r}: write OURS=THEIRS,...; ours are {', '.join(_COLUMNS)}.")
-    return {ours: theirs for ours, _, theirs in pairs}
 
 
 def _files_by_split(path: Path) -> dict[str, list[Path]]:
@@ -173,9 +176,9 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
     for file in files:
         match = _NAME.fullmatch(file.stem)
         name = (match["split"] if match else file.parent.name if file.stem.isdigit() else file.stem).lower()
-        split = _SPLITS.get(name)
+        split = SPLITS.get(name)
         if split is None:
-            known = ", ".join(sorted(_SPLITS))
+            known = ", ".join(SPLITS)
             raise M2I2Error(f"{file} does not tell its split: it must be called like train-00000-of-00001.parquet ({known}).")
         part = match["part"] if match else file.stem
         if part in found.setdefault(split, {}):
@@ -187,7 +190,7 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
                 raise M2I2Error(f"{file.parent} lacks part {missing[0]:05d} of {match['parts']} of {name}; download it again.")
     if not found:
         raise M2I2Error(f"{path} holds no parquet files; they are called like data/train-00000-of-00001.parquet.")
-    order = sorted(found, key=list(_SPLITS.values()).index)
+    order = sorted(found, key=ORDER.index)
     return {split: [found[split][part] for part in sorted(found[split])] for split in order}
 
 
@@ -201,15 +204,12 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
         with parquet.ParquetFile(file, pre_buffer=False) as table:
             header = {name.lower(): name for name in table.schema_arrow.names}
             ours: dict[str, str] = {}
-            for name, usual in _COLUMNS.items():
+            for name, usual in COLUMNS.items():
                 theirs = [header[n.lower()] for n in ([renamed[name]] if name in renamed else usual) if n.lower() in header]
                 if theirs:
                     ours[theirs[0]] = name
                 elif name in needed or name in renamed:
-                    raise M2I2Error(
-                        f"{file} has no column {renamed.get(name, usual[0])!r}; it has {', '.join(header)}. "
-                        f"Name the one that is meant: --columns {name}=..."
-                    )
+                    raise M2I2Error(f"{file} has {missing_column(name, renamed, header)}")
             for group in range(table.num_row_groups):
                 for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(ours), use_threads=False):
                     yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())

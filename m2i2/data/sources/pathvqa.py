@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.sources.grouping import by_image
+from m2i2.data.sources.grouping import Row, by_image
 from m2i2.data.sources.pickles import plain_pickle
-from m2i2.data.sources.reading import find_image, objects, text
+from m2i2.data.sources.reading import find_image, is_closed, objects, text
 from m2i2.errors import M2I2Error
 
 
@@ -27,7 +27,7 @@ class PathVqa:
         for split in ("train", "val", "test"):
             yield from by_image(split, self._questions(split))
 
-    def _questions(self, split: str) -> Iterator[tuple[str, Path, Question]]:
+    def _questions(self, split: str) -> Iterator[Row]:
         path = self._path / "qas" / f"{split}_vqa.json"
         records = objects(path) if path.exists() else self._pickled(path := path.with_suffix(".pkl"))
         for number, record in records:
@@ -38,7 +38,7 @@ class PathVqa:
                 id=text(record, "question_id", path, number),
                 question=text(record, "sent", path, number),
                 answer=text({"label": next(iter(labels))}, "label", path, number),
-                closed=text(record, "answer_type", path, number).strip() == "yes/no",
+                closed=is_closed(record, path, number),
                 metadata={"question_type": text(record, "question_type", path, number)},
             )
             yield name, find_image(self._path / "images" / split, name), question

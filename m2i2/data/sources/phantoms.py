@@ -15,6 +15,7 @@ from PIL import Image
 
 from m2i2.data.records import ImageRecord, Kind, Question
 from m2i2.data.sources.phantom_drawing import SIDE, draw
+from m2i2.errors import M2I2Error
 
 REGIONS = ("chest", "abdomen", "head", "hand")
 MODALITIES = ("x-ray", "ct", "mri", "ultrasound")
@@ -142,6 +143,11 @@ def questions(findings: Findings, rng: np.random.Generator) -> list[tuple[str, s
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise M2I2Error(f"--count {count} leaves no image to train on; it must be at least 1.")
+
+
 class PhantomCaptions:
     """Captioned phantoms: ``count`` for training and a tenth of that for validation."""
 
@@ -149,6 +155,7 @@ class PhantomCaptions:
     kind: Kind = "captions"
 
     def __init__(self, count: int = 2000, seed: int = 0) -> None:
+        _check_count(count)
         self.left_out: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._splits, self._seed = {"train": count, "val": max(1, count // 10)}, seed
@@ -168,6 +175,7 @@ class PhantomQuestions:
     kind: Kind = "vqa"
 
     def __init__(self, count: int = 1000, seed: int = 0) -> None:
+        _check_count(count)
         self.left_out: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._splits = {"train": count, "val": max(1, count // 10), "test": max(1, count // 5)}

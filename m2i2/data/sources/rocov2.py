@@ -43,7 +43,7 @@ class RocoV2:
                 if not row["id"].strip():
                     raise M2I2Error(f"{table}, line {line}: the ID is empty.")
                 yield ImageRecord(
-                    key=key_of(row["id"] + "."),
+                    key=key_of(row["id"]),
                     split=split,
                     image=find_image(folder, row["id"].strip()),
                     captions=(row["caption"],),

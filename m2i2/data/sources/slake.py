@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.sources.grouping import by_image
-from m2i2.data.sources.reading import find_image, objects, text, text_or_empty
+from m2i2.data.sources.grouping import Row, by_image
+from m2i2.data.sources.reading import find_image, is_closed, objects, text, text_or_empty
 from m2i2.errors import M2I2Error
 
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
@@ -39,7 +39,7 @@ class Slake:
         for file, split in _SPLITS.items():
             yield from by_image(split, self._questions(self._path / f"{file}.json"))
 
-    def _questions(self, path: Path) -> Iterator[tuple[str, Path, Question]]:
+    def _questions(self, path: Path) -> Iterator[Row]:
         for number, record in objects(path):
             if self._language not in ("all", text(record, "q_lang", path, number)):
                 self.left_out["other language"] += 1
@@ -49,7 +49,7 @@ class Slake:
                 id=text(record, "qid", path, number),
                 question=text(record, "question", path, number),
                 answer=text(record, "answer", path, number),
-                closed=text(record, "answer_type", path, number).strip().upper() == "CLOSED",
+                closed=is_closed(record, path, number),
                 metadata={ours: text_or_empty(record, theirs, path, number) for theirs, ours in _METADATA.items()},
             )
             yield name, find_image(self._path / "imgs", name), question

@@ -3,7 +3,8 @@
 The training set that every published number uses holds, beside the free-form and paraphrased training questions, the
 templated rewrite ("frame") of EVERY record, test records included: 284 of the 1,267 framed training questions are
 rewrites of test questions. Framed questions name the kind of record that they were made from in ``framed_from`` and its id in
-``origin_id``: in the OSF file a frame is a field of its record; in the MEVF/M2I2 files its id follows that of its record.
+``origin_id``: in the OSF file a frame is a field of its record; in the MEVF/M2I2 files its id follows that of its record
+(`m2i2.data.sources.rewrites`). Copies circulate that call the id ``question_id`` or give test questions their OSF kind.
 """
 
 from collections import Counter
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.sources.grouping import by_image
-from m2i2.data.sources.reading import find_image, objects, text, text_or_empty
+from m2i2.data.sources.grouping import Row, by_image
+from m2i2.data.sources.reading import find_image, image_name, is_closed, objects, text, text_or_empty
+from m2i2.data.sources.rewrites import link_frames
 from m2i2.errors import M2I2Error
 
 _PUBLIC = "VQA_RAD Dataset Public.json"
@@ -41,11 +43,12 @@ class VqaRad:
         self._images = folder
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        for split in ("train", "test"):
-            records = self._of_public(split) if self._public else self._of_sets(split)
-            yield from by_image(split, records)
+        self.notes.clear()
+        rows = {split: list(self._of_public(split) if self._public else self._of_set(split)) for split in ("train", "test")}
+        for split, linked in link_frames(rows, self.notes).items():
+            yield from by_image(split, linked)
 
-    def _of_public(self, split: str) -> Iterator[tuple[str, Path, Question]]:
+    def _of_public(self, split: str) -> Iterator[Row]:
         path = self._path / _PUBLIC
         for number, record in objects(path):
             phrase_type = text(record, "phrase_type", path, number)
@@ -55,32 +58,14 @@ class VqaRad:
                 yield self._question(record, path, number, record.get("question"), kind)
             frame = record.get("question_frame")
             if split == "train" and frame not in (None, "", "NULL"):
-                origin = text(record, "qid", path, number)
+                origin = _id(record, path, number)
                 yield self._question(record, path, number, frame, "frame", phrase_type, origin, f"{origin}-frame")
 
-    def _of_sets(self, split: str) -> Iterator[tuple[str, Path, Question]]:
+    def _of_set(self, split: str) -> Iterator[Row]:
         path = self._path / f"{split}set.json"
-        written = self._written_by_people()
         for number, record in objects(path):
             phrase_type = text(record, "phrase_type", path, number)
-            framed_from, origin = "", text(record, "qid", path, number)
-            if phrase_type == "frame":
-                before = str(int(origin) - 1) if origin.isdecimal() and len(origin) < 20 else ""
-                kind, *about = written.get(before, ("", "", ""))
-                if about == _about(record):
-                    framed_from, origin = kind, before
-            yield self._question(record, path, number, record.get("question"), phrase_type, framed_from, origin)
-
-    def _written_by_people(self) -> dict[str, tuple[str, str, str]]:
-        """Kind ("test_" before those of the test set), image and answer of every record that is no frame, by its id."""
-        found: dict[str, tuple[str, str, str]] = {}
-        for prefix, path in (("", self._path / "trainset.json"), ("test_", self._path / "testset.json")):
-            for number, record in objects(path):
-                kind = text(record, "phrase_type", path, number)
-                if kind != "frame":
-                    image, answer = _about(record)
-                    found[text(record, "qid", path, number)] = (prefix + kind, image, answer)
-        return found
+            yield self._question(record, path, number, record.get("question"), phrase_type)
 
     def _question(
         self,
@@ -92,12 +77,12 @@ class VqaRad:
         framed_from: str = "",
         origin: str = "",
         new_id: str = "",
-    ) -> tuple[str, Path, Question]:
-        name = text(record, "image_name", path, number)
+    ) -> Row:
+        name = image_name(self._images, text(record, "image_name", path, number))
         metadata = {
             "phrase_type": phrase_type,
-            "question_type": text(record, "question_type", path, number).strip(),
-            "organ": text(record, "image_organ", path, number),
+            "question_type": text_or_empty(record, "question_type", path, number).strip(),
+            "organ": text_or_empty(record, "image_organ", path, number),
         }
         if linked := text_or_empty(record, "qid_linked_id", path, number):
             metadata["linked_id"] = linked
@@ -107,15 +92,14 @@ class VqaRad:
             name,
             find_image(self._images, name),
             Question(
-                id=new_id or text(record, "qid", path, number),
+                id=new_id or _id(record, path, number),
                 question=text({"question": question}, "question", path, number),
                 answer=text(record, "answer", path, number),
-                closed=text(record, "answer_type", path, number).strip().upper() == "CLOSED",
+                closed=is_closed(record, path, number),
                 metadata=metadata,
             ),
         )
 
 
-def _about(record: dict[str, Any]) -> list[str]:
-    """What a frame has in common with its record: the image and the answer."""
-    return [str(record.get("image_name", "")), str(record.get("answer", "")).strip().lower()]
+def _id(record: dict[str, Any], path: Path, number: int) -> str:
+    return text(record, "qid" if "qid" in record or "question_id" not in record else "question_id", path, number)

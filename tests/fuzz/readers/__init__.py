@@ -1,8 +1,8 @@
 """Every reader that is fuzzed."""
 
 from tests.fuzz.harness import Reader
-from tests.fuzz.readers import checkpoints, images, shards, sources
+from tests.fuzz.readers import checkpoints, images, pictures, shards, sources
 
 READERS: dict[str, Reader] = {
-    reader.name: reader for reader in (*shards.READERS, *sources.READERS, *checkpoints.READERS, *images.READERS)
+    reader.name: reader for reader in (*shards.READERS, *sources.READERS, *checkpoints.READERS, *images.READERS, *pictures.READERS)
 }

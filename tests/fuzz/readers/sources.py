@@ -181,6 +181,49 @@ def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+_TABLE_WORDS = (
+    b";",
+    b"|",
+    b"\t",
+    b"sep=;\n",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"nan",
+    b"training",
+    b"frame",
+    b"test_freeform",
+    b"a.png",
+    b"{",
+    b"[",
+)
+_QUESTIONS = [
+    b"image,question,answer,split,answer_type\na.png,is it?,yes,training,Y/N\nb.tif,what?,2,dev,\n",
+    b"filename;question;answer;phrase_type;qid\nsynpic1.jpg;is it?;yes;freeform;1\nsynpic1.jpg;is it so?;yes;frame;2\n",
+    b"image\tquestion\tanswers\n a.png \tis it?\tno\n",
+]
+_LAYOUTS = [
+    _json(
+        {
+            "train": [{"image": "a.png", "question": "q", "answer": ["yes"]}],
+            "test": [{"image": "b.png", "question": "q", "answer": 2.0}],
+        }
+    ),
+    _json([{"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "yes"}]}]),
+    _json(
+        {
+            "data": [
+                {
+                    "Image": "./a.png",
+                    "question": "q",
+                    "answer": None,
+                    "answer_type": "closed-ended",
+                    "qid": 7,
+                    "phrase_type": "frame",
+                }
+            ]
+        }
+    ),
+]
 _ROCO = [b"ID,Caption\nx_1,one two\nx_2,three\n", b"ID\tcaption\nx_1\tone, two\n"]
 _REPORTS = b"uid,problems,findings,impression\n1,normal,clear,none\n2,a,b,c\n"
 _PROJECTIONS = b"uid,filename,projection\n1,1_a.png,Frontal\n2,2_b.png,Lateral\n"
@@ -193,6 +236,16 @@ READERS = [
         "captions in JSONL",
         _source("captions", "json", "p.jsonl", [b"\n".join(map(_json, _CAPTIONS))], {}, "p.jsonl"),
         _lines,
+    ),
+    Reader(
+        "questions in CSV and TSV",
+        _source("vqa", "json", "q.csv", _QUESTIONS, {}, "q.csv"),
+        either(mutated_table, lambda seeds: mutated_bytes(seeds, _TABLE_WORDS)),
+    ),
+    Reader(
+        "questions in JSON of any layout",
+        _source("vqa", "json", "q.json", _LAYOUTS, {}, "q.json"),
+        either(mutated_json, lambda seeds: mutated_bytes(seeds, _TABLE_WORDS)),
     ),
     Reader("CSV and TSV (ROCOv2)", _source("captions", "rocov2", "train_captions.csv", _ROCO, {"train/x": b""}), mutated_table),
     Reader(
