@@ -12,6 +12,7 @@ from pathlib import Path
 
 from m2i2.diagnosis import Finding, examine
 from m2i2.exits import EXIT_USER_ERROR, guarded
+from m2i2.terminal import say
 
 DESCRIPTION = """Examine this machine: Python, versions, GPUs, bfloat16, collectives, DeepSpeed, apex, shared memory, disk, SLURM.
 Each line says what was found; a note or a fault says what to do. Exit code 0, or 2 where there is a fault."""
@@ -53,10 +54,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
             _tell(findings[-1])
     faults = sum(finding.status == "fault" for finding in findings)
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        say(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         notes = sum(finding.status == "note" for finding in findings)
-        print(f"\n{faults} fault(s), {notes} note(s). " + ("Mend the faults first." if faults else "Training can run here."))
+        say(f"\n{faults} fault(s), {notes} note(s). " + ("Mend the faults first." if faults else "Training can run here."))
     return EXIT_USER_ERROR if faults else 0
 
 
@@ -65,9 +66,9 @@ def _tell(finding: Finding) -> None:
     sign = f"{word:<6}"
     if sys.stdout.isatty():
         sign = f"\033[{colour}m{sign}\033[0m"
-    print(f"{sign} {finding.subject:<14} {finding.found}", flush=True)
+    say(f"{finding.subject:<14} {finding.found}", flush=True, sign=f"{sign} ")
     if finding.remedy:
-        print(f"{'':21} -> {finding.remedy}", flush=True)
+        say(f"{'':21} -> {finding.remedy}", flush=True)
 
 
 def try_training(seconds: float = 600) -> Finding:

@@ -1,6 +1,5 @@
 """Two results side by side: McNemar's exact test, the interval of their difference, and what forbids the comparison."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.scoring import resampled_means
-from m2i2.files import read_object
+from m2i2.files import read_object, read_rows
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ def _predictions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """(image, question id) -> a line of predictions.jsonl."""
     path = folder / "predictions.jsonl"
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {(str(row["image"]), str(row["id"])): row for row in found}
+        return {(str(row["image"]), str(row["id"])): row for row in read_rows(path)}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise M2I2Error(f"{path} cannot be read ({type(e).__name__}: {e}); name a folder that evaluate.py wrote.") from e
 

@@ -18,6 +18,7 @@ from m2i2.performance.measuring import peak_memory_mb
 from m2i2.tasks.negatives import GlobalBatch
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.task import Key
+from m2i2.terminal import say
 
 ROWS, WIDTH, QUEUE = 16, 256, 65536
 """Pairs of the rank, width of the features, pairs of the queue."""
@@ -63,4 +64,4 @@ def _measure(size: int, rounds: int = 5) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(int(sys.argv[1]))))
+    say(json.dumps(_measure(int(sys.argv[1]))))

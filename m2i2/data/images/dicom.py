@@ -4,7 +4,6 @@ Nothing but pixels leaves this module: names, dates and identifiers of the heade
 burned into the pixels cannot be removed here; files that admit to it, or that leave it open, give a warning.
 """
 
-import io
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2i2.data.images.decoding import MAX_PIXELS
+from m2i2.data.images.elements import read_dataset
 from m2i2.errors import M2I2Error
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     M2I2Error names ``name`` where there is no picture, more than ``max_pixels``, or something that cannot be decoded.
     """
     try:
-        import pydicom
+        import pydicom  # noqa: F401
     except ImportError as e:
         raise M2I2Error(f"Reading the DICOM file {name} needs pydicom: pip install 'm2i2[dicom]'.") from e
     if _DEFLATED in encoded:
@@ -57,7 +57,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
-            dataset = pydicom.dcmread(io.BytesIO(encoded))
+            dataset = read_dataset(encoded, name)
             remarks = _check(dataset, name, max_pixels)
             image = _picture(dataset, remarks)
     except M2I2Error:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
+from m2i2.data.sources.pages import batches, check_footer
 from m2i2.data.sources.reading import CLOSED_FROM_ANSWER, find_image, key_of_path, text, told_closed, yes_or_no
 from m2i2.errors import M2I2Error
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "dev": "val", "test": "test"}
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?")
-_ROWS = 32
-"""Rows that become Python objects at a time."""
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "img"),
@@ -197,6 +196,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
         from pyarrow import parquet
     except ImportError as e:
         raise M2I2Error("Parquet files need pyarrow: pip install 'm2i2[parquet]'.") from e
+    check_footer(file)
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as table:
             header = {name.lower(): name for name in table.schema_arrow.names}
@@ -210,9 +210,8 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
                         f"{file} has no column {renamed.get(name, usual[0])!r}; it has {', '.join(header)}. "
                         f"Name the one that is meant: --columns {name}=..."
                     )
-            for group in range(table.num_row_groups):
-                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(ours), use_threads=False):
-                    yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
+            for batch in batches(table, file, list(ours)):
+                yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
     except M2I2Error:
         raise
     except Exception as e:  # damaged files raise almost anything

@@ -13,6 +13,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from m2i2.data.text.tokenizer_file import read_tokenizer_file, read_vocabulary
 from m2i2.errors import M2I2Error
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,6 +51,11 @@ class Tokenizer:
         return [self._inner.id_to_token(i) or "" for i in ids]
 
     @property
+    def library_object(self) -> tokenizers.Tokenizer:
+        """The tokenizer as the library of that name has it."""
+        return self._inner
+
+    @property
     def fingerprint(self) -> str:
         """Equal for tokenizers that write the same ids."""
         description = json.loads(self._inner.to_str())
@@ -78,10 +84,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if folder.is_dir():
         try:
             if (folder / "tokenizer.json").exists():
-                return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), str(folder))
+                return Tokenizer(read_tokenizer_file(folder / "tokenizer.json"), str(folder))
             if (folder / "vocab.txt").exists():
-                vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-                return _wordpiece({token: i for i, token in enumerate(vocabulary)}, str(folder))
+                return _wordpiece(read_vocabulary(folder / "vocab.txt"), str(folder))
         except M2I2Error:
             raise
         except Exception as e:  # tokenizers raises bare Exceptions
@@ -90,7 +95,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(hf_hub_download(str(source), "tokenizer.json")), str(source))
+        return Tokenizer(read_tokenizer_file(Path(hf_hub_download(str(source), "tokenizer.json"))), str(source))
     except M2I2Error:
         raise
     except Exception as e:
