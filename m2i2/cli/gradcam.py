@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2i2.errors import M2I2Error
-from m2i2.files import MOST_JSON, parse_json, read_bytes, write_text
 from m2i2.exits import guarded
+from m2i2.files import MOST_JSON, parse_json, read_bytes, write_text
 from m2i2.terminal import say
 
 if TYPE_CHECKING:

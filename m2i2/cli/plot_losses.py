@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.errors import M2I2Error
-from m2i2.files import read_rows
 from m2i2.exits import guarded
+from m2i2.files import read_rows
 from m2i2.terminal import say
 from m2i2.training.display import losses_of
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import MOST_JSON, check_file, parse_json, read_bytes, read_object, sha256_of, write_text
+from m2i2.files import MOST_JSON, parse_json, read_bytes, read_object, sha256_of, write_text
 from m2i2.models.bounds import check_safetensors
 from m2i2.options import from_dict
 

@@ -83,7 +83,7 @@ def _page(size: int, count: int) -> Callable[[Path], None]:
 
     def made(folder: Path) -> None:
         images = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([bytes(size)], pa.binary()))
-        table = pa.table({"image": images, "caption": ["c"] * count})
+        table = pa.table({"image": images, "caption": [str(number) for number in range(count)]})
         parquet.write_table(table, folder / "train.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
 
     return made
@@ -115,7 +115,7 @@ def _tokenizer(folder: Path) -> None:
     train_tokenizer(["a lung"], 60).save(folder)
     values = json.loads((folder / "tokenizer.json").read_text())
     first = len(values["model"]["vocab"])
-    values["model"]["vocab"] |= {f"t{number}": number for number in range(first, 1_500_000)}
+    values["model"]["vocab"] |= {f"t{number}": number for number in range(first, 850_000)}
     (folder / "tokenizer.json").write_text(json.dumps(values))
 
 
@@ -135,7 +135,7 @@ CLASSES: dict[str, Callable[[Path], None]] = {
     "DICOM, JPEG": _dicom("JPEG"),
     "DICOM, JPEG 2000": _dicom("JPEG2000"),
     "DICOM, RLE": _dicom("rle"),
-    "parquet, one value": _page(380 << 20, 1),
+    "parquet, one value": _page(255 << 20, 1),
     "parquet, rows": _page(8 << 20, 3000),
     "JSON": _json,
     "pickle": _pickle,

@@ -67,7 +67,7 @@ def test_tables(tmp_path: Path, name: str) -> None:
 
 
 def test_pages_are_refused_by_what_they_unpack_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2i2.data.sources.pages.MOST_DECODED", 8 << 20)  # of 384 MiB, which take a while to write
+    monkeypatch.setattr("m2i2.data.sources.pages.MOST_DECODED", 8 << 20)  # of 256 MiB, which take a while to write
     table = pa.table({"image": repeated(bytes(40 << 20), 1500), "caption": pa.nulls(1500, pa.string())})
     parquet.write_table(table, tmp_path / "train.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
     assert (tmp_path / "train.parquet").stat().st_size < 10_000
@@ -156,7 +156,7 @@ def test_cluster_files_are_lines_of_options(tmp_path: Path, text: str) -> None:
 def test_recipes_ask_for_a_number_of_runs_that_can_be_counted(tmp_path: Path, seeds: int) -> None:
     recipe = {"name": "x", "pretraining_shards": ["s"], "datasets": {"rad": {"shards": "s", "seeds": seeds}}}
     (tmp_path / "r.json").write_text(json.dumps(recipe))
-    with pytest.raises(M2I2Error, match="seeds=.* must lie between 1 and 1000"):
+    with pytest.raises(M2I2Error, match=r"seeds=.* must lie between 1 and 1000"):
         read_recipe(tmp_path / "r.json")
 
 
@@ -210,6 +210,17 @@ def test_memory_of_an_image_is_bounded_by_its_mode(mode: str, kind: str) -> None
     Image.new(mode, (64, 64)).save(out, kind, **({"lossless": True} if kind == "WEBP" else {}))
     with pytest.raises(M2I2Error, match="more than the bound"):
         decode(resized(out.getvalue(), kind, side), "x")
+
+
+def test_scans_of_a_large_jpeg_are_few() -> None:
+    from tests.unit.test_security import many_scans
+
+    jpeg = many_scans()
+    last = jpeg.rfind(b"\xff\xda")
+    few = jpeg[: jpeg.index(jpeg[last:-2])] + jpeg[last:-2] * 60 + jpeg[-2:]
+    place = few.index(b"\xff\xc2") + 5
+    with pytest.raises(M2I2Error, match=r"it has \d+ JPEG scans of 25000000 pixels"):
+        decode(few[:place] + struct.pack(">HH", 5000, 5000) + few[place + 4 :], "x")
 
 
 def resized(encoded: bytes, kind: str, side: int) -> bytes:

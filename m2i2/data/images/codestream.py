@@ -9,12 +9,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from m2i2.data.images.bounds import MAX_SCANNED, MAX_SCANS
 from m2i2.errors import M2I2Error
 
-MAX_SCANS = 100
-"""Passes over the pixels of a JPEG; encoders write about ten."""
-MAX_SCANNED = 1_000_000_000
-"""Pixels times scans: a decoder visits 50 to 100 million a second."""
 MAX_COMPONENTS = 4
 MAX_TILES = 4096
 MAX_PARTS = 100_000
@@ -88,6 +85,8 @@ def _check_jpeg(stream: bytes, rows: int, columns: int, marker: re.Pattern[bytes
         if code in _FRAMES:
             height, width, components = struct.unpack_from(">HHB", stream, place + 3)
             _require_size(width, height, components, rows, columns)
+            if components not in (1, 3):  # GDCM ends the whole process at others
+                raise _Refused(f"has {components} components, not 1 or 3")
             frames += 1
         elif code == _EXTENSION and stream[place + 2] == 4:
             raise _Refused("gives its size a second time")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from m2i2.data.images.decoding import MAX_PIXELS
 from m2i2.data.images.elements import read_dataset
+from m2i2.data.images.frames import first_frame
 from m2i2.errors import M2I2Error
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
             warnings.simplefilter("ignore")  # they quote the header
             dataset = read_dataset(encoded, name)
             remarks = _check(dataset, name, max_pixels)
-            image = _picture(dataset, remarks)
+            image = _picture(dataset, remarks, name)
     except M2I2Error:
         raise
     except Exception as e:  # pydicom and its decoders raise almost anything; their words may quote the header
@@ -91,10 +92,10 @@ def _check(dataset: "Dataset", name: str, max_pixels: int) -> list[str]:
     return remarks
 
 
-def _picture(dataset: "Dataset", remarks: list[str]) -> Image.Image:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+def _picture(dataset: "Dataset", remarks: list[str], name: str) -> Image.Image:
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-    stored = pixel_array(dataset, index=0)
+    stored = first_frame(dataset, name)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
         return Image.fromarray((stored >> 8 * (stored.itemsize - 1)).astype(np.uint8))

@@ -10,7 +10,7 @@ _COST = {"I": 20, "F": 20, "I;16": 18, "I;16B": 18, "I;16L": 18, "RGBA": 16, "LA
 """Bytes a pixel at the peak, by mode: the image, what it becomes on its way to 8-bit RGB, and that. Measured: docs/security.md."""
 _PLAIN = 10
 """The same of every other mode: 8 bits a channel without alpha."""
-_WEBP = 20
+_WEBP = 25
 """The same of WebP, whose decoder keeps canvases of its own."""
 
 

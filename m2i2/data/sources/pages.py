@@ -21,7 +21,7 @@ MOST_FOOTER = 8 << 20
 """Bytes; data sets on the hub have up to some hundred kilobytes."""
 MOST_SCHEMA, MOST_DEPTH = 10_000, 32
 """Columns and groups of columns; one in another."""
-MOST_DECODED = 384 << 20
+MOST_DECODED = 256 << 20
 """Bytes of all columns' current pages; the rows that are decoded at a time take no more either."""
 _ENTRY = 32
 """Bytes that Arrow keeps for a value of a dictionary, beyond its own."""

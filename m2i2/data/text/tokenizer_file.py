@@ -13,7 +13,7 @@ import tokenizers
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_bytes, read_object
 
-MOST_BYTES = 32 << 20
+MOST_BYTES = 16 << 20
 """Of either file; that of multilingual BERT has 3 MB."""
 MOST_WORD = 1000
 """Characters of a word that is cut into pieces, which takes the square of it; BERT's bound is 100."""
