@@ -104,6 +104,20 @@ def test_streams_that_say_what_their_header_says(content: bytes, syntax: uid.UID
     assert decode_dicom(stream(content, syntax, 10, 10), "x").image.size == (10, 10)
 
 
+ENDING = bytes.fromhex(  # found by fuzzing: a progressive JPEG with a damaged table
+    "ffd8ffe000104a46494600010100000100010000ffdb004300080606070605080707070909080a0c140d0c0b0b0c1912130f141d1a1f1e1d1a1c1c20242e27"
+    "20222c231c1c2837292c30313434341f27393d38323c2e333432ffc2000b080010001001011100ffc4001500010100000000000000000000000000000300"
+    "1510010100000000000000000000000000000014ffda00080101000105028d1a346fffc4001510010100000000000000000000cfffc4001610000300000000"
+    "ff0000000000000000000001f0ffda0008010100013f10b22c8b22c8ffd9"
+)
+
+
+def test_a_frame_that_ends_its_decoder_ends_nothing_else() -> None:
+    with pytest.raises(M2I2Error, match=r"its decoder ended at it|cannot be decoded"):  # GDCM 3.2 ends its process
+        decode_dicom(stream(ENDING, uid.JPEGBaseline8Bit, 16, 16), "x")
+    assert decode_dicom(stream(JPEG, uid.JPEGBaseline8Bit, 10, 10), "x").image.size == (10, 10)
+
+
 def elements(count: int) -> bytes:
     """Elements of 8 bytes without a value, before the pixels."""
     data = dicom(np.zeros((4, 4)), syntax=uid.ImplicitVRLittleEndian)

@@ -9,10 +9,13 @@ import resource
 import signal
 import struct
 import sys
+import time
 import warnings
 
 MEMORY = 4 << 30
 """Bytes of address space. The largest frame that is accepted takes less than one of these gigabytes."""
+SECONDS = 30
+"""Of a processor, for a frame; the largest takes about ten."""
 REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<8s4I")
 """Lengths of options and frame; dtype, number of dimensions (0: cannot be decoded) and the shape."""
 
@@ -37,6 +40,7 @@ def main() -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while len(head := source.read(REQUEST.size)) == REQUEST.size:
         described, size = REQUEST.unpack(head)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS, resource.RLIM_INFINITY))
         options, frame = json.loads(source.read(described)), source.read(size)
         try:
             decoder = get_decoder(options.pop("syntax"))

@@ -18,14 +18,14 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from m2i2.data.images.frame_process import ANSWER, REQUEST
+from m2i2.data.images.frame_process import ANSWER, REQUEST, SECONDS
 from m2i2.errors import M2I2Error
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-SECONDS = 60
-"""A frame may take; the largest takes about ten."""
+PATIENCE = 600
+"""Seconds without an answer, on however busy a machine; the processor's time is bounded on the other side."""
 _DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4")
 _LOCK = threading.Lock()
 
@@ -43,7 +43,7 @@ class _Process:
 
     def decode(self, options: bytes, frame: bytes) -> tuple[str, tuple[int, ...], bytes]:
         """(dtype, shape, pixels); an empty shape where the frame cannot be decoded."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + PATIENCE
         try:
             source = cast(IO[bytes], self._process.stdin)
             source.write(REQUEST.pack(len(options), len(frame)) + options)
@@ -109,12 +109,14 @@ def first_frame(dataset: "Dataset", name: str) -> NDArray[Any]:
         process = _process_of(os.getpid())
         try:
             dtype, shape, content = process.decode(described, frame)
-        except _Ended as e:
+        except BaseException as e:  # Ctrl-C too: what it has not answered yet must not answer the next request
             process.end()
             _process_of.cache_clear()
+            if not isinstance(e, _Ended):
+                raise
             raise M2I2Error(
-                f"The DICOM file {name} cannot be decoded: its decoder ended at it, or took more than {SECONDS} s. It is damaged; "
-                f"export it again."
+                f"The DICOM file {name} cannot be decoded: its decoder ended at it, or took more than {SECONDS} s of a processor. It "
+                f"is damaged; export it again."
             ) from e
     if not shape:
         raise ValueError("no decoder could read the frame")

@@ -14,7 +14,7 @@ from m2i2.errors import M2I2Error, shown
 from m2i2.files import check_file
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, RecordBatch
+    from pyarrow import Array, DataType, RecordBatch
     from pyarrow.parquet import ParquetFile
 
 MOST_FOOTER = 8 << 20
@@ -171,10 +171,17 @@ def batches(table: "ParquetFile", path: Path, columns: Sequence[str]) -> Iterato
         for group in range(table.num_row_groups):
             rows = _rows_at_once(table, file, path, group, columns)
             for batch in table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
-                decoded += batch.nbytes
+                decoded += sum(map(_bytes_of, batch.columns))
                 if decoded > most:
                     raise M2I2Error(f"{path} was refused: its rows unpack to more than {most} bytes.")
                 yield batch
+
+
+def _bytes_of(column: "Array") -> int:
+    """What a column takes once its values stand in every row."""
+    from pyarrow import types
+
+    return (column.dictionary_decode() if types.is_dictionary(column.type) else column).nbytes
 
 
 def _check_type(kind: "DataType", path: Path, name: str, depth: int = 0) -> None:
@@ -186,7 +193,7 @@ def _check_type(kind: "DataType", path: Path, name: str, depth: int = 0) -> None
     if types.is_struct(kind):
         for number in range(kind.num_fields):
             _check_type(kind.field(number).type, path, name, depth + 1)
-    elif types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+    elif types.is_list(kind) or types.is_large_list(kind) or (types.is_dictionary(kind) and not depth):
         _check_type(kind.value_type, path, name, depth + 1)
     elif types.is_fixed_size_binary(kind):
         if kind.byte_width > MOST_WIDTH:
