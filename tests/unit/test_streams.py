@@ -118,6 +118,13 @@ def test_a_frame_that_ends_its_decoder_ends_nothing_else() -> None:
     assert decode_dicom(stream(JPEG, uid.JPEGBaseline8Bit, 10, 10), "x").image.size == (10, 10)
 
 
+def test_a_modality_of_no_known_kind_is_an_error_like_others() -> None:
+    data = dicom(np.zeros((4, 4)))
+    place = data.index(b"\x08\x00\x60\x00CS")
+    with pytest.raises(M2I2Error, match="cannot be decoded"):
+        decode_dicom(data[: place + 4] + b"ZZ" + data[place + 6 :], "x")
+
+
 def elements(count: int) -> bytes:
     """Elements of 8 bytes without a value, before the pixels."""
     data = dicom(np.zeros((4, 4)), syntax=uid.ImplicitVRLittleEndian)

@@ -61,6 +61,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
             dataset = read_dataset(encoded, name)
             remarks = _check(dataset, name, max_pixels)
             image = _picture(dataset, remarks, name)
+            modality = str(dataset.get("Modality", ""))
     except M2I2Error:
         raise
     except Exception as e:  # pydicom and its decoders raise almost anything; their words may quote the header
@@ -68,7 +69,6 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
             f"The DICOM file {name} cannot be decoded ({type(e).__name__}): it is damaged, or compressed in a way that needs a "
             f"decoder which is not installed (pip install 'm2i2[dicom]')."
         ) from e
-    modality = str(dataset.get("Modality", ""))
     return Radiograph(image, modality if modality in MODALITIES else "", tuple(remarks))
 
 

@@ -44,11 +44,12 @@ def main() -> None:
         options, frame = json.loads(source.read(described)), source.read(size)
         try:
             decoder = get_decoder(options.pop("syntax"))
-            pixels, _ = decoder.as_array(encapsulate([frame]), index=0, pixel_keyword="PixelData", **options)
+            options["pixel_keyword"] = "PixelData"
+            pixels, _ = decoder.as_array(encapsulate([frame]), index=0, **options)
             pixels = np.ascontiguousarray(pixels)
             shape = [pixels.ndim, *pixels.shape, 1, 1][:4]
             target.write(ANSWER.pack(pixels.dtype.str.encode(), *shape))
-            target.write(memoryview(pixels).cast("B"))
+            target.write(pixels.data.cast("B"))
         except Exception:  # pydicom and its decoders raise almost anything
             target.write(ANSWER.pack(b"", 0, 0, 0, 0))
         target.flush()

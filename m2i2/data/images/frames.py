@@ -115,8 +115,8 @@ def first_frame(dataset: "Dataset", name: str) -> NDArray[Any]:
             if not isinstance(e, _Ended):
                 raise
             raise M2I2Error(
-                f"The DICOM file {name} cannot be decoded: its decoder ended at it, or took more than {SECONDS} s of a processor. It "
-                f"is damaged; export it again."
+                f"The DICOM file {name} cannot be decoded: its decoder ended at it, or took more than {SECONDS} s of a processor. "
+                f"It is damaged; export it again."
             ) from e
     if not shape:
         raise ValueError("no decoder could read the frame")

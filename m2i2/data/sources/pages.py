@@ -248,7 +248,7 @@ def _pages(file: BinaryIO, place: int, end: int, where: str) -> Iterator[tuple[i
                 file.seek(place)
                 reader = _Thrift(file.read(min(end - place, _HEADER)))
                 header = reader.struct()
-            described = next((header[field] for field in (5, 7, 8) if field in header), {})
+            described: dict[int, Any] = next((header[field] for field in (5, 7, 8) if field in header), {})
             kind, size, stored, values = header[1], header[2], header[3], described.get(1, 0)
             if min(size, stored, values) < 0:
                 raise ValueError("a negative size")
