@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from m2i2.errors import M2I2Error
+from m2i2.terminal import say
 
 EXIT_USER_ERROR = 2
 EXIT_FAULT = 1
@@ -52,7 +53,7 @@ def report(error: BaseException) -> int:
         text, code = f"interrupted{where}", EXIT_INTERRUPTED
     else:
         text, code = _explained(error, where), EXIT_FAULT
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr, flush=True)
     return code
 
 

@@ -12,7 +12,11 @@ from typing import Any
 from m2i2.errors import M2I2Error
 
 MOST_JSON = 64 << 20
-"""Bytes of an index, manifest or settings file. Parsed, JSON takes up to 25 times its size."""
+"""Bytes of an index, manifest or settings file."""
+MOST_LINES = 256 << 20
+"""Bytes of a run's log or of an evaluation's predictions."""
+MOST_VALUES = 10_000_000
+"""Values of a JSON text: parsed, each takes up to 100 bytes, however few it has in the file."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,14 +27,6 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
-
-
-def json_lines(path: Path) -> list[Any]:
-    """The values of a JSONL file, split at line feeds alone: a text may hold U+2028 and other ends of lines.
-
-    OSError where it cannot be read, ValueError for a line that is no JSON.
-    """
-    return [json.loads(line) for line in path.read_bytes().decode().split("\n") if line.strip()]
 
 
 def sha256_of(path: Path) -> str:
@@ -78,7 +74,11 @@ _STRICT = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of a JSON text in UTF-8; ValueError for anything else: NaN, infinite numbers, endless nesting, other codings."""
+    """The value of a JSON text in UTF-8; ValueError for anything else: NaN, infinite numbers, endless nesting, other codings,
+    and for more values than `MOST_VALUES`.
+    """
+    if len(content) > MOST_VALUES and sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"it may hold more than {MOST_VALUES} values; split it, or write it as JSON Lines")
     try:
         return _STRICT.decode(content.decode("utf-8-sig"))
     except RecursionError as e:
@@ -97,9 +97,14 @@ def read_json(path: Path, what: str, remedy: str = "", most: int = MOST_JSON) ->
         raise M2I2Error(f"The {what} {path} is not valid JSON: {e}.{remedy}") from e
 
 
-def read_object(path: Path, what: str, remedy: str = "") -> dict[str, Any]:
+def read_rows(path: Path) -> list[Any]:
+    """The values of a file of JSON Lines of at most `MOST_LINES` bytes; OSError or ValueError where it cannot be read."""
+    return [parse_json(line) for line in read_bytes(path, MOST_LINES).split(b"\n") if line.strip()]
+
+
+def read_object(path: Path, what: str, remedy: str = "", most: int = MOST_JSON) -> dict[str, Any]:
     """A JSON object from a file that is ``what``; M2I2Error where it is missing or something else."""
-    value = read_json(path, what, remedy)
+    value = read_json(path, what, remedy, most)
     if not isinstance(value, dict):
         raise M2I2Error(f"The {what} {path} must be a JSON object.{remedy}")
     return value

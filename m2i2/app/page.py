@@ -16,6 +16,7 @@ from m2i2.data.sources.phantoms import draw_phantom
 from m2i2.errors import M2I2Error
 from m2i2.inference.answering import Answerer
 from m2i2.inference.overlay import overlay
+from m2i2.terminal import say
 
 NOTICE = """**Research software, no medical device.** Its answers may be wrong, and must not guide the care of anybody.
 Do not upload images that identify a person."""
@@ -147,5 +148,5 @@ def serve_page(page: gr.Blocks, limits: Limits, port: int) -> None:
         theme=gr.themes.Default(font=["sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
         prevent_thread_lock=True,
     )
-    print(f"The app is open on this machine only: {address} (Ctrl-C ends it)", flush=True)
+    say(f"The app is open on this machine only: {address} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2i2.exits import EXIT_FAULT, guarded
+from m2i2.terminal import say
 
 if TYPE_CHECKING:
     from m2i2.experiments.recipe import Recipe
@@ -63,7 +64,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
     if arguments.list:
         for cell in cells(recipe):
             state = "done" if record_path(arguments.results, cell).exists() else "missing"
-            print(f"{state:<8} {cell.name}" + (f"  (after {cell.needs})" if cell.needs else ""))
+            say(f"{state:<8} {cell.name}" + (f"  (after {cell.needs})" if cell.needs else ""))
         return 0
     failed: list[str] = []
     work: Path = (arguments.work or Path("runs") / f"ablation-{recipe.name}").resolve()
@@ -71,7 +72,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
         from m2i2.experiments.sweeping import collect
 
         for name in collect(recipe, work, arguments.results):
-            print(f"{name}: recorded")
+            say(f"{name}: recorded")
     elif not arguments.report:
         work.mkdir(parents=True, exist_ok=True)
         prepare(recipe, arguments.data, work)
@@ -80,9 +81,9 @@ def _ablate(arguments: argparse.Namespace) -> int:
         jobs = {"jobs": arguments.jobs, "threads": arguments.threads}
         failed = run(recipe, work, arguments.results, **jobs, only=arguments.only, tell=_tell)
     write_report(recipe, arguments.recipe, arguments.results, arguments.output)
-    print(f"report written to {arguments.output}")
+    say(f"report written to {arguments.output}")
     if failed:
-        print(f"{len(failed)} cells failed or wait for one that failed: {', '.join(failed)}")
+        say(f"{len(failed)} cells failed or wait for one that failed: {', '.join(failed)}")
     return EXIT_FAULT if failed else 0
 
 
@@ -94,14 +95,14 @@ def _submit(recipe: "Recipe", work: Path, arguments: argparse.Namespace) -> int:
     options = from_dict(ClusterOptions, read_cluster_file(arguments.cluster))
     chain = submit(recipe, work, arguments.results, options, arguments.only)
     for submitted in chain:
-        print(f"Job {submitted.job_id} ({submitted.name}: {len(submitted.tasks)} cells) is submitted; folder {submitted.folder}")
+        say(f"Job {submitted.job_id} ({submitted.name}: {len(submitted.tasks)} cells) is submitted; folder {submitted.folder}")
     if not chain:
-        print("Nothing is left to do.")
+        say("Nothing is left to do.")
         return 0
-    print(f"  watch   squeue -j {','.join(submitted.job_id for submitted in chain)}")
-    print("  then    the same command with --collect in the place of --cluster FILE", flush=True)
+    say(f"  watch   squeue -j {','.join(submitted.job_id for submitted in chain)}")
+    say("  then    the same command with --collect in the place of --cluster FILE", flush=True)
     return 0
 
 
 def _tell(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    say(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 DESCRIPTION = """Ask a finetuned model about radiographs in a browser: upload a PNG, JPEG or DICOM file, ask, and see the likeliest
 answers with their probabilities and where in the image the first one comes from. It is research software and no medical
@@ -63,5 +64,5 @@ def _serve(arguments: argparse.Namespace) -> int:
             serve_page(page, limits, arguments.port)
         except OSError as e:
             raise M2I2Error(f"The app cannot listen on port {arguments.port}: {e}. Choose another --port.") from e
-    print("The app has ended.")
+    say("The app has ended.")
     return 0

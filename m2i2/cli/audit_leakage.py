@@ -17,6 +17,7 @@ from m2i2.data.shards.split import read_index
 from m2i2.evaluation.leakage import CANDIDATE, SAME, AuditedSet, Pair, in_pairs, matches, parse_sets, read_set
 from m2i2.exits import guarded
 from m2i2.files import write_text
+from m2i2.terminal import say
 
 DESCRIPTION = """Compare every two of the given sets of images: the same bytes, the same pixels, and near-duplicates (rescaled,
 re-encoded, slightly cropped). For question shards it also counts the training questions that rewrite test questions.
@@ -53,7 +54,7 @@ def _audit(words: Sequence[str], output: Path) -> int:
     sets = []
     for folder, split in names:
         sets.append(read_set(folder, split))
-        print(f"{folder}:{split}: {len(sets[-1].images)} images", file=sys.stderr, flush=True)
+        say(f"{folder}:{split}: {len(sets[-1].images)} images", file=sys.stderr, flush=True)
     comparisons = list(in_pairs(sets))
     found = []
     for first, second in track(comparisons, "comparing", console=console, disable=not console.is_terminal):
@@ -69,10 +70,10 @@ def _audit(words: Sequence[str], output: Path) -> int:
     write_text(output / "audit.json", json.dumps(audit, indent=1) + "\n")
     shown = _sheet(found, output / "pairs.png")
     for row in audit["comparisons"]:
-        print(f"{row['first']} and {row['second']}: {_tally(row['images'])}")
+        say(f"{row['first']} and {row['second']}: {_tally(row['images'])}")
     for folder, counts in audit["questions"].items():
-        print(f"{folder}: {counts['rewrites_of_test_questions']} training questions are rewrites of test questions")
-    print(f"{len(audit['exclude'])} records to exclude; audit.json and pairs.png ({shown} pairs) written to {output}.")
+        say(f"{folder}: {counts['rewrites_of_test_questions']} training questions are rewrites of test questions")
+    say(f"{len(audit['exclude'])} records to exclude; audit.json and pairs.png ({shown} pairs) written to {output}.")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from m2i2.config import PRESETS, preset
 from m2i2.exits import guarded
 from m2i2.options import override
+from m2i2.terminal import say
 
 DESCRIPTION = """Measure a stage: warm-up rounds, then the median of several, beside the machine's ceiling in the same run.
 
@@ -143,11 +144,11 @@ def _measure(arguments: argparse.Namespace) -> int:
         return 0
     width = max(map(len, found))
     for name, value in found.items():
-        print(f"{name:<{width}}  {_text(value)}")
+        say(f"{name:<{width}}  {_text(value)}")
     if record:
         records.append(record, records.record_of(arguments.command, found))
     if arguments.json:
-        print(json.dumps({"stage": arguments.command, **found}))
+        say(json.dumps({"stage": arguments.command, **found}))
     return 0
 
 
@@ -158,7 +159,7 @@ def _tables(arguments: argparse.Namespace) -> int:
     if arguments.into:
         into_page(arguments.into, text)
     else:
-        print(text)
+        say(text)
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from m2i2.evaluation.comparison import compare
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 EXAMPLES = """examples:
   python tools/compare.py runs/scratch/evaluation-test-rank runs/pretrained/evaluation-test-rank
@@ -32,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(first: Path, second: Path) -> int:
     found = compare(first, second)
     for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{found.questions} questions: first {found.accuracies[0]:.1f} %, second {found.accuracies[1]:.1f} %")
-    print(
+        say(f"warning: {warning}", file=sys.stderr)
+    say(f"{found.questions} questions: first {found.accuracies[0]:.1f} %, second {found.accuracies[1]:.1f} %")
+    say(
         f"second - first: {found.difference:+.1f} points, 95 % interval {found.interval[0]:+.1f} to {found.interval[1]:+.1f} "
         f"(bootstrap over images)"
     )
-    print(f"right in the first only {found.only_first}, in the second only {found.only_second}; McNemar's exact p = {found.p:.3g}")
+    say(f"right in the first only {found.only_first}, in the second only {found.only_second}; McNemar's exact p = {found.p:.3g}")
     return 0

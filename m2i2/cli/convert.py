@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 DESCRIPTION = """Convert a model between the official .pth, a checkpoint of ours (what a DeepSpeed run leaves in its folder) and a
 Hugging Face folder, in any direction. The format of the input is told by looking. What was written is read back and compared
@@ -59,8 +60,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     weights = read(source, arguments.tokenizer, arguments.heads)
     write(weights, target, arguments.to, results)
     count = len(weights.tensors())
-    print(f"{source} ({format_of(source)}) -> {target} ({arguments.to}): {count} tensors read back, every bit the same.")
+    say(f"{source} ({format_of(source)}) -> {target} ({arguments.to}): {count} tensors read back, every bit the same.")
     if arguments.to == "official":
         for line in beyond_official(weights.settings):
-            print(line)
+            say(line)
     return 0

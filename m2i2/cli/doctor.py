@@ -12,7 +12,8 @@ from pathlib import Path
 
 from m2i2.diagnosis import Finding, examine
 from m2i2.exits import EXIT_USER_ERROR, guarded
-from m2i2.files import json_lines
+from m2i2.files import read_rows
+from m2i2.terminal import say
 
 DESCRIPTION = """Examine this machine: Python, versions, GPUs, bfloat16, collectives, DeepSpeed, apex, shared memory, disk, SLURM.
 Each line says what was found; a note or a fault says what to do. Exit code 0, or 2 where there is a fault."""
@@ -54,10 +55,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
             _tell(findings[-1])
     faults = sum(finding.status == "fault" for finding in findings)
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        say(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         notes = sum(finding.status == "note" for finding in findings)
-        print(f"\n{faults} fault(s), {notes} note(s). " + ("Mend the faults first." if faults else "Training can run here."))
+        say(f"\n{faults} fault(s), {notes} note(s). " + ("Mend the faults first." if faults else "Training can run here."))
     return EXIT_USER_ERROR if faults else 0
 
 
@@ -66,9 +67,9 @@ def _tell(finding: Finding) -> None:
     sign = f"{word:<6}"
     if sys.stdout.isatty():
         sign = f"\033[{colour}m{sign}\033[0m"
-    print(f"{sign} {finding.subject:<14} {finding.found}", flush=True)
+    say(f"{finding.subject:<14} {finding.found}", flush=True, sign=f"{sign} ")
     if finding.remedy:
-        print(f"{'':21} -> {finding.remedy}", flush=True)
+        say(f"{'':21} -> {finding.remedy}", flush=True)
 
 
 def try_training(seconds: float = 600) -> Finding:
@@ -113,6 +114,6 @@ def try_training(seconds: float = 600) -> Finding:
             said = next((line for line in done.stderr.splitlines() if line.startswith(("error", "fault"))), "")
             text = said or (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             return Finding("training", "fault", f"{ranks} rank(s) ended with code {done.returncode}: {text}", "Mend what it names.")
-        rows = json_lines(Path(folder) / "run" / "log.jsonl")
+        rows = read_rows(Path(folder) / "run" / "log.jsonl")
     losses = ", ".join(f"{row['loss']:.3f}" for row in rows)
     return Finding("training", "ok", f"{ranks} rank(s) trained {len(rows)} steps and saved a checkpoint (losses {losses})")

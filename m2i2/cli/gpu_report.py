@@ -7,6 +7,7 @@ from pathlib import Path
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 DESCRIPTION = """Measure training, ranking, data and start-up on this machine's GPU, each within a limit, and print one table of
 what was measured and what is asked for at least. A line that fails says why and does not stop the others. Nothing is downloaded.
@@ -34,7 +35,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     known = {job.name: job for job in jobs()}
     if arguments.list:
-        print("\n".join(known))
+        say("\n".join(known))
         return 0
     wanted = arguments.only or list(known)
     if unknown := [name for name in wanted if name not in known]:
@@ -46,5 +47,5 @@ def _report(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     place = Place(output, arguments.quick)
     rows = make_report([job for job in known.values() if job.name in wanted], place, 60 * arguments.minutes)
-    print(f"\n{table(rows, place)}\n\nWritten to {output}.")
+    say(f"\n{table(rows, place)}\n\nWritten to {output}.")
     return 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.files import MOST_JSON, parse_json, read_bytes, write_text
+from m2i2.terminal import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from m2i2.files import write_text
     from m2i2.inference.answering import open_image
     from m2i2.inference.overlay import overlay
     from m2i2.workflows.answering import load_model, read_candidates
@@ -86,8 +87,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     }
     write_text(folder / "gradcam.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     for text, probability in given:
-        print(f"{probability:6.3f}  {text}")
-    print(f"overlays of {answer!r}: {', '.join(f'{name}.png' for name in wanted)} in {folder}")
+        say(f"{probability:6.3f}  {text}")
+    say(f"overlays of {answer!r}: {', '.join(f'{name}.png' for name in wanted)} in {folder}")
     return 0
 
 
@@ -100,7 +101,6 @@ def _slake(arguments: argparse.Namespace) -> int:
 
     from m2i2.data.sources.slake import Slake
     from m2i2.evaluation.scoring import is_correct
-    from m2i2.files import write_text
     from m2i2.inference.answering import open_image
     from m2i2.inference.localisation import localise
     from m2i2.workflows.answering import load_model, read_candidates
@@ -138,7 +138,7 @@ def _slake(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("localisation.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps({"summary": summary, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
-    print(f"written to {output}")
+    say(f"written to {output}")
     return 0
 
 
@@ -148,7 +148,7 @@ def _boxes(path: Path) -> dict[str, list[tuple[float, float, float, float]]]:
         return {}
     found: dict[str, list[tuple[float, float, float, float]]] = {}
     try:
-        for entry in json.loads(path.read_text()):
+        for entry in parse_json(read_bytes(path, MOST_JSON)):
             for label, (left, top, width, height) in entry.items():
                 found.setdefault(str(label), []).append((float(left), float(top), float(width), float(height)))
     except (OSError, ValueError, TypeError, AttributeError) as e:

@@ -21,6 +21,7 @@ from m2i2.data.shards.split import read_index
 from m2i2.data.shards.verification import verify
 from m2i2.data.sources import SOURCES, open_source
 from m2i2.exits import EXIT_USER_ERROR, guarded
+from m2i2.terminal import say
 
 _SIDES = {"captions": 288, "vqa": 480}
 _OPTIONS = ("image_root", "columns", "projections", "language", "split", "count", "seed", "protocol", "selection")
@@ -107,7 +108,7 @@ def _build(arguments: argparse.Namespace) -> int:
                 drawn = now
             bar.update(task, description=text, refresh=due)
             if not console.is_terminal and samples % 1000 == 0:
-                print(text, file=sys.stderr, flush=True)
+                say(text, file=sys.stderr, flush=True)
 
         report = build(
             source,
@@ -125,24 +126,24 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _tell(report: Report, output: Path, seconds: float) -> None:
     if report.complete_before:
-        print(f"{output} is complete already:")
+        say(f"{output} is complete already:")
     for split, counts in report.splits.items():
-        print(
+        say(
             f"{split}: {counts['samples']} images, {counts['items']} items, {counts['shards']} shard(s), "
             f"{counts['bytes'] / 1e6:.1f} MB"
         )
     for reason, count in report.left_out.items():
-        print(f"left out: {count} x {reason}")
+        say(f"left out: {count} x {reason}")
     for note, count in report.notes.items():
-        print(f"note: {count} x {note}")
+        say(f"note: {count} x {note}")
     for reason, count in report.reasons.items():
-        print(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
+        say(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
     if report.doubts:
-        print(f"look at {report.doubts} pictures or captions that may be wrong; they are listed in {output / 'doubts.jsonl'}")
+        say(f"look at {report.doubts} pictures or captions that may be wrong; they are listed in {output / 'doubts.jsonl'}")
     if report.resumed_shards:
-        print(f"{report.resumed_shards} shard(s) were there from an earlier run.")
+        say(f"{report.resumed_shards} shard(s) were there from an earlier run.")
     if not report.complete_before:
-        print(f"{output} written in {seconds:.1f} s.")
+        say(f"{output} written in {seconds:.1f} s.")
 
 
 def _verify(place: str) -> int:
@@ -153,10 +154,10 @@ def _verify(place: str) -> int:
         task = bar.add_task("starting")
         faults = verify(shards, index, lambda file: bar.update(task, description=file, refresh=True))
     for fault in faults:
-        print(f"fault: {fault}", file=sys.stderr)
+        say(f"fault: {fault}", file=sys.stderr)
     count = sum(len(split["shards"]) for split in index["splits"].values())
     if faults:
-        print(f"error: {place} has {len(faults)} fault(s) in {count} shard(s); build or copy it again.", file=sys.stderr)
+        say(f"error: {place} has {len(faults)} fault(s) in {count} shard(s); build or copy it again.", file=sys.stderr)
         return EXIT_USER_ERROR
-    print(f"{place}: {count} shard(s), every hash and member in order.")
+    say(f"{place}: {count} shard(s), every hash and member in order.")
     return 0

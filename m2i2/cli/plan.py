@@ -9,6 +9,7 @@ from m2i2.config import PRESETS, preset
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 from m2i2.options import override
+from m2i2.terminal import say
 
 if TYPE_CHECKING:
     from m2i2.performance.plan import Plan
@@ -95,37 +96,37 @@ def _batch_per_gpu(measured: "Record | None", default: int) -> int:
 
 
 def _show_one(mine: "Plan", rows: int, batch: int) -> None:
-    print(f"{mine.gpus} GPU(s), {rows} pairs each at once, {batch} per step:")
+    say(f"{mine.gpus} GPU(s), {rows} pairs each at once, {batch} per step:")
     for title, rows_of in (("memory of a GPU", mine.memory), ("sent by a GPU per step", mine.wire)):
-        print(f"{title}: {sum(rows_of.values()) / 1e9:.3f} GB")
+        say(f"{title}: {sum(rows_of.values()) / 1e9:.3f} GB")
         for name, count in rows_of.items():
-            print(f"  {name:<24}{count / 1e9:9.3f}")
+            say(f"  {name:<24}{count / 1e9:9.3f}")
 
 
 def _show_assumptions(arguments: argparse.Namespace, measured: "Record | None", tflops: float) -> None:
     """Where the figures of the table come from."""
     if measured:
-        print(
+        say(
             f"Compute: {tflops:g} TFLOP/s per GPU, measured on {measured.date} on {measured.card} ({measured.what}, preset "
             f"{measured.preset}, batch {measured.batch}, {measured.tokens} tokens: {measured.pairs_per_s} pairs/s)."
         )
         if measured.preset != arguments.preset:
-            print(f"Caution: the row was measured with preset {measured.preset}, the plan is of {arguments.preset}.")
+            say(f"Caution: the row was measured with preset {measured.preset}, the plan is of {arguments.preset}.")
     else:
-        print(f"Compute: {tflops:g} TFLOP/s per GPU, assumed (--tflops), not measured.")
+        say(f"Compute: {tflops:g} TFLOP/s per GPU, assumed (--tflops), not measured.")
     network = f"Network: {arguments.gigabytes_per_s:g} GB/s per GPU, assumed (--gigabytes-per-s), not measured."
     if arguments.overlap:
-        print(
+        say(
             f"{network} Overlap is assumed to be complete: a step takes the longer of computing and sending. This is the best case."
         )
     else:
-        print(f"{network} No overlap is assumed: a step computes, then sends.")
+        say(f"{network} No overlap is assumed: a step computes, then sends.")
 
 
 def _show_table(plans: "Sequence[Plan]", batch_per_gpu: int) -> None:
-    print("| GPUs | memory, GB | sent, GB | compute, s | network, s | pairs/s | efficiency |\n|---|---|---|---|---|---|---|")
+    say("| GPUs | memory, GB | sent, GB | compute, s | network, s | pairs/s | efficiency |\n|---|---|---|---|---|---|---|")
     for one in plans:
-        print(
+        say(
             f"| {one.gpus} | {sum(one.memory.values()) / 1e9:.2f} | {sum(one.wire.values()) / 1e9:.2f} | {one.compute_s:.4g} | "
             f"{one.network_s:.4g} | {batch_per_gpu * one.gpus / one.seconds:.4g} | {one.efficiency:.0%} |"
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
-from m2i2.files import json_lines
+from m2i2.files import read_rows
+from m2i2.terminal import say
 from m2i2.training.display import losses_of
 
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_log(run: Path) -> list[dict[str, float]]:
     """The rows of a run's log; M2I2Error where there is none."""
     try:
-        rows: list[dict[str, float]] = json_lines(run / "log.jsonl")
+        rows = read_rows(run / "log.jsonl")
     except (OSError, ValueError) as e:
         raise M2I2Error(f"{run} has no readable log.jsonl ({e}); name a run's folder.") from e
     if not rows:
@@ -46,7 +47,7 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
     several = len(logs) > 1
     heads = ["loss", *(["run"] if several else []), f"step {first[0]['step']}", "highest", f"step {first[-1]['step']}"]
     heads += ["farthest from the first run"] if several else []
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    say(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for axis, name in zip(axes[0], names, strict=True):
         expected = {row["step"]: row[name] for row in first}
         for run, rows in logs.items():
@@ -56,7 +57,7 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
             if several:
                 both = [abs(row[name] - expected[row["step"]]) for row in rows if row["step"] in expected]
                 cells.append(f"{max(both):.2g}" if both else "-")
-            print(f"| {' | '.join(cells)} |")
+            say(f"| {' | '.join(cells)} |")
         axis.set_title(name.upper())
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -64,5 +65,5 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
         axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(output, dpi=110)
-    print(f"written to {output}")
+    say(f"written to {output}")
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 DESCRIPTION = """Make one HTML file out of runs and evaluations: curves, reconstructions of masked images, examples of retrieval,
 scores with intervals, confusion by question type, right and wrong answers with Grad-CAM overlays, settings and versions.
@@ -51,5 +52,5 @@ def _report(arguments: argparse.Namespace) -> int:
         write_text(output, page)
     except OSError as e:
         raise M2I2Error(f"Cannot write {output}: {e.strerror}. Name another place with --output.") from e
-    print(f"written to {output} ({len(page) / 1e6:.1f} MB)")
+    say(f"written to {output} ({len(page) / 1e6:.1f} MB)")
     return 0

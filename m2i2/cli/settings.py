@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from m2i2.config import PRESETS, CacheConfig, FinetuningConfig, PretrainingConfig
 from m2i2.errors import M2I2Error
 from m2i2.options import explain, leaves, override, read_settings, suggested
+from m2i2.terminal import say
 
 _SETTING = re.compile(r"[a-z_]+\.[a-z_]+=")
 
@@ -78,8 +79,8 @@ class SettingsParser(Generic[C]):
             settings = PRESETS[name]()[0 if self.kind is PretrainingConfig else 1]
         settings = override(settings, arguments.settings)
         if arguments.help:
-            print(self.parser.format_help())
-            print(f"settings, with their values in the preset {settings.preset!r}:\n{explain(settings)}")
+            say(self.parser.format_help())
+            say(f"settings, with their values in the preset {settings.preset!r}:\n{explain(settings)}")
             raise SystemExit(0)
         if arguments.shards:
             settings = replace(settings, data=replace(settings.data, shards=tuple(arguments.shards)))

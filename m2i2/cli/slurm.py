@@ -9,6 +9,7 @@ from pathlib import Path
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.terminal import say
 
 DESCRIPTION = """Run pretraining, finetuning and evaluation on a SLURM cluster, one rank a GPU (--gpus 0: on CPUs).
 
@@ -125,15 +126,15 @@ def _single(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     options = cluster_options(arguments, _cluster_file(arguments))
     if arguments.dry_run:
         checked(task, request([task], options))
-        print(sbatch_script(arguments.jobs / f"{task.name}-DATE", task.name, [task], options, arguments.after))
+        say(sbatch_script(arguments.jobs / f"{task.name}-DATE", task.name, [task], options, arguments.after))
         return 0
     submitted = submit(arguments.jobs, task.name, [task], options, arguments.after)
-    print(f"Job {submitted.job_id} ({task.name}, {submitted.ranks} rank(s)) is submitted.")
-    print(f"  folder  {submitted.folder}")
-    print(f"  watch   squeue -j {submitted.job_id}; tail -F {submitted.log()}")
-    print(f"  follow  python launchers/slurm.py follow {submitted.folder}")
-    print(f"  cancel  scancel {submitted.job_id}")
-    print(f"  resume  sh {submitted.folder / 'resume.sh'}", flush=True)
+    say(f"Job {submitted.job_id} ({task.name}, {submitted.ranks} rank(s)) is submitted.")
+    say(f"  folder  {submitted.folder}")
+    say(f"  watch   squeue -j {submitted.job_id}; tail -F {submitted.log()}")
+    say(f"  follow  python launchers/slurm.py follow {submitted.folder}")
+    say(f"  cancel  scancel {submitted.job_id}")
+    say(f"  resume  sh {submitted.folder / 'resume.sh'}", flush=True)
     return follow(submitted) if arguments.follow else 0
 
 
@@ -161,17 +162,17 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         evaluate = None if arguments.evaluate is None else shlex.split(arguments.evaluate)
         stages, members = plans.sweep(arguments.output, arguments.stage, words, _axes(arguments.grid), evaluate)
     if arguments.dry_run:
-        print(chain_scripts(stages, options, arguments.jobs, arguments.after))
+        say(chain_scripts(stages, options, arguments.jobs, arguments.after))
         return 0
     chain = submit_chain(stages, options, arguments.jobs, arguments.after)
     write_study(arguments.output, members, chain)
     for submitted in chain:
         what = ", ".join(task.name for task in submitted.tasks)
-        print(f"Job {submitted.job_id} ({submitted.name}: {what}) is submitted; folder {submitted.folder}")
+        say(f"Job {submitted.job_id} ({submitted.name}: {what}) is submitted; folder {submitted.folder}")
     numbers = ",".join(submitted.job_id for submitted in chain)
-    print(f"  watch   squeue -j {numbers}")
-    print(f"  cancel  scancel {numbers.replace(',', ' ')}")
-    print(f"  table   python launchers/slurm.py collect {arguments.output}", flush=True)
+    say(f"  watch   squeue -j {numbers}")
+    say(f"  cancel  scancel {numbers.replace(',', ' ')}")
+    say(f"  table   python launchers/slurm.py collect {arguments.output}", flush=True)
     if not arguments.follow:
         return 0
     codes = [follow(submitted) for submitted in chain]
@@ -193,8 +194,8 @@ def _collect(folder: Path) -> int:
 
     rows = collect(folder)
     write_table(folder, rows)
-    print(as_markdown(rows))
-    print(f"written to {folder / 'table.md'} and {folder / 'table.csv'}.")
+    say(as_markdown(rows))
+    say(f"written to {folder / 'table.md'} and {folder / 'table.csv'}.")
     return 0
 
 

@@ -13,6 +13,7 @@ from m2i2.cluster.control import JobState, Unreachable, accounting, job_state
 from m2i2.cluster.jobs import LostRank
 from m2i2.cluster.submission import Submitted
 from m2i2.exits import EXIT_FAULT, EXIT_USER_ERROR
+from m2i2.terminal import say
 
 EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
 """Of --follow, by the job's last state. FAILED: 2 or 1 by a rank's error, the job's own without one; others: 1."""
@@ -115,14 +116,14 @@ def follow(submitted: Submitted) -> int:
     log = _Log(submitted.log()) if len(watches) == 1 else None
     try:
         for line in _until_over(watches, log):
-            print(line, flush=True)
+            say(line, flush=True)
     except KeyboardInterrupt:
-        print(f"\nNo longer following; job {submitted.job_id} goes on. scancel {submitted.job_id} ends it.", file=sys.stderr)
+        say(f"\nNo longer following; job {submitted.job_id} goes on. scancel {submitted.job_id} ends it.", file=sys.stderr)
         return 130
     codes = []
     for watch in watches:
         text, code = verdict(watch)
-        print(text, file=sys.stderr if code else sys.stdout, flush=True)
+        say(text, file=sys.stderr if code else sys.stdout, flush=True)
         codes.append(code)
     return next((code for code in codes if code), 0)
 

@@ -11,13 +11,16 @@ import yaml
 
 from m2i2.config import require
 from m2i2.errors import M2I2Error
-from m2i2.files import write_text
+from m2i2.files import read_bytes, write_text
 from m2i2.options import from_dict, leaves, to_dict
 
 _TIME = re.compile(
-    r"(?:(?P<days>\d+)-(?P<day_hours>\d+)(?::(?P<day_minutes>\d+)(?::(?P<day_seconds>\d+))?)?"
-    r"|(?P<hours>\d+):(?P<hour_minutes>\d+):(?P<hour_seconds>\d+)|(?P<minutes>\d+)(?::(?P<seconds>\d+))?)"
+    r"(?:(?P<days>\d{1,9})-(?P<day_hours>\d{1,9})(?::(?P<day_minutes>\d{1,9})(?::(?P<day_seconds>\d{1,9}))?)?"
+    r"|(?P<hours>\d{1,9}):(?P<hour_minutes>\d{1,9}):(?P<hour_seconds>\d{1,9})|(?P<minutes>\d{1,9})(?::(?P<seconds>\d{1,9}))?)"
 )
+
+_MOST_BYTES = 1 << 15
+"""Of a file of options; deep YAML takes the square of its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +106,13 @@ def minutes(text: str) -> int:
 def read_cluster_file(path: Path) -> dict[str, Any]:
     """Cluster options from a YAML file, as given; every value is text (YAML would read 4:00:00 as a number)."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        values = yaml.load(read_bytes(path, _MOST_BYTES).decode("utf-8"), Loader=yaml.BaseLoader)
     except OSError as e:
         raise M2I2Error(f"Cannot read the cluster options {path}: {e.strerror}.") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise M2I2Error(f"The cluster options {path} are not valid YAML: {' '.join(str(e).split())}.") from e
+    except RecursionError as e:
+        raise M2I2Error(f"The cluster options {path} are nested too deeply; they are lines of name: value.") from e
+    except (yaml.YAMLError, ValueError, OverflowError) as e:  # no UTF-8, or the number of no character
+        raise M2I2Error(f"The cluster options {path} are not valid YAML: {e}.") from e
     if not isinstance(values, dict):
         raise M2I2Error(f"The cluster options {path} must be lines of name: value.")
     return values

@@ -14,7 +14,7 @@ from m2i2.cluster.following import states
 from m2i2.cluster.options import ClusterOptions
 from m2i2.cluster.submission import Submitted, Task, read_record, sbatch_script, submit
 from m2i2.errors import M2I2Error
-from m2i2.files import json_lines, read_object, write_text
+from m2i2.files import read_object, read_rows, write_text
 
 STUDY = "study.json"
 
@@ -129,7 +129,7 @@ def _ends(chain: Sequence[Submitted], members: int) -> list[str]:
 
 def _last_line(path: Path) -> dict[str, Any]:
     try:
-        last: dict[str, Any] = json_lines(path)[-1]
+        last: dict[str, Any] = read_rows(path)[-1]
     except (OSError, ValueError, IndexError):
         return {}
     return last

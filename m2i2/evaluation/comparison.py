@@ -9,7 +9,7 @@ import numpy as np
 
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.scoring import difference_interval
-from m2i2.files import json_lines, read_object
+from m2i2.files import read_object, read_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _predictions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """(image, question id) -> a line of predictions.jsonl."""
     path = folder / "predictions.jsonl"
     try:
-        return {(str(row["image"]), str(row["id"])): row for row in json_lines(path)}
+        return {(str(row["image"]), str(row["id"])): row for row in read_rows(path)}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise M2I2Error(f"{path} cannot be read ({type(e).__name__}: {e}); name a folder that evaluate.py wrote.") from e
 

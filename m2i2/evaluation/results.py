@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from m2i2.data.records import Question
 from m2i2.data.text.cleaning import Normalisation
+from m2i2.errors import plain
 from m2i2.evaluation.baselines import most_frequent, question_only
 from m2i2.evaluation.literature import published_beside
 from m2i2.evaluation.protocols import Candidates, Protocol
@@ -126,7 +128,7 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
     for name, view in results["views"].items():
         total = view["model"]["overall"]["total"]
         rules = f"protocol {results['protocol']['name']}, answers in the form {results['normalisation']}"
-        table = Table(title=f"{name} ({total} questions, {rules})", title_justify="left")
+        table = Table(title=Text(plain(f"{name} ({total} questions, {rules})")), title_justify="left")
         table.add_column("accuracy, % [95 % interval]")
         for kind in KINDS:
             table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right")

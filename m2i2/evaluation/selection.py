@@ -1,7 +1,5 @@
 """Choosing a checkpoint: the model is scored at intervals while it is finetuned, and the best one is kept."""
 
-import json
-
 import torch
 import torch.distributed as dist
 
@@ -9,6 +7,7 @@ from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.distributed import max_over_ranks
 from m2i2.evaluation.scoring import is_correct
+from m2i2.files import MOST_JSON, parse_json, read_bytes
 from m2i2.inference.generation import LONGEST
 from m2i2.inference.predictor import Method, Predictor
 from m2i2.tasks.vqa import VQATask
@@ -36,7 +35,7 @@ class Selection(Evaluator):
     def resume(self, checkpoints: Checkpoints, step: int) -> None:
         """Take up the scores of a run that has done ``step`` steps."""
         try:
-            rows = json.loads((checkpoints.folder / SELECTION).read_text())["scores"]
+            rows = parse_json(read_bytes(checkpoints.folder / SELECTION, MOST_JSON))["scores"]
             self._rows = [row for row in rows if row["step"] <= step]
         except (OSError, ValueError, TypeError, KeyError):
             self._rows = []

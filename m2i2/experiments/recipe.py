@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from m2i2.config import require
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object
 from m2i2.options import from_dict
@@ -24,6 +25,8 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
 """What each variant changes in pretraining (None: it has none). "with rewrites" pretrains as "full" does and finetunes on the
 rewrites of test questions as well: what that leak is worth. "local negatives" differs from "full" on several ranks only."""
 _FINETUNING = {"with rewrites": ("answering.rewrites=true",), "flips on": ("data.flip=true",)}
+MOST_SEEDS = 1000
+"""Of a data set or a pretraining."""
 _SAME_PRETRAINING = {"with rewrites": "full"}
 
 
@@ -40,6 +43,9 @@ class DatasetPlan:
     settings: tuple[str, ...] = ()
     note: str = ""
     """What a reader of its table must know."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.seeds <= MOST_SEEDS, f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}.")
 
     def of_seed(self, seed: int) -> tuple[str, ...]:
         """The variants that are finetuned with a seed."""
@@ -67,6 +73,10 @@ class Recipe:
     evaluation: tuple[str, ...] = ("--protocol", "clean", "--generate-too")
     datasets: dict[str, Any] = field(default_factory=dict)
     """By name; see `DatasetPlan`."""
+
+    def __post_init__(self) -> None:
+        count = self.pretraining_seeds
+        require(1 <= count <= MOST_SEEDS, f"pretraining_seeds={count} must lie between 1 and {MOST_SEEDS}.")
 
     @property
     def plans(self) -> dict[str, DatasetPlan]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import Cell, Recipe, cells, commands
-from m2i2.files import json_lines, read_object, write_text
+from m2i2.files import read_object, read_rows, write_text
 from m2i2.provenance import git_state, versions
+from m2i2.terminal import say
 from m2i2.training.stopping import EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ def prepare(recipe: Recipe, data: Path, work: Path) -> None:
         output = work / words[words.index("--output") + 1]
         if (output / "index.json").exists() or (output / "model.safetensors").exists():
             continue
-        print(f"preparing {output}", flush=True)
+        say(f"preparing {output}", flush=True)
         done = subprocess.run([sys.executable, str(ROOT / "tools" / tool), *words], cwd=work, capture_output=True, text=True)
         if done.returncode:
             raise M2I2Error(f"Preparing {output} failed: {(done.stderr or done.stdout).strip()[-800:]}")
@@ -91,7 +92,7 @@ class CellRun:
             return False
         launcher, *words = self._commands[0]
         with self.log.open("a") as log:
-            print("$", launcher, *words, file=log, flush=True)
+            say("$", launcher, *words, file=log, flush=True)
             script = [sys.executable, str(ROOT / "launchers" / f"{launcher}.py"), *words]
             self._process = subprocess.Popen(script, cwd=self._work, env=self._environment, stdout=log, stderr=log)
         return True
@@ -163,7 +164,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 def record(recipe: Recipe, cell: Cell, work: Path, results: Path, seconds: float | None = None) -> None:
     """Write a finished cell's record and, for a finetuning, remove its checkpoints, which are large and can be made again."""
     run_folder = work / "runs" / cell.name
-    log = json_lines(run_folder / "log.jsonl")
+    log = read_rows(run_folder / "log.jsonl")
     content: dict[str, Any] = {
         "recipe": asdict(recipe) | {"datasets": recipe.datasets},
         "cell": asdict(cell),
@@ -189,7 +190,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     results = read_object(folder / "results.json", "results")
     for bulky in ("configuration", "versions", "command", "git"):
         results.pop(bulky, None)
-    rows = json_lines(folder / "predictions.jsonl")
+    rows = read_rows(folder / "predictions.jsonl")
     answers = {
         "image": [row["image"] for row in rows],
         "id": [row["id"] for row in rows],

@@ -9,7 +9,7 @@ from m2i2.cluster.study import Stage, submit_chain
 from m2i2.cluster.submission import Submitted, Task
 from m2i2.experiments.recipe import Cell, Recipe, cells, commands
 from m2i2.experiments.running import record, record_path, unfinished
-from m2i2.files import json_lines, read_object
+from m2i2.files import read_object, read_rows
 
 _ORDER = ("pretrain", "finetune", "evaluate")
 
@@ -50,7 +50,7 @@ def _finished(run: Path) -> bool:
     """Whether a training run's log has come to its end."""
     try:
         training = read_object(run / "settings.json", "settings")["training"]
-        last = json_lines(run / "log.jsonl")[-1]
+        last = read_rows(run / "log.jsonl")[-1]
         return bool(last["epoch"] >= training["epochs"] or last["step"] == training["max_steps"])
     except (OSError, ValueError, KeyError, IndexError):
         return False

@@ -18,11 +18,12 @@ from torch import Tensor
 from m2i2.config import AnsweringConfig, FinetuningConfig, PretrainingConfig, preset
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_size
 from m2i2.errors import M2I2Error
-from m2i2.files import write_text
+from m2i2.files import read_object, write_text
 from m2i2.hub.configuration import M2I2Config
 from m2i2.models.start import official_architecture, with_stored
 from m2i2.models.weights import State, listed, of_student, of_teacher, read_checkpoint, read_state
 from m2i2.options import from_dict, to_dict
+from m2i2.terminal import say
 from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal, write_json, write_tensors
 
 Format = Literal["official", "checkpoint", "hugging-face"]
@@ -116,7 +117,7 @@ def read_official(path: Path, heads: tuple[int, int] | None = None) -> Weights:
     made = official_state(weights)
     weights.official = {name: tensor for name, tensor in state.items() if name not in made or not same(made[name], tensor)}
     if isinstance(loaded, Mapping) and (more := [str(key) for key in loaded if key in ("optimizer", "lr_scheduler")]):
-        print(f"{path}: not converted: {', '.join(more)}.")
+        say(f"{path}: not converted: {', '.join(more)}.")
     return weights
 
 
@@ -205,9 +206,9 @@ def _write_parts(weights: Weights, folder: Path) -> None:
 
 def _read_checkpoint(folder: Path) -> Weights:
     try:
-        stored = json.loads((folder / "config.json").read_text())
+        stored = read_object(folder / "config.json", "checkpoint's settings")
         kind = {"PretrainingConfig": PretrainingConfig, "FinetuningConfig": FinetuningConfig}[stored.pop("stage")]
-    except (OSError, ValueError, KeyError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise M2I2Error(f"{folder / 'config.json'} cannot be read ({type(e).__name__}: {e}); name another checkpoint.") from e
     student = read_tensors(folder / "model.safetensors")
     return Weights(from_dict(kind, stored), student, **_read_parts(folder), tokenizer=load_tokenizer(folder / "tokenizer"))
@@ -226,16 +227,16 @@ def _write_checkpoint(weights: Weights, folder: Path, tokenizer: Tokenizer) -> N
 
 def _read_hugging_face(folder: Path) -> Weights:
     try:
-        config = M2I2Config.from_pretrained(folder)
+        config = M2I2Config.from_dict(read_object(folder / "config.json", "model's configuration"))
         answers = "M2I2ForVisualQuestionAnswering" in (config.architectures or [])
         vision, text, objectives = config.sections
-    except (OSError, ValueError) as e:
+    except (ValueError, TypeError) as e:
         raise M2I2Error(f"{folder} is no model folder of M2I2 ({e}).") from e
     stored = folder / "settings.json"
     pretraining, finetuning = preset("official")
     settings: Settings
     if stored.exists():
-        values = json.loads(stored.read_text())
+        values = read_object(stored, "model's settings")
         settings = from_dict(FinetuningConfig, values) if answers else from_dict(PretrainingConfig, values)
         settings = replace(settings, vision=vision, text=text)
     elif answers:

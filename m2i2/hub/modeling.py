@@ -18,6 +18,7 @@ from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
 from m2i2.hub.processing import M2I2Processor
 from m2i2.inference.answering import Answer, Answerer, open_image
+from m2i2.models.bounds import check_folder
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
@@ -67,8 +68,15 @@ class M2I2PreTrainedModel(PreTrainedModel, Generic[N]):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a tensor that is missing or unknown is an M2I2Error, not a warning."""
+        """As in transformers, but a tensor that is missing or unknown is an M2I2Error, not a warning.
+
+        Nothing in a folder is run or followed out of it, whatever ``trust_remote_code`` says: see `M2I2Config.from_dict`. Weights
+        are safetensors.
+        """
         wanted = kwargs.pop("output_loading_info", False)
+        kwargs |= {"trust_remote_code": False, "use_safetensors": True}
+        if Path(pretrained_model_name_or_path).is_dir():
+            check_folder(Path(pretrained_model_name_or_path))
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model: Any = loaded[0]
         info: dict[str, Any] = loaded[1]

@@ -20,6 +20,7 @@ from m2i2.inference.generation import LONGEST, beam_search
 from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
 from m2i2.models.vqa import VQAModel
 from m2i2.precision import autocast
+from m2i2.terminal import say
 
 TOP = 5
 """Answers that are kept of each question."""
@@ -84,7 +85,7 @@ class Predictor:
         steps = track(starts, "questions", console=console) if progress and console.is_terminal else starts
         for start in steps:
             if progress and not console.is_terminal and start and start % (20 * self.batch) == 0:
-                print(f"{start} of {len(split)} questions", file=sys.stderr, flush=True)
+                say(f"{start} of {len(split)} questions", file=sys.stderr, flush=True)
             yield from self._ask([split.read(i) for i in range(start, min(start + self.batch, len(split)))])
 
     def reading(self) -> dict[str, float]:

@@ -19,9 +19,12 @@ from torch.nn import functional as F
 
 from m2i2.errors import M2I2Error
 from m2i2.files import check_file, read_object
+from m2i2.models.bounds import check_archive, check_old, check_safetensors, indexed_parts
 
 State = dict[str, Tensor]
 
+_MOST_SHARED = 4
+"""How often the numbers of a file may be used; the official files tie two copies of a table each."""
 _FILES = (
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
     *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
@@ -34,12 +37,13 @@ _FILES = (
 def read_checkpoint(path: Path) -> Any:
     """A ``.pth``/``.bin`` file without ever running code from it; M2I2Error where it is damaged or asks for code."""
     try:
+        check_file(path)
         if not zipfile.is_zipfile(path):  # from before PyTorch 1.6; a mapped file allocates no more bytes than it has
             with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                check_old(cast(Any, mapped))
                 return torch.load(cast(Any, mapped), map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("it is compressed, which torch.save never does")
+            check_archive(archive, path.stat().st_size)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file raises almost anything
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
@@ -79,13 +83,12 @@ def read_described(source: str | Path) -> tuple[State, dict[str, Any]]:
     try:
         check_file(path)
         if path.name.endswith(".index.json"):
-            parts = sorted(set(read_object(path, "index of the weights")["weight_map"].values()))
-            if any(Path(part).name != part for part in parts):
-                raise M2I2Error(f"{path} names files outside its folder.")
+            parts = indexed_parts(path)
             for part in parts:
-                check_file(path.parent / part)
-            return {k: v for part in parts for k, v in tensors_of(path.parent / part).items()}, described
+                check_safetensors(part)
+            return {k: v for part in parts for k, v in tensors_of(part).items()}, described
         if path.suffix == ".safetensors":
+            check_safetensors(path)
             return tensors_of(path), described
     except M2I2Error:
         raise
@@ -99,12 +102,15 @@ def read_described(source: str | Path) -> tuple[State, dict[str, Any]]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
         raise M2I2Error(f"{path} is no state dictionary of tensors.")
-    size = path.stat().st_size
+    size, claimed = path.stat().st_size, 0
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
             raise M2I2Error(f"{path} was refused: {key!s:.80} is no plain tensor. Save the state dictionary again.")
         if tensor.nbytes > size:  # a view of a few bytes may claim any shape, which copies of it would fill
             raise M2I2Error(f"{path} was refused: {key!s:.80} claims {tensor.nbytes} bytes, the file has {size}.")
+        claimed += tensor.nbytes
+    if claimed > _MOST_SHARED * size:
+        raise M2I2Error(f"{path} was refused: its tensors claim {claimed} bytes in all, the file has {size}.")
     return {str(k): v for k, v in state.items()}, described
 
 

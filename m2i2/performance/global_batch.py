@@ -19,6 +19,7 @@ from m2i2.tasks.negatives import GlobalBatch
 from m2i2.tasks.noise import counter_start
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.task import Key
+from m2i2.terminal import say
 
 ROWS, WIDTH, QUEUE = 16, 256, 65536
 """Pairs of the rank, width of the features, pairs of the queue."""
@@ -66,4 +67,4 @@ def _measure(size: int, rounds: int = 5) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(int(sys.argv[1]))))
+    say(json.dumps(_measure(int(sys.argv[1]))))

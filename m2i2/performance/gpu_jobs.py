@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from m2i2.errors import M2I2Error
-from m2i2.files import json_lines
+from m2i2.files import read_rows
 from m2i2.performance.gpu_report import Found, Job, Line, Place, end, json_of
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,7 @@ def _tenth_step(*, afresh: bool) -> Work:
 def _logged(path: Path) -> int:
     """The last step that a run's log holds."""
     try:
-        return int(json_lines(path)[-1]["step"])
+        return int(read_rows(path)[-1]["step"])
     except (OSError, IndexError, ValueError, KeyError):  # not there, or not whole yet
         return 0
 

@@ -19,6 +19,7 @@ from m2i2.errors import M2I2Error
 from m2i2.files import write_text
 from m2i2.performance.records import card_and_driver
 from m2i2.provenance import git_state
+from m2i2.terminal import say
 
 Found = Mapping[str, Any]
 
@@ -138,7 +139,7 @@ class Row:
         return self.value <= self.line.target if self.line.at_most else self.value >= self.line.target
 
 
-def make_report(jobs: Sequence[Job], place: Place, seconds: float, say: Callable[[str], None] = print) -> list[Row]:
+def make_report(jobs: Sequence[Job], place: Place, seconds: float, say: Callable[[str], None] = say) -> list[Row]:
     """Do the jobs within ``seconds`` together; returns the rows and keeps the files of the folder up to date after each job."""
     started, rows, failed = time.monotonic(), list[Row](), dict[str, str]()
     for job in jobs:

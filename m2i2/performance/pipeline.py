@@ -28,6 +28,7 @@ from m2i2.data.shards.storage import INDEX, Shard
 from m2i2.errors import M2I2Error
 from m2i2.objectives.itc import itc_loss
 from m2i2.performance.measuring import peak_memory_mb
+from m2i2.terminal import say
 
 Opening = Callable[[], Source]
 
@@ -163,4 +164,4 @@ def _measure_index(folder: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_index(sys.argv[1])))
+    say(json.dumps(_measure_index(sys.argv[1])))

@@ -1,11 +1,11 @@
 """What runs and evaluations have left in their folders, read as it is: whatever is missing is empty, not an error."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from m2i2.errors import M2I2Error
+from m2i2.files import MOST_JSON, MOST_LINES, parse_json, read_bytes
 
 Rows = list[dict[str, Any]]
 
@@ -74,7 +74,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path, MOST_JSON))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
@@ -85,9 +85,9 @@ def _object(path: Path) -> dict[str, Any]:
 def _rows(path: Path) -> Rows:
     """The JSON objects of a file, a line each; a line that a kill cut off is left out."""
     rows = []
-    for line in path.read_bytes().decode().split("\n") if path.exists() else []:  # at line feeds alone: texts hold U+2028
+    for line in read_bytes(path, MOST_LINES).split(b"\n") if path.exists() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from m2i2.config import completed
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import MOST_JSON, check_file, parse_json, read_bytes, read_object, sha256_of, write_text
+from m2i2.files import MOST_JSON, parse_json, read_bytes, read_object, sha256_of, write_text
+from m2i2.models.bounds import check_safetensors
 from m2i2.models.weights import tensors_of
 from m2i2.options import from_dict
 
@@ -50,7 +51,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; M2I2Error where it is missing or damaged."""
     try:
-        check_file(path)
+        check_safetensors(path)
         return tensors_of(path)
     except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
@@ -153,7 +154,7 @@ class Checkpoints:
     def _chosen(self) -> Path | None:
         """The checkpoint that the run's selection chose, complete or not; None where nothing was chosen."""
         try:
-            return self.folder / self.name(int(json.loads((self.folder / SELECTION).read_text())["best"]["step"]))
+            return self.folder / self.name(int(parse_json(read_bytes(self.folder / SELECTION, MOST_JSON))["best"]["step"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

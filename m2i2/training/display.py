@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
+from m2i2.terminal import say
+
 _READINGS = (
     *("step", "epoch", "lr", "temperature", "distillation", "samples_per_s", "data_wait", "memory_gib", "mfu"),
     *("skipped_steps", "unreadable"),
@@ -63,13 +65,13 @@ class Display:
         if not self._console.is_terminal:
             losses = "  ".join(f"{name} {course[-1]:.4g}" for name, course in self._courses.items())
             figures = "  ".join(f"{name} {text}" for name, text in figures_of(row))
-            print(f"step {self._step}/{self._total}  {losses}  {figures}  {self._left()}", file=sys.stderr, flush=True)
+            say(f"step {self._step}/{self._total}  {losses}  {figures}  {self._left()}", file=sys.stderr, flush=True)
 
     def validated(self, row: Row) -> None:
         """A row of the validation's log."""
         self._validation = f"validation at step {row['step']}: {validation_text(row)}"
         if not self._console.is_terminal:
-            print(self._validation, file=sys.stderr, flush=True)
+            say(self._validation, file=sys.stderr, flush=True)
 
     def _left(self) -> str:
         """How long the rest will take at the mean pace of this start."""

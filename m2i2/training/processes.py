@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from m2i2.errors import M2I2Error
+from m2i2.terminal import say
 from m2i2.training.deepspeed.private import prepare_import
 
 TIMEOUT = timedelta(minutes=float(os.environ.get("M2I2_TIMEOUT_MINUTES", "15")))
@@ -33,7 +34,7 @@ class Process:
     def say(self, text: str) -> None:
         """Print once, from rank 0."""
         if self.first:
-            print(text, flush=True)
+            say(text, flush=True)
 
 
 def join() -> Process:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from m2i2.terminal import say
+
 TRACE = "trace.json.gz"
 """The trace's file in the run's folder, for https://ui.perfetto.dev or chrome://tracing."""
 _WAIT = 3
@@ -147,7 +149,7 @@ class StepProfiler:
     """
 
     def __init__(
-        self, folder: Path, steps: int, device: torch.device, say: Callable[[str], None] = print, *, wait: int = _WAIT
+        self, folder: Path, steps: int, device: torch.device, say: Callable[[str], None] = say, *, wait: int = _WAIT
     ) -> None:
         """``wait``: steps before it starts. One more is discarded, because the profiler's start is part of it."""
         self.path, self.steps, self.activity = folder / TRACE, steps, None

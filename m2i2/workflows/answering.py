@@ -1,6 +1,5 @@
 """The one place where a trained answering model is loaded, whatever its format; and the answers it may choose from."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from m2i2.data.shards.split import ShardSplit
 from m2i2.data.text.cleaning import candidate_answers
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, require_size
 from m2i2.errors import M2I2Error
+from m2i2.files import MOST_JSON, parse_json, read_bytes
 from m2i2.inference.answering import Answerer
 from m2i2.models.start import official_answering
 from m2i2.models.vqa import VQAModel
@@ -113,8 +113,8 @@ def read_candidates(source: Path) -> tuple[str, ...]:
     if source.is_dir():
         return tuple(question.answer for question in questions_of(ShardSplit.open(source, "train", "vqa")))
     try:
-        text = source.read_text(encoding="utf-8")
-        found = json.loads(text) if source.suffix == ".json" else text.split("\n")
+        content = read_bytes(source, MOST_JSON)
+        found = parse_json(content) if source.suffix == ".json" else content.decode("utf-8-sig").split("\n")
     except (OSError, ValueError) as e:
         raise M2I2Error(f"Cannot read the candidates {source}: {e}.") from e
     if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):

@@ -24,6 +24,7 @@ from m2i2.inference.predictor import Method, Predictor
 from m2i2.options import to_dict
 from m2i2.precision import autocast_dtype
 from m2i2.provenance import provenance
+from m2i2.terminal import say
 from m2i2.workflows.answering import Loaded
 
 
@@ -105,8 +106,8 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     write_results(folder, results, given, form)
     show(results)
     for note in notes:
-        print(f"note: {note}")
-    print(f"{len(given)} questions in {seconds:.0f} s; written to {folder}.")
+        say(f"note: {note}")
+    say(f"{len(given)} questions in {seconds:.0f} s; written to {folder}.")
     return results
 
 

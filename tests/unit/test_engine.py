@@ -52,3 +52,60 @@ def test_the_batch_and_the_clipping_are_ours() -> None:
 def test_conflicts_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(M2I2Error, match=message):
         complete(**changes)
+
+
+PLACE = "/tmp/elsewhere"
+WRITING: dict[str, object] = {
+    "flops_profiler": {"enabled": True, "output_file": PLACE},
+    "csv_monitor": {"enabled": True, "output_path": PLACE, "job_name": "x"},
+    "tensorboard": {"enabled": True, "output_path": PLACE},
+    "wandb": {"enabled": True},
+    "comet": {"enabled": True},
+    "autotuning": {"enabled": True, "results_dir": PLACE, "exps_dir": PLACE},
+    "data_efficiency": {"data_sampling": {"curriculum_learning": {"data_cluster_path": PLACE}}},
+    "curriculum_learning": {"enabled": True},
+    "nebula": {"enabled": True, "persistent_storage_path": PLACE},
+    "datastates_ckpt": {"host_cache_size": 16},
+    "checkpoint": {"load_universal": True, "parallel_write": {"pipeline_stage": True}},
+    "checkpoint_engine": {"type": "fast"},
+    "aio": {"block_size": 1048576},
+    "elasticity": {"enabled": True},
+    "hybrid_engine": {"enabled": True},
+    "compression_training": {},
+}
+"""Sections with which DeepSpeed writes files, sends data elsewhere, or starts more than training."""
+
+
+@pytest.mark.parametrize("section", WRITING)
+def test_sections_that_write_files_are_refused(section: str) -> None:
+    with pytest.raises(M2I2Error, match=f"c.json has a (section|key) '{section}'"):
+        complete(**{section: WRITING[section]})
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_optimizer_states_are_not_written_to_a_disk(key: str) -> None:
+    with pytest.raises(M2I2Error, match="offloading to the CPU is not supported"):
+        complete(zero_optimization={"stage": 2, key: {"device": "nvme", "nvme_path": PLACE}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps_per_print": "often"}, "steps_per_print='often' must be a whole number"),
+        ({"steps_per_print": 1e300}, "must be a whole number"),
+        ({"wall_clock_breakdown": PLACE}, "must be true or false"),
+        ({"dump_state": 1}, "must be true or false"),
+        ({"communication_data_type": ["fp16"]}, "must be fp32, fp16 or bf16"),
+        ({"gradient_predivide_factor": 0}, "must be a number"),
+        ({"comms_logger": PLACE}, "must be an object"),
+        ({"comms_logger": {"output_path": PLACE}}, r"comms_logger\.'output_path' that is not supported"),
+        ({"comms_logger": {"prof_ops": [1]}}, "must be a list of names"),
+        ({"zero_optimization": {"stage": True}}, "ZeRO stage True"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "must be a whole number"),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": {}}}, "must be true or false"),
+    ],
+)
+def test_values_are_of_the_kind_that_deepspeed_takes(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(M2I2Error, match=message):
+        complete(**changes)
+    complete(zero_optimization={"stage": 1, "reduce_bucket_size": 5e8}, comms_logger={"enabled": True, "prof_ops": ["all_reduce"]})

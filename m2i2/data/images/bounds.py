@@ -11,6 +11,8 @@ from m2i2.errors import M2I2Error
 
 MAX_SCANS = 100
 """Passes over the pixels of a progressive JPEG; encoders write about ten."""
+MAX_SCANNED = 1_000_000_000
+"""Pixels times scans of a JPEG; a decoder visits some hundred million a second."""
 MAX_EXIF = 1 << 17
 """Bytes of EXIF in a JPEG; one segment, which is what cameras write, holds 65,533."""
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
@@ -35,6 +37,14 @@ def check_bounds(encoded: bytes, name: str) -> None:
             raise M2I2Error(f"The image {name} was refused: it has {exif} bytes of EXIF; save it again without metadata.")
     elif encoded.startswith((b"II", b"MM")):
         check_directory(encoded, name)
+
+
+def check_scans(encoded: bytes, pixels: int, name: str) -> None:
+    """M2I2Error for a JPEG whose scans together visit more than `MAX_SCANNED` pixels."""
+    if pixels * MAX_SCANS > MAX_SCANNED and encoded.count(b"\xff\xda") * pixels > MAX_SCANNED:
+        scans = sum(1 for _ in _SCAN.finditer(encoded))
+        if scans * pixels > MAX_SCANNED:
+            raise M2I2Error(f"The image {name} was refused: it has {scans} JPEG scans of {pixels} pixels; save it again.")
 
 
 def check_directory(data: bytes, name: str) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from m2i2.data.images.bounds import check_bounds, check_directory, plain_jpeg
+from m2i2.data.images.bounds import check_bounds, check_directory, check_scans, plain_jpeg
 from m2i2.data.images.levels import UNIFORM, Findings, NotShown, nearly_uniform, varied
+from m2i2.data.images.memory import check_memory
 from m2i2.data.images.modes import load, to_rgb, wide_greys, wide_to_rgb
 from m2i2.errors import M2I2Error
 
@@ -68,6 +69,8 @@ def decode(
                 )
             if isinstance(image, TiffImageFile) and image.tag_v2.get(322, 0) * image.tag_v2.get(323, 0) > max_pixels:
                 raise M2I2Error(f"The image {name} has tiles of more than {max_pixels} pixels; save it again.")
+            check_memory(image, name)
+            check_scans(encoded, width * height, name)
             if smallest_side and image.format == "JPEG":
                 shrink = min(width, height) / smallest_side
                 image.draft("RGB" if image.mode != "L" else "L", (round(width / shrink), round(height / shrink)))

@@ -4,7 +4,6 @@ Nothing but pixels leaves this module: names, dates and identifiers of the heade
 burned into the pixels cannot be removed here; files that admit to it, or that leave it open, give a warning.
 """
 
-import io
 import re
 import warnings
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 
 from m2i2.data.images.decoding import MAX_PIXELS
 from m2i2.data.images.dicom_pixels import PIXELS, to_picture
+from m2i2.data.images.elements import read_dataset
 from m2i2.data.images.levels import Findings
 from m2i2.errors import M2I2Error
 
@@ -59,7 +59,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     something that cannot be decoded.
     """
     try:
-        import pydicom
+        import pydicom  # noqa: F401
     except ImportError as e:
         raise M2I2Error(f"Reading the DICOM file {name} needs pydicom: pip install 'm2i2[dicom]'.") from e
     if _DEFLATED in encoded:
@@ -67,7 +67,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
-            dataset = pydicom.dcmread(io.BytesIO(_with_preamble(encoded)), force=_BARE.match(encoded) is not None)
+            dataset = read_dataset(_with_preamble(encoded), name, force=_BARE.match(encoded) is not None)
             _name_syntax(dataset)
             found = Findings(_check(dataset, name, max_pixels))
             image = to_picture(dataset, name, max_pixels, found)

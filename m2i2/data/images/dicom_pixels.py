@@ -9,6 +9,7 @@ from PIL import Image
 
 from m2i2.data.images.dicom_colours import colour_picture, palette_picture
 from m2i2.data.images.dicom_greys import grey_picture, home_of
+from m2i2.data.images.frames import first_frame
 from m2i2.data.images.levels import UNIFORM, Findings, NotShown, Values, nearly_uniform, varied
 from m2i2.errors import M2I2Error
 
@@ -34,7 +35,7 @@ def to_picture(dataset: "Dataset", name: str, max_pixels: int, findings: Finding
     _complete(dataset, name, findings)
     stream = _stream(dataset)
     try:
-        stored = _stored(dataset, findings)
+        stored = _stored(dataset, name, findings)
         photometric = str(dataset.PhotometricInterpretation)
         if stored.ndim == 3:
             pixels = colour_picture(stored, dataset, stream, findings)
@@ -94,17 +95,19 @@ def _stream(dataset: "Dataset") -> bytes:
     return get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
 
 
-def _stored(dataset: "Dataset", findings: Findings) -> Values:
+def _stored(dataset: "Dataset", name: str, findings: Findings) -> Values:
     """[H, W] or [H, W, 3] stored values of the first frame, nothing converted but the bits that pixels do not have."""
     from pydicom.pixels import pixel_array
 
     options: dict[str, Any] = {"index": 0, "raw": True}
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-    if native and str(dataset.PhotometricInterpretation) == "YBR_PARTIAL_422":
+    if not native:
+        return first_frame(dataset, name, raw=True)
+    if str(dataset.PhotometricInterpretation) == "YBR_PARTIAL_422":
         options["photometric_interpretation"] = "YBR_FULL_422"  # of the same layout, which is what pydicom asks for
     bits, allocated = int(dataset.get("BitsStored") or 0), int(dataset.get("BitsAllocated") or 0)
     high = int(dataset.get("HighBit") if dataset.get("HighBit") is not None else bits - 1)
-    if not native or "PixelData" not in dataset or high == bits - 1 or not 0 < bits < allocated:
+    if "PixelData" not in dataset or high == bits - 1 or not 0 < bits < allocated:
         return pixel_array(dataset, **options)
     whole = pixel_array(dataset, bits_stored=allocated, **options)
     lowest, signed = high - bits + 1, whole.dtype.kind == "i"

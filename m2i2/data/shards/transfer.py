@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from m2i2.config import CacheConfig
 from m2i2.data.shards.storage import Unavailable
 from m2i2.errors import M2I2Error
+from m2i2.terminal import say
 
 SCHEMES = ("http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "hf", "hdfs", "webhdfs", "ftp", "sftp")
 """Stores of files. Not: schemes by which fsspec runs, unpacks, caches or refers to something else, or reads this machine."""
@@ -101,7 +102,7 @@ class Remote:
                         f"a run that is started again goes on from its newest checkpoint."
                     ) from e
                 pause = min(_LONGEST_PAUSE, _PAUSE * 2 ** (attempt - 1)) * random.uniform(0.7, 1.0)
-                print(
+                say(
                     f"{self.url}/{file}: {e}; attempt {attempt} of {attempts} failed, the next in {pause:.1f} s.",
                     file=sys.stderr,
                     flush=True,

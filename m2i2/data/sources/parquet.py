@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
+from m2i2.data.sources.pages import batches, check_footer
 from m2i2.data.sources.reading import (
     CLOSED_FROM_ANSWER,
     Keys,
@@ -28,8 +29,6 @@ from m2i2.data.sources.vocabulary import COLUMNS, ORDER, SPLITS, missing_column,
 from m2i2.errors import M2I2Error
 
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?")
-_ROWS = 32
-"""Rows that become Python objects at a time."""
 
 _NEEDED: dict[Kind, tuple[str, ...]] = {"captions": ("image", "caption"), "vqa": ("image", "question", "answer")}
 _METADATA: dict[Kind, tuple[str, ...]] = {
@@ -200,6 +199,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
         from pyarrow import parquet
     except ImportError as e:
         raise M2I2Error("Parquet files need pyarrow: pip install 'm2i2[parquet]'.") from e
+    check_footer(file)
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as table:
             header = {name.lower(): name for name in table.schema_arrow.names}
@@ -210,9 +210,8 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
                     ours[theirs[0]] = name
                 elif name in needed or name in renamed:
                     raise M2I2Error(f"{file} has {missing_column(name, renamed, header)}")
-            for group in range(table.num_row_groups):
-                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(ours), use_threads=False):
-                    yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
+            for batch in batches(table, file, list(ours)):
+                yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
     except M2I2Error:
         raise
     except Exception as e:  # damaged files raise almost anything

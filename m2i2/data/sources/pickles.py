@@ -10,7 +10,9 @@ from m2i2.errors import M2I2Error
 from m2i2.files import read_bytes
 
 MOST_PICKLE = 32 << 20
-"""Bytes; the whole of PathVQA's questions are under 3 MB. One byte can ask for a container of 56."""
+"""Bytes; the whole of PathVQA's questions are under 3 MB."""
+MOST_STEPS = 2_000_000
+"""Opcodes; one makes up to a hundred bytes. PathVQA's largest file has some 600,000."""
 _PLAIN = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE"),
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -54,7 +56,9 @@ def plain_pickle(path: Path) -> Any:
 
 def _check(content: bytes) -> None:
     """Refuse what is not plain, and what would cost memory or time out of proportion, before anything is loaded."""
-    for opcode, argument, place in pickletools.genops(content):
+    for number, (opcode, argument, place) in enumerate(pickletools.genops(content)):
+        if number >= MOST_STEPS:
+            raise M2I2Error(f"it has more than {MOST_STEPS} steps")
         if opcode.name in _NAMES:
             return
         if opcode.name not in _PLAIN:

@@ -14,8 +14,8 @@ from m2i2.data.sources.vocabulary import SPLITS, means_closed
 from m2i2.errors import M2I2Error
 from m2i2.files import check_file, parse_json, read_bytes
 
-MOST_LIST = 512 << 20
-"""Bytes of a JSON list, which is read whole; JSONL is read line by line."""
+MOST_LIST = 128 << 20
+"""Bytes of a JSON list, which is read whole; JSONL is read line by line, whatever its size."""
 MOST_LINE = 4 << 20
 """Characters of a line of CSV, TSV or JSONL."""
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}

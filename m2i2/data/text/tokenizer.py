@@ -13,6 +13,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from m2i2.data.text.tokenizer_file import read_tokenizer_file, read_vocabulary
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_object
 
@@ -60,6 +61,11 @@ class Tokenizer:
         return [self._inner.id_to_token(i) or "" for i in ids]
 
     @property
+    def library_object(self) -> tokenizers.Tokenizer:
+        """The tokenizer as the library of that name has it."""
+        return self._inner
+
+    @property
     def fingerprint(self) -> str:
         """Equal for tokenizers that write the same ids."""
         description = json.loads(self._inner.to_str())
@@ -98,12 +104,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if folder.is_dir():
         try:
             if (folder / "tokenizer.json").exists():
-                # not from_file: it takes no path that is not UTF-8
-                return Tokenizer(tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8")), str(folder))
+                return Tokenizer(read_tokenizer_file(folder / "tokenizer.json"), str(folder))
             if (folder / "vocab.txt").exists():
-                vocabulary = (folder / "vocab.txt").read_bytes().decode().removesuffix("\n").split("\n")  # tokens may hold U+2028
-                ids = {token.removesuffix("\r"): i for i, token in enumerate(vocabulary)}
-                return _wordpiece(ids, str(folder), _normalisation_of(folder))
+                return _wordpiece(read_vocabulary(folder / "vocab.txt"), str(folder), _normalisation_of(folder))
         except M2I2Error:
             raise
         except Exception as e:  # tokenizers raises bare Exceptions

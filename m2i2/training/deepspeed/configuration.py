@@ -37,22 +37,28 @@ _OURS = {
     "flops_profiler": "tools/benchmark.py",
 }
 """Sections that are settings of this project, and which."""
-_KNOWN = (
-    *(
-        "zero_optimization",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    ),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "prescale_gradients"),
-    *("gradient_predivide_factor", "communication_data_type", "zero_allow_untested_optimizer"),
+_SWITCH, _COUNT, _FACTOR, _TYPE, _LOGGER, _ANY = (
+    "true or false",
+    "a whole number",
+    "a number",
+    "fp32, fp16 or bf16",
+    "an object",
+    "",
 )
-_KNOWN_OF_ZERO = (
-    *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
-    *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "round_robin_gradients", "ignore_unused_parameters"),
-    "offload_optimizer",
-)
+"""What a value may be. No key takes a path: DeepSpeed's sections that write files are among those that are refused."""
+_KNOWN = {
+    **dict.fromkeys(("zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu"), _ANY),
+    **dict.fromkeys(("gradient_accumulation_steps", "gradient_clipping"), _ANY),
+    **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state", "prescale_gradients"), _SWITCH),
+    **{"zero_allow_untested_optimizer": _SWITCH, "steps_per_print": _COUNT, "gradient_predivide_factor": _FACTOR},
+    **{"communication_data_type": _TYPE, "comms_logger": _LOGGER},
+}
+_KNOWN_OF_ZERO = {
+    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce"), _SWITCH),
+    **dict.fromkeys(("allgather_partitions", "overlap_comm", "round_robin_gradients", "ignore_unused_parameters"), _SWITCH),
+    **{"stage": _ANY, "offload_optimizer": _ANY, "reduce_bucket_size": _COUNT, "allgather_bucket_size": _COUNT},
+}
+_KNOWN_OF_LOGGER = {**dict.fromkeys(("enabled", "prof_all", "verbose", "debug"), _SWITCH), "prof_ops": "a list of names"}
 _OFFLOAD = ("offload_param", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "zenflow")
 
 
@@ -86,7 +92,12 @@ def complete_config(config: Mapping[str, Any], share: Share, clip: float, source
             f'{{"device": "cpu"}}, with "pin_memory" true or false.'
         )
     _refuse_unknown(zero, _KNOWN_OF_ZERO, source, "zero_optimization.")
-    if zero.get("stage") not in (1, 2):
+    _check_values(config, _KNOWN, source, "")
+    logger = config.get("comms_logger", {})
+    _refuse_unknown(logger, _KNOWN_OF_LOGGER, source, "comms_logger.")
+    _check_values(logger, _KNOWN_OF_LOGGER, source, "comms_logger.")
+    _check_values(zero, _KNOWN_OF_ZERO, source, "zero_optimization.")
+    if type(stage := zero.get("stage")) is not int or stage not in (1, 2):
         raise M2I2Error(
             f"{source} asks for ZeRO stage {shown(zero.get('stage'))}; this project trains with stage 1 or 2 "
             f"(zero_optimization.stage)."
@@ -125,3 +136,25 @@ def _refuse_unknown(section: Mapping[str, Any], known: Collection[str], source: 
             near = difflib.get_close_matches(str(key)[:100], known, n=1)
             hint = f"Did you mean {prefix}{near[0]}?" if near else f"The keys here are {', '.join(sorted(known))}."
             raise M2I2Error(f"{source} has a key {prefix}{shown(key)} that is not supported. {hint} Correct or remove it.")
+
+
+def _check_values(section: Mapping[str, Any], known: Mapping[str, str], source: str, prefix: str) -> None:
+    """M2I2Error for a value of another kind than its key takes; all keys are known."""
+    for key, value in section.items():
+        if known[key] and not _fits(value, known[key]):
+            raise M2I2Error(f"{source}: {prefix}{key}={shown(value)} must be {known[key]}. Correct or remove it.")
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == _SWITCH:
+        return isinstance(value, bool)
+    if kind == _COUNT:
+        number = isinstance(value, int | float) and not isinstance(value, bool)  # 5e8 is a number of elements too
+        return number and 0 <= value <= 1 << 40 and value == int(value)
+    if kind == _FACTOR:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1 << 40
+    if kind == _TYPE:
+        return value in ("fp32", "fp16", "bf16")
+    if kind == _LOGGER:
+        return isinstance(value, Mapping)
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

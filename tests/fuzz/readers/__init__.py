@@ -1,8 +1,10 @@
 """Every reader that is fuzzed."""
 
 from tests.fuzz.harness import Reader
-from tests.fuzz.readers import checkpoints, images, pictures, shards, sources
+from tests.fuzz.readers import checkpoints, images, medical, pictures, settings, shards, sources
 
 READERS: dict[str, Reader] = {
-    reader.name: reader for reader in (*shards.READERS, *sources.READERS, *checkpoints.READERS, *images.READERS, *pictures.READERS)
+    reader.name: reader
+    for module in (shards, sources, checkpoints, images, pictures, medical, settings)
+    for reader in module.READERS
 }
