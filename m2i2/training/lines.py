@@ -1,14 +1,13 @@
 """JSON lines of a run that belong to its steps: a resumed run takes back those of the steps that it does again."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from m2i2.errors import M2I2Error
-from m2i2.files import parse_json
+from m2i2.files import append_text, parse_json, replacing
 
 
 class StepLines:
@@ -21,12 +20,10 @@ class StepLines:
             self._cut(done_steps)
 
     def _cut(self, done_steps: int) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        with self._writing(), temporary.open("w") as f:
+        with self._writing(), replacing(self.path) as f:
             for row in self.rows():
                 if row["step"] <= done_steps:
-                    f.write(json.dumps(row) + "\n")
-        os.replace(temporary, self.path)
+                    f.write(json.dumps(row).encode() + b"\n")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are there."""
@@ -47,8 +44,8 @@ class StepLines:
 
     def add(self, *rows: Mapping[str, Any]) -> None:
         """Append rows; M2I2Error where the file cannot be written."""
-        with self._writing(), self.path.open("a") as f:
-            f.write("".join(json.dumps(row) + "\n" for row in rows))
+        with self._writing():
+            append_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from m2i2.files import unfinished
+
 TRACE = "trace.json.gz"
 """The trace's file in the run's folder, for https://ui.perfetto.dev or chrome://tracing."""
 _WAIT = 3
@@ -197,7 +199,8 @@ class StepProfiler:
         steps = min(self._seen - self.before, self.steps)
         if steps < 1:
             return
-        temporary = self.path.with_name(f".writing.{self.path.name}")
+        temporary = unfinished(self.path)
+        temporary = temporary.with_name(temporary.name + "".join(self.path.suffixes))  # PyTorch compresses by the name's end
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             recorded.export_chrome_trace(str(temporary))
