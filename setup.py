@@ -16,7 +16,7 @@ REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
 PARQUET = ["pyarrow>=15"]
 COMMANDS = [
     *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "fetch_vit", "doctor", "report", "plot_losses"),
-    *("gradcam", "convert", "app", "compare", "audit_leakage", "plan"),
+    *("gradcam", "convert", "app", "compare", "audit_leakage", "plan", "supply_chain"),
 ]
 """Modules of m2i2.cli that need no checkout."""
 

@@ -92,6 +92,13 @@ def read_bytes(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
+def read_tail(path: Path, most: int) -> str:
+    """The last ``most`` bytes of the regular file ``path`` as text; a link is not followed."""
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most).decode(errors="replace")
+
+
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,15 @@ def require_address(address: str, host: str, hosts: Collection[str]) -> None:
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
-        return  # a name; its addresses are checked when it is resolved
+        try:
+            ip = ipaddress.IPv4Address(socket.inet_aton(address))  # as systems take it too: 2852039166, 0xa9fea9fe
+        except (OSError, ValueError):
+            return  # a name; its addresses are checked when it is resolved
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip
     if (ip.is_link_local or str(ip) in _METADATA) and host not in hosts:
         raise AttemptFailed(
-            f"{host} is at {address}, an address of metadata services or of this link alone; if shards are there, name the host "
+            f"{host} is at {ip}, an address of metadata services or of this link alone; if shards are there, name the host "
             f"in data.cache_hosts",
             hopeless=True,
         )
