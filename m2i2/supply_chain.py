@@ -126,7 +126,9 @@ def licence_faults(packages: Iterable[Package], path: Path) -> list[str]:
     for package in packages:
         if package.name in single:
             if single[package.name]["licence"] != package.licence:
-                faults.append(f"{package.name} {package.version}: {package.licence}; the list has {single[package.name]['licence']}")
+                faults.append(
+                    f"{package.name} {package.version}: {package.licence}; the list has {single[package.name]['licence']}"
+                )
         elif not {package.licence} & allowed and not _parts(package.licence) <= allowed:
             faults.append(f"{package.name} {package.version}: {package.licence}")
     return faults

@@ -165,7 +165,9 @@ class Door:
             raise _Refused(413, f"The request has {expected} bytes, more than the {most} that are taken.")
         used = await asyncio.to_thread(_size, self.rules.folder)
         if used + self._coming + expected > self.rules.uploads:
-            raise _Refused(507, "The app holds as many uploads as it may; they are deleted after a quarter of an hour. Try again then.")
+            raise _Refused(
+                507, "The app holds as many uploads as it may; they are deleted after a quarter of an hour. Try again then."
+            )
         self._coming += expected
         try:
             body = await _body(receive, most)

@@ -136,7 +136,9 @@ def _ends(chain: Sequence[Submitted], members: int) -> list[str]:
     ends = ["COMPLETED"] * members
     for submitted in reversed(chain):
         if len(submitted.job_ids) not in (1, members):
-            raise M2I2Error(f"{submitted.folder} has {len(submitted.job_ids)} jobs, the study {members} members; they do not belong.")
+            raise M2I2Error(
+                f"{submitted.folder} has {len(submitted.job_ids)} jobs, the study {members} members; they do not belong."
+            )
         found = states(submitted)
         for member in range(members):
             state = found[member if len(found) > 1 else 0]

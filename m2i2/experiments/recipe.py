@@ -127,7 +127,9 @@ def _check(recipe: Recipe) -> None:
         if not _SETTING.match(word):
             raise M2I2Error(f"{shown(word)} is no setting; write section.key=value, for example training.epochs=5.")
         if word.startswith("objectives.plugins="):
-            raise M2I2Error(f"{shown(word)} would import a module by its name, which a recipe may not do; train such a run by hand.")
+            raise M2I2Error(
+                f"{shown(word)} would import a module by its name, which a recipe may not do; train such a run by hand."
+            )
         _require_inside(word)
     for word in (recipe.preset, *recipe.pretraining_shards, *(plan.shards for plan in plans)):
         if word.startswith("-"):
@@ -156,7 +158,9 @@ def prepared(line: str, data: Path) -> tuple[str, list[str], str]:
     """
     tool, *words = line.split() or [""]
     if tool not in TOOLS:
-        raise M2I2Error(f"prepare: {shown(tool)} is none of the tools {', '.join(TOOLS)}, and nothing else is run. In: {shown(line)}")
+        raise M2I2Error(
+            f"prepare: {shown(tool)} is none of the tools {', '.join(TOOLS)}, and nothing else is run. In: {shown(line)}"
+        )
     for word in words:
         if word != _DATA and _DATA in word.removeprefix(f"{_DATA}/"):
             raise M2I2Error(f"prepare: in {shown(word)} {_DATA} is not the beginning of a path.")

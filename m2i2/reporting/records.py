@@ -86,7 +86,7 @@ def _evaluation(folder: Path, run: Path) -> Evaluation:
 
 
 def _content(path: Path, run: Path, most: int) -> bytes | None:
-    """The content of a file of the folder ``run``, None where it is missing; M2I2Error for one outside, or of over ``most`` bytes."""
+    """The content of a file of the folder ``run``, None where it is missing; M2I2Error outside, or over ``most`` bytes."""
     if not inside(path, run):
         raise M2I2Error(f"{path} is, or lies behind, a link to a place outside {run}, which is not followed. Copy the file there.")
     try:

@@ -1,6 +1,7 @@
 """JSON lines of a run that belong to its steps: a resumed run takes back those of the steps that it does again."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from m2i2.errors import M2I2Error
 from m2i2.files import append_text, parse_json, replacing
+from m2i2.ownership import open_plain
 
 
 class StepLines:
@@ -16,7 +18,7 @@ class StepLines:
     def __init__(self, path: Path, done_steps: int) -> None:
         """Lines of steps after ``done_steps`` (from before a kill) are removed, and so is a line that a kill cut off."""
         self.path = path
-        if path.exists():
+        if path.exists() or path.is_symlink():
             self._cut(done_steps)
 
     def _cut(self, done_steps: int) -> None:
@@ -31,10 +33,12 @@ class StepLines:
 
     @staticmethod
     def of(path: Path) -> Iterator[dict[str, Any]]:
-        """The rows of a file, if it is there."""
-        if not path.exists():
+        """The rows of a file, if it is there; OSError where it is a link or no regular file."""
+        try:
+            descriptor = open_plain(path, os.O_RDONLY)
+        except FileNotFoundError:
             return
-        with path.open("rb") as f:
+        with open(descriptor, "rb") as f:
             for line in f:
                 try:
                     row = parse_json(line)

@@ -17,7 +17,6 @@ from m2i2.training.locking import lock
 from m2i2.training.processes import Process
 
 
-
 def claim_run(folder: Path) -> None:
     """Make ``folder`` the run's own until this process ends. A new folder is for its user alone (mode 0700).
 

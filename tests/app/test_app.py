@@ -27,8 +27,8 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.conftest import ROOT
 from tests.launching import environment
-from tests.preloaded import start
 from tests.phantom_model import lesion_questions, phantoms
+from tests.preloaded import start
 from tests.unit.test_dicom import dicom
 
 SECONDS = 300
@@ -301,8 +301,13 @@ def test_no_upload_that_failed_leaves_a_file(server: str, tmp_path_factory: pyte
     whole, _ = multipart(bytes(5000))
     assert request(server, "POST", "/gradio_api/upload", whole[:2000], Content_Type=kind)[0] in (200, 400, 422, 500)
     with socket.create_connection(("127.0.0.1", int(server.rsplit(":", 1)[1]))) as broken:
-        lines = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {server[7:]}\r\nContent-Type: {kind}\r\nContent-Length: {len(whole)}\r\n\r\n"
-        broken.sendall(lines.encode() + whole[:2000])
+        lines = (
+            "POST /gradio_api/upload HTTP/1.1",
+            f"Host: {server[7:]}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(whole)}",
+        )
+        broken.sendall("\r\n".join((*lines, "", "")).encode() + whole[:2000])
     time.sleep(0.5)
     assert [path.name for path in folder.iterdir() if path.is_file()] == []
     assert request(server, "POST", "/gradio_api/upload", whole, Content_Type=kind)[0] == 200

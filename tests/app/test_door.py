@@ -106,7 +106,9 @@ def test_what_the_page_does_not_need_is_not_there(visit: Visit, path: str) -> No
 
 def test_with_a_token_only_its_browser_is_answered(tmp_path: Path) -> None:
     visit = Visit(tmp_path, token="right", guesses=3)
-    assert visit.ask("/")[0] == visit.ask("/config")[0] == visit.ask("/?token=wrong")[0] == visit.ask("/config?token=right")[0] == 401
+    assert (
+        visit.ask("/")[0] == visit.ask("/config")[0] == visit.ask("/?token=wrong")[0] == visit.ask("/config?token=right")[0] == 401
+    )
     status, headers = visit.ask("/?token=right")
     assert (status, headers["location"]) == (303, "/")
     cookie, *attributes = headers["set-cookie"].split("; ")

@@ -80,7 +80,10 @@ def target() -> Iterator[Server]:
 
 def test_a_redirect_to_another_server_is_not_followed(target: Server) -> None:
     for location in (f"http://127.0.0.1:{target.port}/there", f"//localhost:{target.port}/x", f"https://127.0.0.1:{target.port}/x"):
-        with Server(location).running() as server, pytest.raises(Unavailable, match=r"redirects to .* name its host in data\.cache_hosts"):
+        with (
+            Server(location).running() as server,
+            pytest.raises(Unavailable, match=r"redirects to .* name its host in data\.cache_hosts"),
+        ):
             content(f"http://127.0.0.1:{server.port}/data")
     assert not target.asked
 
@@ -153,7 +156,9 @@ def test_s3_is_asked_with_credentials_that_were_given_or_without_any(home: Path,
     assert options("s3://bucket/a", CacheConfig())["anon"] is False
 
 
-def test_other_stores_are_asked_with_credentials_that_were_given_or_without_any(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_stores_are_asked_with_credentials_that_were_given_or_without_any(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CacheConfig()
     assert options("gs://bucket/a", config) == {"token": "anon"}
     assert options("abfs://container/a", config) == {"anon": True}

@@ -48,11 +48,16 @@ def test_a_file_is_written_beside_a_planted_link_and_over_it(tmp_path: Path, min
 
 def test_unfinished_files_have_a_name_that_nobody_knows_before_and_go_after_an_error(tmp_path: Path) -> None:
     names = set()
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError), replacing(tmp_path / "file") as file:
+
+    def fail() -> None:
+        with replacing(tmp_path / "file") as file:
             file.write(b"half")
             names.add(next(tmp_path.iterdir()).name)
             raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
     assert len(names) == 2 and not list(tmp_path.iterdir())
 
 

@@ -34,7 +34,9 @@ def test_what_is_installed_is_what_the_hashes_are_of(packages: list[Package]) ->
 @pytest.mark.parametrize("path", sorted(REQUIREMENTS.glob("*.txt")), ids=lambda path: path.name)
 def test_every_file_of_hashes_is_whole_and_agrees_with_the_tested_versions(path: Path) -> None:
     lock = read_lock(path)
-    tested = dict(re.findall(r"^([\w.-]+)==([^;\s]+)(?:; python_version >= .*)?$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    tested = dict(
+        re.findall(r"^([\w.-]+)==([^;\s]+)(?:; python_version >= .*)?$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    )
     for name, version in tested.items():
         found = lock.get(name.lower().replace("_", "-"))
         assert found is None or found[0] == version, name
