@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,13 @@ class Finding:
     """The versions that mend it, where the record names some."""
 
 
-def installed() -> list[Package]:
+@cache
+def installed() -> tuple[Package, ...]:
     """Every package of this environment but our own, by name."""
     found = {canonicalize_name(d.metadata["Name"]): d for d in reversed(list(distributions())) if d.metadata["Name"]}
     names = found.keys()
     packages = (Package(name, d.version, licence(d), _requires(d, names)) for name, d in found.items() if name != OWN)
-    return sorted(packages, key=lambda package: package.name)
+    return tuple(sorted(packages, key=lambda package: package.name))
 
 
 def licence(distribution: Distribution) -> str:

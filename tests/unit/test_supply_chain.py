@@ -22,12 +22,12 @@ LICENCES = REQUIREMENTS / "licences.json"
 
 
 @pytest.fixture(scope="module")
-def packages() -> list[Package]:
+def packages() -> tuple[Package, ...]:
     return installed()
 
 
 @pytest.mark.skipif(not LOCK.exists(), reason=f"there is no file of hashes for {KIND}")
-def test_what_is_installed_is_what_the_hashes_are_of(packages: list[Package]) -> None:
+def test_what_is_installed_is_what_the_hashes_are_of(packages: tuple[Package, ...]) -> None:
     assert differences(packages, read_lock(LOCK)) == []
 
 
@@ -69,7 +69,7 @@ def test_differences_are_told() -> None:
 # --- licences
 
 
-def test_every_licence_is_on_the_list(packages: list[Package]) -> None:
+def test_every_licence_is_on_the_list(packages: tuple[Package, ...]) -> None:
     assert licence_faults(packages, LICENCES) == []
 
 
@@ -88,7 +88,7 @@ def test_a_licence_that_is_not_on_the_list_is_told(tmp_path: Path, capsys: pytes
 # --- bill of materials
 
 
-def test_the_bill_of_materials_names_every_package_and_what_needs_it(packages: list[Package], tmp_path: Path) -> None:
+def test_the_bill_of_materials_names_every_package_and_what_needs_it(packages: tuple[Package, ...], tmp_path: Path) -> None:
     assert main(["sbom", str(tmp_path / "sbom.json")]) == 0
     bill = json.loads((tmp_path / "sbom.json").read_text())
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
