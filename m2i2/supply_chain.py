@@ -70,11 +70,11 @@ def installed() -> tuple[Package, ...]:
 def licence(distribution: Distribution) -> str:
     """What the metadata calls a package's licence: its SPDX expression, else its classifiers, else the first line of a text."""
     metadata = distribution.metadata
-    if expression := metadata.get("License-Expression"):
-        return str(expression)
+    if expressions := metadata.get_all("License-Expression"):
+        return str(expressions[0])
     classifiers = [c.rsplit(" :: ", 1)[-1] for c in metadata.get_all("Classifier") or [] if c.startswith("License :: ")]
     named = sorted(set(classifiers) - {"OSI Approved"})
-    text = str(metadata.get("License") or "").strip()
+    text = str((metadata.get_all("License") or [""])[0]).strip()
     return " AND ".join(named) or (text.splitlines()[0][:100] if text else "UNKNOWN")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2i2.exits import EXIT_USER_ERROR, guarded
 
-DESCRIPTION = """Check the packages of this environment: against the file of hashes that `make setup` installs from, against the list
+DESCRIPTION = """Check the packages of this environment: against the file of hashes that make setup installs from, against the list
 of licences, and against advisories in a file; and list them as a bill of materials. Nothing of it asks a network."""
 
 EXAMPLES = """examples:

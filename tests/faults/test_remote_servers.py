@@ -117,7 +117,7 @@ def test_addresses_of_a_machines_own_services_are_refused(address: str) -> None:
     with pytest.raises(AttemptFailed, match=r"metadata services .* data\.cache_hosts"):
         require_address(address, "host", ())
     require_address(address, "host", ("host",))
-    with pytest.raises(M2I2Error, match="an address of metadata services|without '::'"):
+    with pytest.raises(M2I2Error, match=r"an address of metadata services|without '::'"):
         content(f"http://{f'[{address}]' if ':' in address else address}:1/data")
 
 
