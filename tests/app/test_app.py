@@ -327,13 +327,12 @@ def test_no_question_is_answered_politely(phantom_run: Path) -> None:
 
 
 def test_a_token_is_asked_for_and_the_end_removes_everything(phantom_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "temporary").mkdir()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     words = [sys.executable, str(ROOT / "tools" / "app.py"), "--checkpoint", str(phantom_run), "--port", str(port), "--token"]
     with (tmp_path / "log").open("w") as log:
-        app = start(words, tmp_path, {**environment(), "TMPDIR": str(tmp_path / "temporary")}, log, log)
+        app = start(words, tmp_path, environment(), log, log)
         try:
             end = time.monotonic() + 600
             while "The app is open" not in (text := (tmp_path / "log").read_text()):
@@ -341,12 +340,20 @@ def test_a_token_is_asked_for_and_the_end_removes_everything(phantom_run: Path, 
                 time.sleep(0.1)
             server, token = re.findall(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", text)[0]
             assert request(server, "GET", "/")[0] == request(server, "GET", "/?token=guess")[0] == 401
-            assert request(server, "GET", f"/?token={token}")[0] == 303
-            assert list((tmp_path / "temporary").glob("m2i2-app-*"))
+            login = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+            login.request("GET", f"/?token={token}")
+            cookie = str(login.getresponse().getheader("Set-Cookie")).partition(";")[0]
+            form, kind = multipart(bytes(5000))
+            assert request(server, "POST", "/gradio_api/upload", form, Content_Type=kind)[0] == 401
+            status, answer = request(server, "POST", "/gradio_api/upload", form, Content_Type=kind, Cookie=cookie)
+            assert status == 200
+            upload = Path(json.loads(answer)[0])
+            assert upload.stat().st_size == 5000
         finally:
             app.send_signal(signal.SIGTERM)
             assert app.wait(300) == 0, (tmp_path / "log").read_text()
-    assert not list((tmp_path / "temporary").iterdir())
+    (folder,) = (parent for parent in upload.parents if parent.name.startswith("m2i2-app-"))
+    assert not folder.exists()
 
 
 def test_the_server_listens_on_loopback_alone(server: str) -> None:
