@@ -24,7 +24,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _API = "/gradio_api/"
 _PAGES = ("/", "/config", "/config/", "/favicon.ico", "/manifest.json", "/robots.txt", "/theme.css")
 _FOLDERS = ("/assets/", "/static/", "/svelte/", *(f"{_API}{name}" for name in ("file=", "heartbeat/", "queue/")))
-_CALLS = tuple(f"{_API}{name}" for name in ("startup-events", "info", "app_id", "theme.css", "upload", "upload_progress", "cancel"))
+_CALLS = tuple(
+    f"{_API}{name}"
+    for name in ("startup-events", "info", "app_id", "theme.css", "upload", "upload_progress", "cancel", "run/predict")
+)
 """What the page asks for. Everything else that Gradio serves, such as its documents of the interface, is not found."""
 _UPLOAD = f"{_API}upload"
 _FORM = 1 << 16
