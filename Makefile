@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# no: install by versions alone
+HASHES ?= yes
 # the oldest torch that setup.py admits, with the torchvision that belongs to it
 OLDEST := .venv-oldest
 OLDEST_TORCH := 2.6.0
@@ -10,14 +12,16 @@ OLDEST_TORCHVISION := 0.21.0
 # programs that tests start: a SLURM cluster with its database, a browser, and a compiler for torch.compile
 PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver g++
 
-.PHONY: setup demo test test-oldest lint clean help packages
+.PHONY: setup demo test test-oldest lint sbom audit clean help packages
 
 help:
-	@echo "make setup   a virtual environment in .venv with the tested versions"
+	@echo "make setup   a virtual environment in .venv with the tested versions; HASHES=no for builds of PyTorch from elsewhere"
 	@echo "make demo    the main job end to end on built-in data: shards, pretraining, finetuning, evaluation"
 	@echo "make test    all tests (and lint)"
 	@echo "make test-oldest  unit, parity and distributed tests with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint    ruff, mypy, and the direction of imports"
+	@echo "make sbom    sbom.json, the bill of materials of what is installed"
+	@echo "make audit ADVISORIES=FILE   what is installed, against a file of advisories"
 	@echo "make clean   remove runs/ and caches; .venv stays"
 
 setup: $(STAMP)
@@ -31,9 +35,9 @@ $(BIN)/python:
 	    apt-get update -q && apt-get install -q -y --no-install-recommends python3-venv && $(PYTHON) -m venv $(VENV); \
 	  else echo "Python cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; fi; }
 
-$(STAMP): setup.py constraints.txt $(BIN)/python
+$(STAMP): setup.py pyproject.toml constraints.txt $(wildcard requirements/*.txt) tools/setup.sh $(BIN)/python
 	@echo "Installing the tested versions into $(VENV) (several GB, a few minutes) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@sh tools/setup.sh $(BIN)/python $(HASHES)
 	@touch $@
 
 demo: $(STAMP)
@@ -65,6 +69,12 @@ packages:
 	    apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES) >/dev/null \
 	      || echo "Not all of it could be installed; the tests that need it say so and are skipped."; \
 	  else echo "Tests of SLURM and of the app are skipped where these are not installed: sudo apt-get install $(PACKAGES)"; fi; }
+
+sbom: $(STAMP)
+	@$(BIN)/python tools/supply_chain.py sbom sbom.json
+
+audit: $(STAMP)
+	@$(BIN)/python tools/supply_chain.py audit $(ADVISORIES)
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -218,6 +218,10 @@ class CacheConfig:
     """How often a file is asked for, with growing pauses, before the run ends with an error."""
     cache_timeout: float = 30.0
     """Seconds without a byte, or to connect, after which an attempt has failed."""
+    cache_hosts: tuple[str, ...] = ()
+    """Hosts, or HOST:PORT, to which an HTTP server may redirect, and which may have a link-local or metadata address."""
+    cache_metadata: bool = False
+    """Whether an object store's client may ask the machine's metadata service for credentials."""
 
     def __post_init__(self) -> None:
         require(0 < self.cache_gb < 1e9, f"data.cache_gb={self.cache_gb} must lie between 0 and 1e9.")

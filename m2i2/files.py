@@ -5,11 +5,15 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from m2i2.errors import M2I2Error
+from m2i2.ownership import open_plain
 
 MOST_JSON = 64 << 20
 """Bytes of an index, manifest or settings file."""
@@ -19,22 +23,57 @@ MOST_VALUES = 10_000_000
 """Values of a JSON text: parsed, each takes up to 100 bytes, however few it has in the file."""
 
 
+WRITING = ".writing"
+"""How the names of unfinished files end."""
+
+
+def unfinished(path: Path) -> Path:
+    """A name beside ``path`` for a file that is being written; nobody can guess it, so that nobody can plant a link there."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` at the end of the context; after an error it is removed.
+
+    A reader of ``path`` sees the old file or the new one, never a part. A link at ``path`` is replaced, not followed.
+    """
+    temporary = unfinished(path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` in one step: a reader sees the old file or the new one, never a part.
+    """Put ``text`` at ``path`` in one step, as `replacing` does.
 
     What is no Unicode (bytes of a path that is not UTF-8) becomes an escape, which in JSON means the same.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append ``text`` to the regular file ``path``, which is made where it is missing; a link is not followed."""
+    with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab") as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return digest_of(file)
+
+
+def digest_of(file: BinaryIO) -> str:
+    """The sha256 of an open file from its present place to its end."""
     h = hashlib.sha256()
-    with path.open("rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            h.update(block)
+    for block in iter(lambda: file.read(1 << 20), b""):
+        h.update(block)
     return h.hexdigest()
 
 
@@ -58,6 +97,13 @@ def read_bytes(path: Path, most: int) -> bytes:
     """
     check_file(path, most)
     return path.read_bytes()
+
+
+def read_tail(path: Path, most: int) -> str:
+    """The last ``most`` bytes of the regular file ``path`` as text; a link is not followed."""
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most).decode(errors="replace")
 
 
 def _no_constant(word: str) -> Any:

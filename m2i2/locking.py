@@ -10,15 +10,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from m2i2.errors import M2I2Error
+from m2i2.ownership import open_plain
 
 
 def lock(folder: Path, seconds: float = 10) -> None:
     """Keep other processes from training in ``folder`` until this one ends, however it ends.
 
     M2I2Error where another one still does after ``seconds``: a killed run's processes may take a moment to go. File systems
-    without locks go unguarded.
+    without locks go unguarded. A link in the place of the lock is not followed.
     """
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # closed by the process's end
+    handle = open_plain(folder / "lock", os.O_RDWR | os.O_CREAT)  # closed by the process's end
     until = time.monotonic() + seconds
     while not _locked(handle):
         if time.monotonic() > until:
@@ -36,7 +37,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     ``what``: the work that it guards. Folders that cannot be written and file systems without locks go unguarded.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = open_plain(path, os.O_RDWR | os.O_CREAT)
     except OSError as e:
         if e.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise

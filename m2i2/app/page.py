@@ -10,7 +10,9 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
+from m2i2.app.door import Door, Rules
 from m2i2.data.images.picture import read_picture
 from m2i2.data.sources.phantoms import draw_phantom
 from m2i2.errors import M2I2Error
@@ -41,6 +43,10 @@ class Limits:
     """Questions answered at a time; others wait."""
     waiting: int = 50
     """Questions that may wait; more are refused."""
+    total_megabytes: int = 500
+    """All uploads and pictures that the server holds at a time; they are deleted after a quarter of an hour."""
+    requests: int = 120
+    """Uploads and questions of one client in a minute."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,11 @@ class Desk:
         image, remarks = self.open(path)
         return _small(image), remarks, None, None
 
-    def ask(self, path: str | None, question: str) -> tuple[dict[str, float], dict[str, Any]]:
+    def ask(self, path: str | None, question: str | None) -> tuple[dict[str, float], dict[str, Any]]:
         """The answers with their probabilities, and the overlay of the likeliest."""
         image, _ = self.open(path)
+        if not question or not question.strip():
+            raise _refusal("Type a question about the image first.", "No question")
         if len(question) > QUESTIONS:
             raise _refusal(f"The question has more than {QUESTIONS} characters.", "Question too long")
         try:
@@ -93,7 +101,8 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def draw_examples(folder: Path) -> list[list[str]]:
-    """Example cases, drawn into ``folder``: files and questions."""
+    """Example cases, drawn into the new ``folder``: files and questions."""
+    folder.mkdir()
     rows = []
     for number, question in EXAMPLES:
         phantom = draw_phantom(0, "test", number)
@@ -121,7 +130,8 @@ def build_page(answerer: Answerer, limits: Limits, examples: list[list[str]], ti
                 answers = gr.Label(label="answers", num_top_classes=5, elem_id="answers")
                 heat = gr.Image(label="where it comes from", interactive=False, format="png", elem_id="overlay", buttons=[])
         gr.Examples(examples, [upload, question], label="drawn examples, which carry no medical truth", cache_examples=False)
-        upload.change(desk.show, upload, [picture, remarks, answers, heat], concurrency_limit=limits.at_once)
+        hidden: dict[str, Any] = {"api_visibility": "private"}  # for the page alone, in no document
+        upload.change(desk.show, upload, [picture, remarks, answers, heat], concurrency_limit=limits.at_once, **hidden)
         gr.on(
             [button.click, question.submit],
             desk.ask,
@@ -129,24 +139,31 @@ def build_page(answerer: Answerer, limits: Limits, examples: list[list[str]], ti
             [answers, heat],
             concurrency_limit=limits.at_once,
             concurrency_id="model",
+            **hidden,
         )
     page.queue(max_size=limits.waiting, api_open=False)
     return page
 
 
-def serve_page(page: gr.Blocks, limits: Limits, port: int) -> None:
-    """Serve the page on this machine alone until Ctrl-C. No file but uploads and its own pictures can be fetched."""
+def serve_page(page: gr.Blocks, limits: Limits, folder: Path, port: int, token: str) -> None:
+    """Serve the page on this machine alone until Ctrl-C. No file but uploads and its own pictures can be fetched.
+
+    ``folder``: of the uploads. ``token``: what a browser must bring once; empty: nothing.
+    """
+    upload = limits.megabytes * 1_000_000
+    rules = Rules(folder, upload, limits.total_megabytes * 1_000_000, limits.requests, token)
     _, address, _ = page.launch(
         server_name="127.0.0.1",
         server_port=port,
         share=False,
         ssr_mode=False,
         allowed_paths=[],
-        max_file_size=limits.megabytes * 1_000_000,
+        max_file_size=upload,
         footer_links=[],
         quiet=True,
         theme=gr.themes.Default(font=["sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
         prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(Door, rules=rules)], "docs_url": None, "redoc_url": None, "openapi_url": None},
     )
-    say(f"The app is open on this machine only: {address} (Ctrl-C ends it)", flush=True)
+    say(f"The app is open on this machine only: {address}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
     page.block_thread()

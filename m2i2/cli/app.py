@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import secrets
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +14,13 @@ from m2i2.terminal import say
 
 DESCRIPTION = """Ask a finetuned model about radiographs in a browser: upload a PNG, JPEG or DICOM file, ask, and see the likeliest
 answers with their probabilities and where in the image the first one comes from. It is research software and no medical
-device. It listens on 127.0.0.1 alone; uploads are deleted after a quarter of an hour and when it ends."""
+device. It listens on 127.0.0.1 alone and serves its own page only; uploads are deleted after a quarter of an hour and when it
+ends. With --token it answers only a browser that was opened with the address that it prints, which other users need not know."""
 
 EXAMPLES = """examples:
   python tools/app.py --checkpoint runs/rad --candidates shards/vqa_rad
   python tools/app.py --checkpoint hub/m2i2-rad --port 8000 --max-megabytes 50
+  python tools/app.py --checkpoint runs/rad --token      on a machine with other users
 """
 
 
@@ -40,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--port", type=int, default=7860, help="(%(default)s)")
     add("--max-megabytes", type=int, default=20, metavar="N", help="largest upload (%(default)s)")
     add("--max-megapixels", type=int, default=25, metavar="N", help="largest image (%(default)s)")
+    add("--max-total-megabytes", type=int, default=500, metavar="N", help="all uploads and pictures held at a time (%(default)s)")
+    add("--max-requests", type=int, default=120, metavar="N", help="uploads and questions of a client in a minute (%(default)s)")
+    add("--token", action="store_true", help="ask every browser for a token, which is part of the printed address")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _serve(arguments))
 
@@ -47,8 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from m2i2.workflows.answering import load_model, read_candidates
 
-    if min(arguments.max_megabytes, arguments.max_megapixels) < 1:
-        raise M2I2Error("--max-megabytes and --max-megapixels must be at least 1.")
+    names = ("max_megabytes", "max_megapixels", "max_total_megabytes", "max_requests")
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise M2I2Error(f"--{name.replace('_', '-')} must be at least 1.")
+    if arguments.max_total_megabytes <= arguments.max_megabytes:
+        raise M2I2Error("--max-total-megabytes must be more than --max-megabytes, or no upload fits.")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # they end it as Ctrl-C does, so that the uploads are deleted
+        if signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+            signal.signal(number, signal.default_int_handler)
     candidates = read_candidates(arguments.candidates) if arguments.candidates else ()
     answerer = load_model(arguments.checkpoint).answerer(candidates)
     with tempfile.TemporaryDirectory(prefix="m2i2-app-") as folder:
@@ -58,10 +72,15 @@ def _serve(arguments: argparse.Namespace) -> int:
             from m2i2.app.page import Limits, build_page, draw_examples, serve_page
         except ImportError as e:
             raise M2I2Error(f"The app needs Gradio ({e}): pip install 'm2i2[app]'.") from e
-        limits = Limits(megabytes=arguments.max_megabytes, megapixels=arguments.max_megapixels)
-        page = build_page(answerer, limits, draw_examples(Path(folder)), arguments.checkpoint.name)
+        limits = Limits(
+            megabytes=arguments.max_megabytes,
+            megapixels=arguments.max_megapixels,
+            total_megabytes=arguments.max_total_megabytes,
+            requests=arguments.max_requests,
+        )
+        page = build_page(answerer, limits, draw_examples(Path(folder) / "examples"), arguments.checkpoint.name)
         try:
-            serve_page(page, limits, arguments.port)
+            serve_page(page, limits, Path(folder), arguments.port, secrets.token_urlsafe(16) if arguments.token else "")
         except OSError as e:
             raise M2I2Error(f"The app cannot listen on port {arguments.port}: {e}. Choose another --port.") from e
     say("The app has ended.")

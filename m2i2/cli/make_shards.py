@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from m2i2.cli.settings import add_store_options
 from m2i2.config import CacheConfig
 from m2i2.data.images.decoding import MAX_PIXELS
 from m2i2.data.records import Kind
@@ -68,13 +69,14 @@ def parser() -> argparse.ArgumentParser:
         add("--selection", type=float, metavar="SHARE", help="as in finetuning: answering.selection (vqa-text; 0.1)")
     check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
     check.add_argument("folder", metavar="DIR", help="the folder, or its URL (s3://, https://)")
+    add_store_options(check)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for bad input and for shards with faults, 1 for a fault of ours."""
     arguments = parser().parse_args(argv)
-    return guarded(lambda: _verify(arguments.folder) if arguments.command == "verify" else _build(arguments))
+    return guarded(lambda: _verify(arguments) if arguments.command == "verify" else _build(arguments))
 
 
 def _progress(console: Console) -> Progress:
@@ -146,10 +148,12 @@ def _tell(report: Report, output: Path, seconds: float) -> None:
         say(f"{output} written in {seconds:.1f} s.")
 
 
-def _verify(place: str) -> int:
-    console = Console(stderr=True)
+def _verify(arguments: argparse.Namespace) -> int:
+    console, place = Console(stderr=True), arguments.folder
     with TemporaryDirectory(prefix="m2i2-verify-") as folder, _progress(console) as bar:
-        shards = storage_of(place, CacheConfig(cache_folder=folder))  # an empty cache: what the URL gives now is checked
+        # an empty cache: what the URL gives now is checked
+        hosts, metadata = tuple(arguments.cache_hosts), arguments.cache_metadata
+        shards = storage_of(place, CacheConfig(cache_folder=folder, cache_hosts=hosts, cache_metadata=metadata))
         index = read_index(shards)
         task = bar.add_task("starting")
         faults = verify(shards, index, lambda file: bar.update(task, description=file, refresh=True))

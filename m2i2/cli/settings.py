@@ -23,11 +23,19 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         "--cache-folder", default="", metavar="DIR", help="where shards behind a URL are kept (~/.cache/m2i2/shards)"
     )
     parser.add_argument("--cache-gb", type=float, default=CacheConfig.cache_gb, metavar="N", help="its largest size (%(default)s)")
+    add_store_options(parser)
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Which servers may be asked for shards behind a URL, and with which credentials."""
+    parser.add_argument("--cache-hosts", action="append", default=[], metavar="HOST", help="as data.cache_hosts; may be repeated")
+    parser.add_argument("--cache-metadata", action="store_true", help="as data.cache_metadata=true")
 
 
 def cache_of(arguments: argparse.Namespace) -> CacheConfig:
     """What `add_cache_options` was given."""
-    return CacheConfig(cache_folder=arguments.cache_folder, cache_gb=arguments.cache_gb)
+    names = ("cache_folder", "cache_gb", "cache_metadata")
+    return CacheConfig(**{name: getattr(arguments, name) for name in names}, cache_hosts=tuple(arguments.cache_hosts))
 
 
 class SettingsParser(Generic[C]):

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 
 ENDED = (
     "COMPLETED",
@@ -21,6 +21,16 @@ ENDED = (
     "LAUNCH_FAILED",
 )
 """States that a job does not leave by itself (NODE_FAIL and PREEMPTED become PENDING where the job is requeued)."""
+
+
+_JOB_ID = re.compile(r"[0-9]{1,18}(_[0-9]{1,9})?")
+
+
+def require_job_id(job_id: object) -> str:
+    """A job's number, or that of a member of an array; M2I2Error for anything else, which no SLURM command is given."""
+    if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
+        raise M2I2Error(f"{shown(job_id)} is no job number of SLURM, such as 12 or 12_0.")
+    return job_id
 
 
 class Unreachable(Exception):
@@ -62,7 +72,7 @@ def job_state(job_id: str) -> JobState | None:
 
     Raises Unreachable where the controller does not answer.
     """
-    code, text = _ask("scontrol", "show", "job", "-o", job_id)
+    code, text = _ask("scontrol", "show", "job", "-o", require_job_id(job_id))
     if code == 0 and "JobState=" in text:
         return _from_controller(text.splitlines()[0])
     if "Invalid job id" not in text:
@@ -106,6 +116,6 @@ def _from_controller(line: str) -> JobState:
 
 def cancel(jobs: Sequence[str]) -> None:
     """Cancel jobs."""
-    code, text = _ask("scancel", *jobs)
+    code, text = _ask("scancel", *map(require_job_id, jobs))
     if code:
         raise M2I2Error(f"scancel {' '.join(jobs)} failed: {text}")

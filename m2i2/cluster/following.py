@@ -1,5 +1,6 @@
 """Following jobs from the outside: rank 0's log as it grows, and how the job ended, in SLURM's words and the ranks' own."""
 
+import os
 import re
 import sys
 import time
@@ -7,12 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from submitit.core.utils import pickle_load
-
 from m2i2.cluster.control import JobState, Unreachable, accounting, job_state
 from m2i2.cluster.jobs import LostRank
+from m2i2.cluster.start import outcome
 from m2i2.cluster.submission import Submitted
+from m2i2.errors import M2I2Error
 from m2i2.exits import EXIT_FAULT, EXIT_USER_ERROR
+from m2i2.files import read_tail
+from m2i2.ownership import open_plain
 from m2i2.terminal import say
 
 EXIT_CODES = {"COMPLETED": 0, "TIMEOUT": 124, "CANCELLED": 130, "OUT_OF_MEMORY": 137}
@@ -30,7 +33,6 @@ _PATIENCE = 600.0
 _OUT_OF_MEMORY = "was killed because it used more memory than it had asked for: ask for more --memory."
 _MEMORY = re.compile(r"slurmstepd.*(exceeded (step|job)?\s?memory limit|oom.kill)", re.IGNORECASE)
 """What SLURM writes into the log where it ends a job for its memory but calls it FAILED."""
-_USER_ERROR = re.compile(r"^m2i2\.errors\.M2I2Error: (.*)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass
@@ -43,11 +45,13 @@ class _Log:
     def news(self) -> str:
         """What was added since the last call."""
         try:
-            with self.path.open("rb") as f:
+            with open(open_plain(self.path, os.O_RDONLY), "rb") as f:
                 f.seek(self.position)
                 data = f.read()
         except FileNotFoundError:
             return ""
+        except OSError as e:
+            raise M2I2Error(f"The log {self.path} cannot be read: {e.strerror}. Follow the job with squeue instead.") from e
         self.position += len(data)
         return data.decode(errors="replace")
 
@@ -151,21 +155,12 @@ def _until_over(watches: list[_Watch], log: _Log | None) -> Iterator[str]:
 
 def _forgotten(submitted: Submitted, member: int) -> JobState:
     """The end of a job that SLURM does not know (any more), from what its ranks left behind."""
-    outcomes = [_outcome(submitted.result(member, rank)) for rank in range(submitted.ranks)]
-    if all(kind == "success" for kind, _ in outcomes):
+    outcomes = [outcome(submitted.result(member, rank)) for rank in range(submitted.ranks)]
+    if all(found.kind == "success" for found in outcomes):
         return JobState("COMPLETED", "by its ranks' results")
-    if any(kind == "error" for kind, _ in outcomes):
+    if any(found.error for found in outcomes):
         return JobState("FAILED", "by its ranks' results", EXIT_FAULT)
     return JobState("GONE")
-
-
-def _outcome(path: Path) -> tuple[str, str]:
-    """("success", "") or ("error", traceback) as submitit stored it, ("", "") where there is nothing."""
-    try:
-        kind, value = pickle_load(path)
-    except (OSError, EOFError):
-        return "", ""
-    return str(kind), str(value) if kind == "error" else ""
 
 
 def verdict(watch: _Watch) -> tuple[str, int]:
@@ -197,12 +192,12 @@ def verdict(watch: _Watch) -> tuple[str, int]:
 def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
     """A FAILED job: the error of the first rank that has one of its own, else what can be said."""
     submitted, state = watch.submitted, watch.state
-    errors = {rank: _outcome(submitted.result(watch.member, rank))[1] for rank in range(submitted.ranks)}
-    own = {rank: text for rank, text in errors.items() if text and f"{LostRank.__module__}.{LostRank.__name__}: " not in text}
+    ends = {rank: outcome(submitted.result(watch.member, rank)) for rank in range(submitted.ranks)}
+    own = {rank: end for rank, end in ends.items() if end.error and end.kind != LostRank.__name__}
     if not own and _MEMORY.search(_tail(submitted.log(watch.member))):
         return f"{what} {_OUT_OF_MEMORY} {remedy}", EXIT_CODES["OUT_OF_MEMORY"]
     if not own:
-        silent = [rank for rank, text in errors.items() if not text]
+        silent = [rank for rank, end in ends.items() if not end.error]
         by = f" by signal {state.signal}" if state.signal else ""
         tails = "".join(f"\n-- the end of rank {r}'s log:\n{_tail(submitted.log(watch.member, r))}" for r in silent[:4])
         ranks = f"rank(s) {', '.join(map(str, silent))}" if silent else "a rank"
@@ -210,15 +205,15 @@ def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
             f"{what} failed{by}, exit code {state.exit_code}: {ranks} ended without a word.{tails}\n{remedy}",
             state.exit_code or 1,
         )
-    rank, text = next(iter(own.items()))
-    if found := _USER_ERROR.search(text):
-        return f"error (rank {rank}): {found[1].strip()}\n{what} failed. {remedy}", EXIT_USER_ERROR
-    return f"{what} failed on rank {rank}:\n{text.strip()}\n{remedy}", EXIT_FAULT
+    rank, end = next(iter(own.items()))
+    if end.kind == M2I2Error.__name__:
+        return f"error (rank {rank}): {end.message.strip()}\n{what} failed. {remedy}", EXIT_USER_ERROR
+    return f"{what} failed on rank {rank}:\n{end.traceback.strip()}\n{remedy}", EXIT_FAULT
 
 
 def _tail(path: Path, lines: int = 15) -> str:
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(read_tail(path, 1 << 16).splitlines()[-lines:])
     except OSError:
         return f"(there is no {path})"
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from m2i2.config import require
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_bytes, write_text
 from m2i2.options import from_dict, leaves, to_dict
 
@@ -21,6 +21,9 @@ _TIME = re.compile(
 
 _MOST_BYTES = 1 << 15
 """Of a file of options; deep YAML takes the square of its size."""
+
+
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class ClusterOptions:
     sbatch: tuple[str, ...] = ()
     """Further sbatch options, one each: name=value, or a name alone."""
     setup: tuple[str, ...] = ()
-    """Shell lines that the job runs before it starts its ranks, such as: module load cuda."""
+    """Shell lines that the job runs before it starts its ranks, such as: module load cuda. They make the file a script."""
     signal_delay: int = 300
     """Seconds before the time limit at which a training run saves and requeues: more than a step and a save take."""
     time_limits: int = 100
@@ -63,6 +66,10 @@ class ClusterOptions:
     """Jobs of a sweep that run at the same time; 0 = all."""
 
     def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "constraint", "mail"):
+            require_word(name, getattr(self, name))
+        for line in self.sbatch:
+            sbatch_option(line)
         require(self.nodes >= 1, f"nodes={self.nodes} must be at least 1.")
         for name in ("gpus", "tasks", "cpus", "memory", "time_limits", "throttle"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative.")
@@ -88,6 +95,29 @@ class ClusterOptions:
     def alone(self) -> "ClusterOptions":
         """The same for a job of one process, such as an evaluation."""
         return replace(self, nodes=1, gpus=min(1, self.gpus), tasks=0)
+
+
+def require_word(what: str, text: str) -> None:
+    """M2I2Error for what would be more than a word of one line of an sbatch script; empty text is none."""
+    if text and (not text.isprintable() or " " in text or text.startswith("-")):
+        raise M2I2Error(f"{what}={shown(text)} is no single word: spaces, line ends and a leading - are not taken.")
+
+
+def require_name(text: str) -> None:
+    """M2I2Error for a text that cannot be the name of a job and of its folder."""
+    if not text or not text.isprintable() or len(text) > 200 or text[0] in "-." or set(text) & set("/%"):
+        raise M2I2Error(
+            f"{shown(text)} is no name of a job: it is one line of up to 200 characters, without / and %, and starts with "
+            f"neither - nor a dot."
+        )
+
+
+def sbatch_option(line: str) -> tuple[str, str | bool]:
+    """A further sbatch option and its value, True for one that has none; M2I2Error for what is not one option on one line."""
+    key, separator, value = line.removeprefix("#SBATCH").strip().removeprefix("--").partition("=")
+    if not _OPTION.fullmatch(key) or (value and not value.isprintable()):
+        raise M2I2Error(f"sbatch={shown(line)} is no sbatch option; write name=value, or a name alone, on one line.")
+    return key, value if separator else True
 
 
 def minutes(text: str) -> int:

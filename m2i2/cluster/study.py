@@ -13,8 +13,8 @@ from typing import Any
 from m2i2.cluster.following import states
 from m2i2.cluster.options import ClusterOptions
 from m2i2.cluster.submission import Submitted, Task, read_record, sbatch_script, submit
-from m2i2.errors import M2I2Error
-from m2i2.files import read_object, read_rows, write_text
+from m2i2.errors import M2I2Error, shown
+from m2i2.files import parse_json, read_object, read_tail, write_text
 
 STUDY = "study.json"
 
@@ -93,8 +93,15 @@ def read_study(folder: Path) -> tuple[list[Member], list[Submitted]]:
     path = folder / STUDY
     study = read_object(path, "study", " Name the --output of a pipeline or sweep.")
     try:
-        return [Member(**row) for row in study["members"]], [read_record(Path(job)) for job in study["jobs"]]
-    except (KeyError, TypeError) as e:
+        members = [Member(**row) for row in study["members"]]
+        for member in members:
+            texts = [member.name, member.run, member.evaluation, *member.settings, *member.settings.values()]
+            if not all(isinstance(text, str) and text.isprintable() for text in texts):
+                raise ValueError(f"{shown(member.name)} is no member")
+        return members, [read_record(Path(job)) for job in study["jobs"]]
+    except M2I2Error:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise M2I2Error(f"{path} is no study ({type(e).__name__}: {e}).") from e
 
 
@@ -109,16 +116,29 @@ def collect(folder: Path) -> list[dict[str, Any]]:
         row.update({name: log[name] for name in ("step", "loss") if name in log})
         results = Path(member.evaluation) / "results.json" if member.evaluation else None
         if results and results.exists():
-            for view, scores in read_object(results, "results")["views"].items():
-                row.update({f"{view} {kind}": scores["model"][kind]["accuracy"] for kind in ("closed", "open", "overall")})
+            row.update(_accuracies(results))
         rows.append(row)
     return rows
+
+
+def _accuracies(path: Path) -> dict[str, Any]:
+    """Those of an evaluation's views, by view and kind."""
+    try:
+        views = read_object(path, "results")["views"].items()
+        kinds = ("closed", "open", "overall")
+        return {f"{view} {kind}": scores["model"][kind]["accuracy"] for view, scores in views for kind in kinds}
+    except (KeyError, TypeError, AttributeError) as e:
+        raise M2I2Error(f"{path} holds no results of an evaluation ({type(e).__name__}: {e}); evaluate again.") from e
 
 
 def _ends(chain: Sequence[Submitted], members: int) -> list[str]:
     """For every member, the state of the first of its jobs that is not done, with its stage; or COMPLETED."""
     ends = ["COMPLETED"] * members
     for submitted in reversed(chain):
+        if len(submitted.job_ids) not in (1, members):
+            raise M2I2Error(
+                f"{submitted.folder} has {len(submitted.job_ids)} jobs, the study {members} members; they do not belong."
+            )
         found = states(submitted)
         for member in range(members):
             state = found[member if len(found) > 1 else 0]
@@ -129,10 +149,10 @@ def _ends(chain: Sequence[Submitted], members: int) -> list[str]:
 
 def _last_line(path: Path) -> dict[str, Any]:
     try:
-        last: dict[str, Any] = read_rows(path)[-1]
+        last = parse_json(read_tail(path, 1 << 16).rstrip("\n").split("\n")[-1].encode())
     except (OSError, ValueError, IndexError):
         return {}
-    return last
+    return last if isinstance(last, dict) else {}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Submitting: a job folder with everything to know about it, and sbatch through submitit."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,16 +15,21 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
+from m2i2.cluster.control import require_job_id
 from m2i2.cluster.jobs import RankJob
-from m2i2.cluster.options import ClusterOptions, minutes, write_cluster_file
-from m2i2.cluster.stages import command_line
+from m2i2.cluster.options import ClusterOptions, minutes, require_name, sbatch_option, write_cluster_file
+from m2i2.cluster.stages import STAGES, command_line
+from m2i2.cluster.start import result_path
 from m2i2.config import for_ranks
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_object, write_text
 from m2i2.options import to_dict
+from m2i2.ownership import PRIVATE
 from m2i2.provenance import provenance
 
 RECORD = "job.json"
+_AFTER = re.compile(r"(singleton|after[a-z]*(:[0-9A-Z_+]+)+)([,?](singleton|after[a-z]*(:[0-9A-Z_+]+)+))*")
+_MOST_RANKS = 1 << 16
 # A signal that comes before Python can handle it is ignored: until then there is nothing to save.
 _PYTHON = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
@@ -38,6 +44,10 @@ class _SlurmExecutor(submitit.SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 2
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{self.python} -u -m m2i2.cluster.start {shlex.quote(str(self.folder))}"
 
     def script(self, jobs: int) -> str:
         """The sbatch script of one job, or of an array of them."""
@@ -78,16 +88,21 @@ class Submitted:
         return Path(JobPaths(self.folder, self.job_ids[member], rank).stdout)
 
     def result(self, member: int, rank: int) -> Path:
-        """Where submitit stores what a rank returned or raised."""
-        return Path(JobPaths(self.folder, self.job_ids[member], rank).result_pickle)
+        """Where a rank writes how it ended."""
+        return result_path(self.folder, self.job_ids[member], rank)
 
 
 def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _SlurmExecutor:
+    require_name(name)
+    if not str(folder).isprintable():
+        raise M2I2Error(f"The job folder {shown(str(folder))} has a name of several lines; name another place with --jobs.")
+    if after and not _AFTER.fullmatch(after):
+        raise M2I2Error(f"{shown(after)} is no dependency of SLURM, such as afterok:12 or afterany:12:13.")
     executor = _SlurmExecutor(folder, max_num_timeout=options.time_limits, python=_PYTHON)
     more: dict[str, Any] = {"requeue": True}
     for line in options.sbatch:
-        key, separator, value = line.removeprefix("#SBATCH").strip().removeprefix("--").partition("=")
-        more[key.replace("-", "_")] = value if separator else True
+        key, value = sbatch_option(line)
+        more[key.replace("-", "_")] = value
     if after:
         more.update({"dependency": after, "kill_on_invalid_dep": "yes"})
     # srun no longer takes it from sbatch (SLURM 22.05)
@@ -135,12 +150,13 @@ def sbatch_script(folder: Path, name: str, tasks: Sequence[Task], options: Clust
 
 
 def new_job_folder(parent: Path, name: str) -> Path:
-    """A folder of its own for every submission: job numbers alone may repeat. ``name`` may hold what a file name may."""
+    """A folder of its own for every submission, for its user alone: job numbers may repeat, and pickles run what they say."""
+    require_name(name)
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in range(1000):
         folder = parent / (f"{stem}-{number}" if number else stem)
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, mode=PRIVATE)
             return folder.resolve()
         except FileExistsError:
             continue
@@ -211,10 +227,22 @@ def read_record(folder: Path) -> Submitted:
     path = folder / RECORD
     record = read_object(path, "record of a job", " Name a job folder, as printed when the job was submitted.")
     try:
-        tasks = tuple(Task(row["name"], row["stage"], tuple(row["words"])) for row in record["tasks"])
-        return Submitted(folder.resolve(), record["name"], tasks, tuple(record["job_ids"]), int(record["ranks"]))
-    except (KeyError, TypeError, ValueError) as e:
+        tasks = tuple(_task(row) for row in record["tasks"])
+        job_ids, ranks = tuple(map(require_job_id, record["job_ids"])), int(record["ranks"])
+        require_name(record["name"])
+        if not 0 < len(job_ids) == len(tasks) or not 0 < ranks <= _MOST_RANKS:
+            raise ValueError(f"it has {len(job_ids)} job numbers, {len(tasks)} tasks and {ranks} ranks")
+        return Submitted(folder.resolve(), record["name"], tasks, job_ids, ranks)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise M2I2Error(f"{path} is no record of a job ({type(e).__name__}: {e}).") from e
+
+
+def _task(row: Any) -> Task:
+    """A task as it was recorded."""
+    words = (row["name"], row["stage"], *row["words"])
+    if row["stage"] not in STAGES or not all(isinstance(word, str) for word in words) or not row["name"].isprintable():
+        raise ValueError(f"{shown(row)} is no task")
+    return Task(row["name"], row["stage"], tuple(row["words"]))
 
 
 def _reason(output: str) -> str:

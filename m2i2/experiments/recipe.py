@@ -1,5 +1,6 @@
 """A recipe (JSON) and the cells that it asks for: pretrainings, and finetunings with their evaluation."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.config import require
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_object
 from m2i2.options import from_dict
 
@@ -28,6 +29,11 @@ _FINETUNING = {"with rewrites": ("answering.rewrites=true",), "flips on": ("data
 MOST_SEEDS = 1000
 """Of a data set or a pretraining."""
 _SAME_PRETRAINING = {"with rewrites": "full"}
+TOOLS = ("make_shards.py", "fetch_minilm.py", "fetch_vit.py", "convert.py")
+"""What a recipe may prepare with: tools of this project, by name."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+_SETTING = re.compile(r"[a-z0-9_]+\.[a-z0-9_.]+=")
+_DATA = "{data}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,10 @@ class DatasetPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a set of experiments. Paths are relative to the work folder; ``{data}`` is --data."""
+    """Everything that decides a set of experiments. It may come from elsewhere: it runs nothing but this project's own tools.
+
+    Paths are relative to the work folder and stay in it; ``{data}`` in `prepare` is --data, and paths that start there stay there.
+    """
 
     name: str
     about: str = ""
@@ -109,7 +118,67 @@ def read_recipe(path: Path) -> Recipe:
     for dataset, plan in recipe.plans.items():
         if unknown := [variant for variant in plan.of_seed(0) if variant not in VARIANTS]:
             raise M2I2Error(f"{path}, {dataset}: there is no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}.")
+    try:
+        _check(recipe)
+    except M2I2Error as e:
+        raise M2I2Error(f"The recipe {path} was refused. {e}") from e
     return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    """M2I2Error for a recipe that would run something else than this project's tools, or leave its folders."""
+    if not _NAME.fullmatch(recipe.name):
+        raise M2I2Error(f"The name {shown(recipe.name)} is none: it is made of letters, digits, spaces, dots, _ and -.")
+    for line in recipe.prepare:
+        prepared(line, Path(_DATA))
+    plans = recipe.plans.values()
+    settings = (recipe.start, recipe.pretraining, recipe.finetuning, *(plan.settings for plan in plans))
+    for word in itertools.chain(*settings):
+        if not _SETTING.match(word):
+            raise M2I2Error(f"{shown(word)} is no setting; write section.key=value, for example training.epochs=5.")
+        if word.startswith("objectives.plugins="):
+            raise M2I2Error(
+                f"{shown(word)} would import a module by its name, which a recipe may not do; train such a run by hand."
+            )
+        _require_inside(word)
+    for word in (recipe.preset, *recipe.pretraining_shards, *(plan.shards for plan in plans)):
+        if word.startswith("-"):
+            raise M2I2Error(f"{shown(word)} starts with -; name a preset, or a folder of shards.")
+        _require_inside(word)
+    for word in recipe.evaluation:
+        if word.partition("=")[0] in ("--output", "--checkpoint", "--shards"):
+            raise M2I2Error(f"evaluation: the recipe's cells set {shown(word)} themselves; leave it out.")
+        _require_inside(word)
+
+
+def _require_inside(word: str) -> None:
+    """M2I2Error for a word with a path that leaves its folder: absolute, from a home folder, or upwards."""
+    for part in re.split(r"[=,]", word):
+        if part.startswith(("/", "~", "\\")) or ".." in re.split(r"[/\\]", part) or not part.isprintable():
+            raise M2I2Error(
+                f"{shown(word)} names a path outside the recipe's folders; write paths from the work folder, or from {_DATA} in "
+                f"prepare, without '..'."
+            )
+
+
+def prepared(line: str, data: Path) -> tuple[str, list[str], str]:
+    """A command of `prepare`: the tool's name, its words with ``data`` in its place, and its --output in the work folder.
+
+    M2I2Error for another program than one of `TOOLS`, and for a path that leaves its folder.
+    """
+    tool, *words = line.split() or [""]
+    if tool not in TOOLS:
+        raise M2I2Error(
+            f"prepare: {shown(tool)} is none of the tools {', '.join(TOOLS)}, and nothing else is run. In: {shown(line)}"
+        )
+    for word in words:
+        if word != _DATA and _DATA in word.removeprefix(f"{_DATA}/"):
+            raise M2I2Error(f"prepare: in {shown(word)} {_DATA} is not the beginning of a path.")
+        _require_inside(word.removeprefix(_DATA + "/"))
+    outputs = [after for option, after in itertools.pairwise(words) if option == "--output"]
+    if len(outputs) != 1 or outputs[0].startswith(("-", _DATA)) or any(word.startswith("--output=") for word in words):
+        raise M2I2Error(f"prepare: {shown(line)} needs one --output FOLDER, below the work folder.")
+    return tool, [str(data) + word.removeprefix(_DATA) if word.startswith(_DATA) else word for word in words], outputs[0]
 
 
 def cells(recipe: Recipe) -> list[Cell]:

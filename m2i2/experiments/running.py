@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from m2i2.errors import M2I2Error
-from m2i2.experiments.recipe import Cell, Recipe, cells, commands
+from m2i2.experiments.recipe import Cell, Recipe, cells, commands, prepared
 from m2i2.files import read_object, read_rows, write_text
 from m2i2.provenance import git_state, versions
 from m2i2.terminal import say
@@ -44,8 +44,8 @@ def record_path(results: Path, cell: Cell) -> Path:
 def prepare(recipe: Recipe, data: Path, work: Path) -> None:
     """Weights and shards: each command of the recipe, once; its --output says whether it has been done."""
     for line in recipe.prepare:
-        tool, *words = [word.replace("{data}", str(data.resolve())) for word in line.split()]
-        output = work / words[words.index("--output") + 1]
+        tool, words, folder = prepared(line, data.resolve())
+        output = work / folder
         if (output / "index.json").exists() or (output / "model.safetensors").exists():
             continue
         say(f"preparing {output}", flush=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from m2i2.config import AnsweringConfig, FinetuningConfig, PretrainingConfig, preset
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_size
 from m2i2.errors import M2I2Error
-from m2i2.files import read_object, write_text
+from m2i2.files import read_object, replacing, unfinished, write_text
 from m2i2.hub.configuration import M2I2Config
 from m2i2.models.start import official_architecture, with_stored
 from m2i2.models.weights import State, listed, of_student, of_teacher, read_checkpoint, read_state
@@ -167,9 +167,8 @@ def official_state(weights: Weights) -> State:
 
 def _write_official(weights: Weights, path: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in official_state(weights).items()}
-    temporary = path.with_name(f".{path.name}.writing")
-    torch.save({"model": state, "config": to_dict(weights.settings)}, temporary)
-    temporary.replace(path)
+    with replacing(path) as file:
+        torch.save({"model": state, "config": to_dict(weights.settings)}, file)
 
 
 def beyond_official(settings: Settings) -> list[str]:
@@ -298,8 +297,7 @@ def write(weights: Weights, path: Path, to: Format, results: dict[str, Any] | No
         _compare(official_state(weights), read_state(path), path)
         return
     assert weights.tokenizer is not None
-    temporary = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = unfinished(path)
     temporary.mkdir()
     try:
         if to == "checkpoint":

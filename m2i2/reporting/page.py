@@ -103,7 +103,7 @@ def _reconstructions(run: Run) -> list[dict[str, str]]:
     return [
         {
             "step": str(int(path.stem.removeprefix("reconstructions-"))),
-            "image": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+            "image": "data:image/png;base64," + base64.b64encode(run.picture(path)).decode(),
         }
         for path in ([paths[0], paths[-1]] if len(paths) > 1 else paths)
     ]
@@ -115,7 +115,7 @@ def _retrieval(run: Run) -> dict[str, Any]:
     examples = []
     for example in found.get("image_to_text", []):
         path = run.folder / "validation" / Path(str(example["image"])).name
-        data = base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+        data = base64.b64encode(run.picture(path)).decode()
         examples.append({**example, "image": f"data:image/png;base64,{data}" if data else ""})
     return {"step": found.get("step"), "pairs": found.get("pairs"), "examples": examples}
 

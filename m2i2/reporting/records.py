@@ -1,4 +1,7 @@
-"""What runs and evaluations have left in their folders, read as it is: whatever is missing is empty, not an error."""
+"""What runs and evaluations have left in their folders, read as it is: whatever is missing is empty, not an error.
+
+A folder may come from elsewhere: no link in it is followed out of it, and nothing but regular files is read.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,8 +9,11 @@ from typing import Any
 
 from m2i2.errors import M2I2Error
 from m2i2.files import MOST_JSON, MOST_LINES, parse_json, read_bytes
+from m2i2.ownership import inside
 
 Rows = list[dict[str, Any]]
+_MOST_PICTURE = 1 << 26
+"""Bytes of a picture."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +46,33 @@ class Run:
     @property
     def reconstructions(self) -> list[Path]:
         """Pictures of masked images, in the order of their steps."""
-        return sorted((self.folder / "validation").glob("reconstructions-*.png"))
+        found = (self.folder / "validation").glob("reconstructions-*.png")
+        return sorted(path for path in found if path.stem.removeprefix("reconstructions-").isdecimal())
 
     @property
     def retrieval(self) -> dict[str, Any]:
         """The last validation's examples of retrieval."""
         found = sorted((self.folder / "validation").glob("retrieval-*.json"))
-        return _object(found[-1]) if found else {}
+        return _object(found[-1], self.folder) if found else {}
+
+    def picture(self, path: Path) -> bytes:
+        """The content of a picture of the run; empty where it is missing."""
+        return _content(path, self.folder, _MOST_PICTURE) or b""
 
 
 def read_run(folder: Path) -> Run:
     """The run, or the evaluation, in ``folder``; M2I2Error where it is neither."""
     if not folder.is_dir():
         raise M2I2Error(f"{folder} is no folder; name a run's folder, or one with results.json.")
-    evaluations = [read_evaluation(path.parent) for path in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])]
+    evaluations = [
+        _evaluation(path.parent, folder) for path in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
+    ]
     run = Run(
         folder,
-        settings=_object(folder / "settings.json"),
-        starts=_rows(folder / "starts.jsonl"),
-        log=_rows(folder / "log.jsonl"),
-        validations=_rows(folder / "validation.jsonl"),
+        settings=_object(folder / "settings.json", folder),
+        starts=_rows(folder / "starts.jsonl", folder),
+        log=_rows(folder / "log.jsonl", folder),
+        validations=_rows(folder / "validation.jsonl", folder),
         evaluations=evaluations,
     )
     if not run.settings and not run.evaluations:
@@ -67,25 +80,37 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in ``folder``."""
-    return Evaluation(folder, _object(folder / "results.json"), _rows(folder / "predictions.jsonl"))
+def _evaluation(folder: Path, run: Path) -> Evaluation:
+    return Evaluation(folder, _object(folder / "results.json", run), _rows(folder / "predictions.jsonl", run))
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _content(path: Path, run: Path, most: int) -> bytes | None:
+    """The content of a file of the folder ``run``, None where it is missing; M2I2Error outside, or over ``most`` bytes."""
+    if not inside(path, run):
+        raise M2I2Error(f"{path} is, or lies behind, a link to a place outside {run}, which is not followed. Copy the file there.")
     try:
-        value = parse_json(read_bytes(path, MOST_JSON))
+        return read_bytes(path, most)
     except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise M2I2Error(f"{path} cannot be read ({e.strerror}); mend or remove it.") from e
+
+
+def _object(path: Path, run: Path) -> dict[str, Any]:
+    content = _content(path, run, MOST_JSON)
+    if content is None:
         return {}
-    except (OSError, ValueError) as e:
+    try:
+        value = parse_json(content)
+    except ValueError as e:
         raise M2I2Error(f"{path} cannot be read ({e}); mend or remove it.") from e
     return value if isinstance(value, dict) else {}
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path, run: Path) -> Rows:
     """The JSON objects of a file, a line each; a line that a kill cut off is left out."""
     rows = []
-    for line in read_bytes(path, MOST_LINES).split(b"\n") if path.exists() else []:
+    for line in (_content(path, run, MOST_LINES) or b"").split(b"\n"):
         try:
             row = parse_json(line)
         except ValueError:

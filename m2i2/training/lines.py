@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.errors import M2I2Error
-from m2i2.files import parse_json
+from m2i2.files import append_text, parse_json, replacing
+from m2i2.ownership import open_plain
 
 
 class StepLines:
@@ -17,16 +18,14 @@ class StepLines:
     def __init__(self, path: Path, done_steps: int) -> None:
         """Lines of steps after ``done_steps`` (from before a kill) are removed, and so is a line that a kill cut off."""
         self.path = path
-        if path.exists():
+        if path.exists() or path.is_symlink():
             self._cut(done_steps)
 
     def _cut(self, done_steps: int) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        with self._writing(), temporary.open("w") as f:
+        with self._writing(), replacing(self.path) as f:
             for row in self.rows():
                 if row["step"] <= done_steps:
-                    f.write(json.dumps(row) + "\n")
-        os.replace(temporary, self.path)
+                    f.write(json.dumps(row).encode() + b"\n")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are there."""
@@ -34,10 +33,12 @@ class StepLines:
 
     @staticmethod
     def of(path: Path) -> Iterator[dict[str, Any]]:
-        """The rows of a file, if it is there."""
-        if not path.exists():
+        """The rows of a file, if it is there; OSError where it is a link or no regular file."""
+        try:
+            descriptor = open_plain(path, os.O_RDONLY)
+        except FileNotFoundError:
             return
-        with path.open("rb") as f:
+        with open(descriptor, "rb") as f:
             for line in f:
                 try:
                     row = parse_json(line)
@@ -47,8 +48,8 @@ class StepLines:
 
     def add(self, *rows: Mapping[str, Any]) -> None:
         """Append rows; M2I2Error where the file cannot be written."""
-        with self._writing(), self.path.open("a") as f:
-            f.write("".join(json.dumps(row) + "\n" for row in rows))
+        with self._writing():
+            append_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from m2i2.files import unfinished
 from m2i2.terminal import say
 
 TRACE = "trace.json.gz"
@@ -199,7 +200,8 @@ class StepProfiler:
         steps = min(self._seen - self.before, self.steps)
         if steps < 1:
             return
-        temporary = self.path.with_name(f".writing.{self.path.name}")
+        temporary = unfinished(self.path)
+        temporary = temporary.with_name(temporary.name + "".join(self.path.suffixes))  # PyTorch compresses by the name's end
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             recorded.export_chrome_trace(str(temporary))

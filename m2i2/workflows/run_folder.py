@@ -9,27 +9,32 @@ from m2i2.data.text.cleaning import Normalisation
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
+from m2i2.files import WRITING, append_text
 from m2i2.locking import lock
 from m2i2.options import to_dict
+from m2i2.ownership import PRIVATE, require_own_folder
 from m2i2.provenance import provenance
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state, write_json
 from m2i2.training.processes import Process
 
-_FIRST_FILES = {"lock", ".settings.json.writing", "tensorboard", "wandb", "wandb-id"}
+_FIRST_FILES = {"lock", "tensorboard", "wandb", "wandb-id"}
 """What a run has in its folder whose start was refused or killed before its settings were there."""
 
 
 def claim_run(folder: Path) -> None:
-    """Make ``folder`` the run's own until this process ends.
+    """Make ``folder`` the run's own until this process ends. A new folder is for its user alone (mode 0700).
 
-    M2I2Error where it holds other things, or another run that has not ended. Collective.
+    M2I2Error where it holds other things, or another run that has not ended, or where another user owns it or everybody may
+    write in it. Collective.
     """
 
     def claim() -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+            require_own_folder(folder, group=True)
             present = {path.name for path in folder.iterdir()}
-            if "settings.json" not in present and present - _FIRST_FILES:
+            # a run that was killed before its settings were there leaves its lock and unfinished files
+            if "settings.json" not in present and any(name not in _FIRST_FILES and not name.endswith(WRITING) for name in present):
                 raise M2I2Error(f"{folder} holds other data; choose an empty or new folder as --output.")
             lock(folder)
         except OSError as e:
@@ -44,8 +49,8 @@ def record_start(folder: Path, config: PretrainingConfig | FinetuningConfig, pro
     def record() -> None:
         try:
             write_json(folder / "settings.json", to_dict(config))
-            with (folder / "starts.jsonl").open("a") as f:
-                f.write(json.dumps({**provenance(), "ranks": process.ranks, "device": str(process.device)}) + "\n")
+            start = {**provenance(), "ranks": process.ranks, "device": str(process.device)}
+            append_text(folder / "starts.jsonl", json.dumps(start) + "\n")
         except OSError as e:
             raise M2I2Error(f"Cannot write to {folder}: {e.strerror}. Choose another --output.") from e
 

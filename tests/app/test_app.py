@@ -1,6 +1,8 @@
 """The app as a user meets it: a server on this machine, and Chromium (Debian's, headless) that uploads, asks and looks."""
 
+import http.client
 import io
+import json
 import os
 import re
 import shutil
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +28,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.conftest import ROOT
 from tests.launching import environment
 from tests.phantom_model import lesion_questions, phantoms
+from tests.preloaded import start
 from tests.unit.test_dicom import dicom
 
 SECONDS = 300
@@ -42,19 +46,26 @@ def server(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = s.getsockname()[1]
     words = ["--checkpoint", str(phantom_run), "--candidates", "answers.txt", "--port", str(port)]
     words += ["--max-megabytes", "1", "--max-megapixels", "1"]
+    (folder / "temporary").mkdir()
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tools" / "app.py"), *words], cwd=folder, env=environment(), stdout=log, stderr=log
+            [sys.executable, str(ROOT / "tools" / "app.py"), *words],
+            cwd=folder,
+            env={**environment(), "TMPDIR": str(folder / "temporary")},
+            stdout=log,
+            stderr=log,
         )
         end = time.monotonic() + 600
         while "The app is open" not in (folder / "log").read_text():
             assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGINT)
+        assert list((folder / "temporary").glob("m2i2-app-*/*/*.png")), "uploads lie there while it runs"
+        process.send_signal(signal.SIGHUP)
         assert process.wait(300) == 0, (folder / "log").read_text()
     assert "The app has ended" in (folder / "log").read_text()
     assert "Traceback" not in (folder / "log").read_text()
+    assert not list((folder / "temporary").glob("m2i2-app-*")), "and are gone after it"
 
 
 class Page:
@@ -249,6 +260,100 @@ def test_no_file_of_the_machine_can_be_fetched(server: str, path: str) -> None:
         content, code = e.read().decode(errors="replace"), e.code
     assert code >= 400, content[:200]
     assert "root:" not in content and "find_packages" not in content and "nodule" not in content
+
+
+def request(server: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
+    """A request as a program or another page sends it; a header's ``_`` stands for ``-``."""
+    connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=120)
+    try:
+        connection.request(method, path, body or None, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    finally:
+        connection.close()
+
+
+def test_other_pages_and_other_names_are_sent_away(server: str) -> None:
+    question = json.dumps({"data": [None, "?"], "fn_index": 1, "session_hash": "elsewhere"}).encode()
+    join, kind = "/gradio_api/queue/join", "application/json"
+    assert request(server, "POST", join, question, Content_Type=kind, Origin="http://evil.example")[0] == 403
+    assert request(server, "POST", join, question, Content_Type=kind, Sec_Fetch_Site="cross-site")[0] == 403
+    assert request(server, "GET", "/config", Host="evil.example")[0] == 421
+    assert request(server, "GET", "/config")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/gradio_api/openapi.json", "/monitoring"])
+def test_no_document_of_the_interface_is_there(server: str, path: str) -> None:
+    assert request(server, "GET", path)[0] == 404
+    assert json.loads(request(server, "GET", "/gradio_api/info")[1]) == {"named_endpoints": {}, "unnamed_endpoints": {}}
+
+
+def multipart(content: bytes) -> tuple[bytes, str]:
+    """A form with one file, and its content type."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+
+
+def test_no_upload_that_failed_leaves_a_file(server: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (folder,) = next(path for path in tmp_path_factory.getbasetemp().glob("app*/temporary")).glob("m2i2-app-*")
+    large, kind = multipart(bytes(1_200_000))
+    assert request(server, "POST", "/gradio_api/upload", large, Content_Type=kind)[0] == 413
+    whole, _ = multipart(bytes(5000))
+    assert request(server, "POST", "/gradio_api/upload", whole[:2000], Content_Type=kind)[0] in (200, 400, 422, 500)
+    with socket.create_connection(("127.0.0.1", int(server.rsplit(":", 1)[1]))) as broken:
+        lines = (
+            "POST /gradio_api/upload HTTP/1.1",
+            f"Host: {server[7:]}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(whole)}",
+        )
+        broken.sendall("\r\n".join((*lines, "", "")).encode() + whole[:2000])
+    time.sleep(0.5)
+    assert [path.name for path in folder.iterdir() if path.is_file()] == []
+    assert request(server, "POST", "/gradio_api/upload", whole, Content_Type=kind)[0] == 200
+    assert [path.name for path in folder.iterdir() if path.is_file()] == []
+
+
+def test_no_question_is_answered_politely(phantom_run: Path) -> None:
+    from m2i2.app.page import Desk, Limits, draw_examples
+    from m2i2.workflows.answering import load_model
+
+    desk = Desk(load_model(phantom_run).answerer(("nodule", "cyst")), Limits())
+    with tempfile.TemporaryDirectory() as folder:
+        path = draw_examples(Path(folder) / "examples")[0][0]
+        for question in (None, "", " \n"):
+            with pytest.raises(Exception, match="Type a question about the image first"):
+                desk.ask(path, question)
+
+
+def test_a_token_is_asked_for_and_the_end_removes_everything(phantom_run: Path, tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = [sys.executable, str(ROOT / "tools" / "app.py"), "--checkpoint", str(phantom_run), "--port", str(port), "--token"]
+    with (tmp_path / "log").open("w") as log:
+        app = start(words, tmp_path, environment(), log, log)
+        try:
+            end = time.monotonic() + 600
+            while "The app is open" not in (text := (tmp_path / "log").read_text()):
+                assert app.poll() is None and time.monotonic() < end, text
+                time.sleep(0.1)
+            server, token = re.findall(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", text)[0]
+            assert request(server, "GET", "/")[0] == request(server, "GET", "/?token=guess")[0] == 401
+            login = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+            login.request("GET", f"/?token={token}")
+            cookie = str(login.getresponse().getheader("Set-Cookie")).partition(";")[0]
+            form, kind = multipart(bytes(5000))
+            assert request(server, "POST", "/gradio_api/upload", form, Content_Type=kind)[0] == 401
+            status, answer = request(server, "POST", "/gradio_api/upload", form, Content_Type=kind, Cookie=cookie)
+            assert status == 200
+            upload = Path(json.loads(answer)[0])
+            assert upload.stat().st_size == 5000
+        finally:
+            app.send_signal(signal.SIGTERM)
+            assert app.wait(300) == 0, (tmp_path / "log").read_text()
+    (folder,) = (parent for parent in upload.parents if parent.name.startswith("m2i2-app-"))
+    assert not folder.exists()
 
 
 def test_the_server_listens_on_loopback_alone(server: str) -> None:

@@ -21,7 +21,7 @@ RECIPE = {
     "preset": "tiny",
     "pretraining_shards": ["shards/captions"],
     "pretraining": ["training.batch=16", "training.max_steps=2", "data.workers=0"],
-    "start": ["start.tokenizer=../tokenizer"],
+    "start": ["start.tokenizer=tokenizer"],
     "finetuning": ["training.batch=16", "training.epochs=1", "data.workers=0", "answering.protocol=clean", "training.log_every=2"],
     "datasets": {"drawn": {"shards": "shards/vqa", "variants": ["full", "no pretraining"], "seeds": 1}},
 }
@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablation")
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
     questions = (text for r in PhantomQuestions(count=40, seed=0) for q in r.questions for text in (q.question, q.answer))
-    train_tokenizer(questions, 500).save(folder / "tokenizer")
+    tokenizer = train_tokenizer(questions, 500)
+    for work in ("work", "w"):
+        tokenizer.save(folder / work / "tokenizer")
     return folder
 
 

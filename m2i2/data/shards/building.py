@@ -29,7 +29,7 @@ from m2i2.data.shards.storage import INDEX, Shard
 from m2i2.data.shards.tar import TarWriter
 from m2i2.data.sources.reading import objects, text
 from m2i2.errors import M2I2Error
-from m2i2.files import check_file, read_object, sha256_of, write_text
+from m2i2.files import WRITING, check_file, read_object, replacing, sha256_of, unfinished, write_text
 from m2i2.locking import exclusive
 
 SETTINGS, REJECTS, DOUBTS = "building.json", "rejects.jsonl", "doubts.jsonl"
@@ -173,7 +173,7 @@ def _make(output: Path) -> None:
 
 def _tidy(output: Path) -> None:
     """Remove what only an unfinished build needs."""
-    for pattern in ("*.rows.npy", "*.note.json", ".*.writing"):
+    for pattern in ("*.rows.npy", "*.note.json", f".*{WRITING}"):
         for path in output.glob(pattern):
             if path.name != _LOCK:
                 path.unlink()
@@ -203,7 +203,7 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
                 )
             if (output / INDEX).exists():
                 return _finished(output, read_index(output), settings, source)
-        elif any(not found.name.endswith(".writing") for found in output.iterdir()):
+        elif any(not found.name.endswith(WRITING) for found in output.iterdir()):
             raise M2I2Error(f"{output} holds other data; choose an empty or new folder as --output.")
         else:
             write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -375,8 +375,10 @@ class _Builder:
             if outcome is None:
                 self._take_over(record.split, number)
             else:
-                path = self._output / f".{self._stem(record.split, number)}.tar.writing"
-                self._tar = TarWriter(path, number)
+                path = self._output / f"{self._stem(record.split, number)}.tar"
+                for left in self._output.glob(f".{path.name}.*{WRITING}"):  # by a killed build
+                    left.unlink()
+                self._tar = TarWriter(unfinished(path), number)
         self._records[record.split] += 1
         if outcome is None:
             return
@@ -410,10 +412,9 @@ class _Builder:
         stem = self._stem(self._split, len(shards))
         sha256, rows = self._tar.close()
         shard = Shard(f"{stem}.tar", self._tar.samples, len(rows), self._tar.size, sha256)
-        os.replace(self._output / f".{stem}.tar.writing", self._output / shard.file)
-        with (self._output / f".{stem}.rows.writing").open("wb") as f:
+        os.replace(self._tar.path, self._output / shard.file)
+        with replacing(self._output / f"{stem}.rows.npy") as f:
             np.save(f, rows)
-        os.replace(self._output / f".{stem}.rows.writing", self._output / f"{stem}.rows.npy")
         records = together(self._shard_identities)
         note = {
             "shard": asdict(shard),
@@ -438,8 +439,7 @@ class _Builder:
         if self._split is None:
             return
         shards = self._shards[self._split]
-        temporary = self._output / f".{self._split}.items.writing"
-        with temporary.open("wb") as f:
+        with replacing(self._output / f"{self._split}.items.npy") as f:
             shape = (sum(shard.items for shard in shards),)
             np.lib.format.write_array_header_1_0(
                 f, {"descr": np.lib.format.dtype_to_descr(ITEM), "fortran_order": False, "shape": shape}
@@ -447,7 +447,6 @@ class _Builder:
             for number in range(len(shards)):
                 rows = np.load(self._output / f"{self._stem(self._split, number)}.rows.npy", allow_pickle=False)
                 f.write(rows.tobytes())
-        os.replace(temporary, self._output / f"{self._split}.items.npy")
         self._split = None
 
     def samples(self) -> dict[str, int]:

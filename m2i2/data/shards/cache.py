@@ -1,18 +1,22 @@
 """A bounded folder of fetched files that the processes of a node share.
 
-A file is known by the sha256 of its content and is there whole or not at all: it is written as ``NAME.partial`` and
-renamed. The descriptor of ``NAME.partial`` carries the lock (flock) of the one process that fetches the file; the others
+A file is known by the sha256 of its content and is there whole or not at all: it is written as ``NAME.RANDOM.partial`` and
+renamed. The descriptor of ``NAME.lock`` carries the lock (flock) of the one process that fetches the file; the others
 wait for it and find the file. Locks end with their process, so that nothing is left to clean up after a crash: a partial
 file that nobody locks is rubbish. Space is made under one lock for the folder, by removing the files that were used
 longest ago and that nobody holds; it is reserved by making the partial file as long as it will become.
 
 A reader holds a file only while it reads. A removed file stays readable through the descriptors that are open.
+
+The folder belongs to one user, and nobody else may write in it. Every file is opened without following a link, in the folder
+that was checked, and must be that user's own.
 """
 
 import errno
 import fcntl
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +25,11 @@ from pathlib import Path
 
 from m2i2.config import CacheConfig
 from m2i2.data.shards.storage import Unavailable
-from m2i2.files import sha256_of
+from m2i2.files import digest_of
+from m2i2.ownership import PRIVATE, open_plain, require_own_file, require_own_folder
 
 _PARTIAL = ".partial"
-_OURS = re.compile(r"[0-9a-f]{64}(\.partial)?")
+_OURS = re.compile(r"[0-9a-f]{64}(\.([0-9a-f]{16}\.)?partial)?")
 """Nothing else in the folder is counted or removed."""
 _LOCK = ".lock"
 
@@ -80,12 +85,29 @@ class Cache:
 
     def dropped_if_damaged(self, entry: Entry) -> bool:
         """Compare the file with its hash; whether it was wrong, and is now removed."""
-        with self._errors_named():
-            path = self.path(entry)
-            if path.exists() and sha256_of(path) == entry.sha256:
-                return False
-            path.unlink(missing_ok=True)
+        with self._errors_named(), self._folder() as folder:
+            try:
+                with open(_opened(folder, entry.sha256), "rb") as file:
+                    if digest_of(file) == entry.sha256:
+                        return False
+            except FileNotFoundError:
+                return True
+            _unlink(folder, entry.sha256)
         return True
+
+    @contextmanager
+    def _folder(self) -> Iterator[int]:
+        """A descriptor of the folder, which is made where it is missing; PermissionError where it is not the user's own."""
+        try:
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            require_own_folder(self.folder, opened=folder)
+            yield folder
+        finally:
+            os.close(folder)
 
     def _acquired(self, entry: Entry, fetch: Fetch) -> int:
         """A descriptor of the file with the shared lock; fetched first, or waited for, where it is not there."""
@@ -96,58 +118,66 @@ class Cache:
 
     def _open(self, entry: Entry) -> int | None:
         """A descriptor of the file with the shared lock, the file marked as used now; None where it is not there."""
-        try:
-            descriptor = os.open(self.path(entry), os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if entry.exact and os.fstat(descriptor).st_size != entry.bytes:
-            if _is_at(descriptor, self.path(entry)):
-                self.path(entry).unlink(missing_ok=True)
-            _let_go(descriptor)
-            return None
-        os.utime(descriptor)
-        return descriptor
+        with self._folder() as folder:
+            try:
+                descriptor = _opened(folder, entry.sha256)
+            except FileNotFoundError:
+                return None
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if entry.exact and os.fstat(descriptor).st_size != entry.bytes:
+                if _is_at(descriptor, folder, entry.sha256):
+                    _unlink(folder, entry.sha256)
+                _let_go(descriptor)
+                return None
+            os.utime(descriptor)
+            return descriptor
 
     def _fetched(self, entry: Entry, fetch: Fetch, patient: bool) -> int | None:
         """Fetch the file and return its descriptor with the shared lock.
 
         None where another process has fetched it meanwhile or, without patience, is at it, or where there is no room.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.path(entry)
-        partial = path.with_name(path.name + _PARTIAL)
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
-        kept = False
-        try:
-            if not _locked_alone(descriptor, partial, patient):
-                return None
+        name = entry.sha256 + _LOCK
+        with self._folder() as folder:
+            lock = _opened(folder, name, os.O_RDWR | os.O_CREAT)
             try:
-                if path.exists() or not self._reserve(descriptor, entry, patient):
-                    partial.unlink()
+                if not _locked_alone(lock, folder, name, patient):
                     return None
-                fetch(descriptor)
-                os.replace(partial, path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            kept = True
-            return descriptor
-        finally:
-            if not kept:
-                _let_go(descriptor)
+                try:
+                    return None if self.path(entry).exists() else self._written(folder, entry, fetch, patient)
+                finally:
+                    _unlink(folder, name)
+            finally:
+                _let_go(lock)
 
-    def _reserve(self, descriptor: int, entry: Entry, patient: bool) -> bool:
-        """Give the partial file its size, after removing others; False where there is no room and no patience."""
+    def _written(self, folder: int, entry: Entry, fetch: Fetch, patient: bool) -> int | None:
+        """The descriptor of the file, fetched, with the shared lock; None without room. The caller has the file's lock."""
+        for left in os.listdir(folder):  # by a process that was killed while it had this lock
+            if left.startswith(entry.sha256) and left.endswith(_PARTIAL):
+                _unlink(folder, left)
+        partial = f"{entry.sha256}.{secrets.token_hex(8)}{_PARTIAL}"
+        descriptor = self._reserved(folder, partial, entry, patient)
+        if descriptor is None:
+            return None
+        try:
+            fetch(descriptor)
+            os.replace(partial, entry.sha256, src_dir_fd=folder, dst_dir_fd=folder)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except BaseException:
+            _unlink(folder, partial)
+            _let_go(descriptor)
+            raise
+        return descriptor
+
+    def _reserved(self, folder: int, partial: str, entry: Entry, patient: bool) -> int | None:
+        """A new locked partial file of the entry's size, after removing others; None where there is no room and no patience."""
         end = time.monotonic() + self.patience
         while True:
-            with self._locked():
-                if self._make_room(entry.bytes, os.fstat(descriptor).st_ino):
-                    _lengthen(descriptor, entry.bytes)
-                    return True
+            with self._locked(folder):
+                if self._make_room(folder, entry.bytes):
+                    return _new(folder, partial, entry.bytes)
             if not patient:
-                return False
+                return None
             if entry.bytes > self.bytes or time.monotonic() > end:
                 raise Unavailable(
                     f"The cache {self.folder} of {self.bytes / 1e9:g} GB has no room for a file of {entry.bytes / 1e9:.3g} GB "
@@ -155,26 +185,26 @@ class Cache:
                 )
             time.sleep(0.1)
 
-    def _make_room(self, needed: int, own: int) -> bool:
-        """Remove what was used longest ago until ``needed`` more bytes fit beside the rest; ``own`` is not counted."""
+    def _make_room(self, folder: int, needed: int) -> bool:
+        """Remove what was used longest ago until ``needed`` more bytes fit beside the rest; whether they do."""
         found: list[tuple[int, int, str]] = []
-        with os.scandir(self.folder) as entries:
+        with os.scandir(folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    if _OURS.fullmatch(entry.name) and status.st_ino != own:
-                        found.append((status.st_mtime_ns, status.st_size, entry.path))
+                    if _OURS.fullmatch(entry.name):
+                        found.append((status.st_mtime_ns, status.st_size, entry.name))
         total = needed + sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+        for _, size, name in sorted(found):
             if total <= self.bytes:
                 break
-            if _removed(path):
+            if _removed(folder, name):
                 total -= size
         return total <= self.bytes
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    def _locked(self, folder: int) -> Iterator[None]:
+        descriptor = _opened(folder, _LOCK, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -192,29 +222,61 @@ class Cache:
                     f"take; free some space, lower data.cache_gb, or name another data.cache_folder."
                 ) from e
             raise Unavailable(
-                f"The cache {self.folder} cannot be used: {e.strerror or e}. Name a folder on a local disk: data.cache_folder."
+                f"The cache {self.folder} cannot be used: {e.strerror or e}{_which(e, self.folder)}. "
+                f"Name a folder of your own on a local disk: data.cache_folder."
             ) from e
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that ``path`` names."""
+def _which(e: OSError, folder: Path) -> str:
+    """The file that an error is about, in brackets, where it is about one in the folder."""
+    return f" ({e.filename})" if isinstance(e.filename, str) and e.filename != str(folder) else ""
+
+
+def _opened(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file of the folder that is the user's own and no link."""
+    descriptor = open_plain(name, flags, within=folder)
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        require_own_file(descriptor, name)
+    except PermissionError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _new(folder: int, name: str, size: int) -> int:
+    """A new file of a size, with the exclusive lock; OSError, and no file, where the disk has no room."""
+    descriptor = _opened(folder, name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lengthen(descriptor, size)
+    except BaseException:
+        _unlink(folder, name)
+        _let_go(descriptor)
+        raise
+    return descriptor
+
+
+def _unlink(folder: int, name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _is_at(descriptor: int, folder: int, name: str) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
 
-def _locked_alone(descriptor: int, partial: Path, patient: bool) -> bool:
-    """Lock the partial file; False where another process has the lock or, with patience, has finished or given up.
-
-    It asks again and again: a lock that is waited for would be waited for as long as a finished file is in use.
-    """
+def _locked_alone(lock: int, folder: int, name: str, patient: bool) -> bool:
+    """Lock the lock file; False where another process has the lock or, with patience, has finished or given up."""
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return _is_at(descriptor, partial)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _is_at(lock, folder, name)
         except BlockingIOError:
-            if not patient or not _is_at(descriptor, partial):
+            if not patient or not _is_at(lock, folder, name):
                 return False
             time.sleep(0.02)
 
@@ -227,16 +289,16 @@ def _lengthen(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _removed(path: str) -> bool:
+def _removed(folder: int, name: str) -> bool:
     """Remove a file that nobody holds; whether it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = _opened(folder, name)
     except FileNotFoundError:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, Path(path)):
-            os.unlink(path)
+        if _is_at(descriptor, folder, name):
+            _unlink(folder, name)
         return True
     except BlockingIOError:
         return False

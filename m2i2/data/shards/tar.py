@@ -5,7 +5,6 @@ import os
 import tarfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ class TarWriter:
     """Writes samples one after another and remembers where their members lie."""
 
     def __init__(self, path: Path, number: int) -> None:
-        self._file: BinaryIO = path.open("wb")
+        self.path, self._file = path, path.open("xb")
         self._hash = hashlib.sha256()
         self._number = number
         self.size, self.samples = 0, 0

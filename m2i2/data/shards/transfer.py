@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from m2i2.config import CacheConfig
+from m2i2.data.shards.clients import AttemptFailed, connect
 from m2i2.data.shards.storage import Unavailable
 from m2i2.errors import M2I2Error
 from m2i2.terminal import say
@@ -26,14 +27,6 @@ _SLOWEST = 100_000
 """Bytes a second; an attempt that is slower by more than the time-out has failed."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Seconds after the first failed attempt, doubled after each further one."""
-
-
-class AttemptFailed(Exception):
-    """Why an attempt failed, and whether another one may succeed."""
-
-    def __init__(self, reason: str, hopeless: bool = False) -> None:
-        super().__init__(reason)
-        self.hopeless = hopeless
 
 
 def require_url(url: str) -> None:
@@ -62,6 +55,7 @@ class Remote:
     def __init__(self, url: str, config: CacheConfig) -> None:
         require_url(url)
         self.url, self.attempts, self.timeout = url.rstrip("/"), config.cache_attempts, config.cache_timeout
+        self._config = config
         self._connections: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,33 +124,10 @@ class Remote:
     def _open(self, url: str, limit: int) -> Any:
         connection = self._connections.get(os.getpid())
         if connection is None:
-            connection = self._connections[os.getpid()] = _connect(urlsplit(url).scheme, self.timeout)
+            connection = self._connections[os.getpid()] = connect(self.url, self._config)
         if urlsplit(url).scheme in ("http", "https"):
             return connection.open(url, "rb", block_size=0, size=limit)  # one stream; no HEAD before it
         return connection.open(url, "rb", block_size=_RANGE, cache_type="readahead")
-
-
-def _connect(scheme: str, timeout: float) -> Any:
-    """The client of a store, with time-outs and without retries of its own where that is known how."""
-    options: dict[str, Any] = {}
-    try:
-        import fsspec
-
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
-            headers = {"Accept-Encoding": "identity"}
-            options = {"client_kwargs": {"timeout": limits, "trust_env": True, "headers": headers}}
-        elif scheme in ("s3", "s3a"):
-            once = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}
-            options = {"config_kwargs": once}
-        connection = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-    except ImportError as e:
-        raise M2I2Error(f"Shards behind {scheme}:// need a package that is not installed ({e}): pip install 'm2i2[remote]'.") from e
-    if scheme in ("s3", "s3a"):
-        connection.retries = 1
-    return connection
 
 
 def _failure(e: Exception) -> AttemptFailed:

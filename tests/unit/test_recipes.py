@@ -1,0 +1,75 @@
+"""A recipe from elsewhere runs nothing but this project's tools, and its paths stay in their folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2i2.cli.ablate import main as ablate
+from m2i2.experiments.recipe import prepared, read_recipe
+from tests.conftest import ROOT
+
+RECIPE: dict[str, Any] = {
+    "name": "drawn",
+    "prepare": ["make_shards.py vqa phantoms --count 4 --side 16 --workers 1 --output shards/vqa"],
+    "pretraining_shards": ["shards/captions"],
+    "datasets": {"drawn": {"shards": "shards/vqa", "variants": ["no pretraining"]}},
+}
+TRAP = "from pathlib import Path; Path({!r}).touch()"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prepare": ["{trap} --output shards/x"]}, "is none of the tools"),
+        ({"prepare": ["../{trap} --output shards/x"]}, "is none of the tools"),
+        ({"prepare": ["audit_leakage.py --output shards/x"]}, "is none of the tools"),
+        ({"prepare": ["make_shards.py;{trap} --output shards/x"]}, "is none of the tools"),
+        ({"prepare": [""]}, "is none of the tools"),
+        ({"prepare": ["make_shards.py vqa phantoms"]}, "needs one --output"),
+        ({"prepare": ["make_shards.py vqa phantoms --output a --output b"]}, "needs one --output"),
+        ({"prepare": ["make_shards.py vqa phantoms --output {data}/x"]}, "needs one --output"),
+        ({"prepare": ["make_shards.py vqa phantoms --output ../x"]}, "names a path outside"),
+        ({"prepare": ["make_shards.py vqa phantoms --output /tmp/x"]}, "names a path outside"),
+        ({"prepare": ["make_shards.py vqa phantoms --output=../x --output x"]}, "names a path outside"),
+        ({"prepare": ["make_shards.py vqa slake {data}/../x --output x"]}, "names a path outside"),
+        ({"prepare": ["make_shards.py vqa slake {data}//etc --output x"]}, "names a path outside"),
+        ({"prepare": ["make_shards.py vqa slake ~/x --output x"]}, "names a path outside"),
+        ({"prepare": ["make_shards.py vqa slake a/{data} --output x"]}, "is not the beginning of a path"),
+        ({"prepare": ["make_shards.py vqa slake {data}x --output x"]}, "is not the beginning of a path"),
+        ({"pretraining_shards": ["/etc"]}, "names a path outside"),
+        ({"pretraining_shards": ["shards/../../x"]}, "names a path outside"),
+        ({"pretraining_shards": ["--output=x"]}, "starts with -"),
+        ({"datasets": {"d": {"shards": "../x"}}}, "names a path outside"),
+        ({"datasets": {"d": {"shards": "x", "settings": ["--output", "x"]}}}, "is no setting"),
+        ({"start": ["start.text=/etc"]}, "names a path outside"),
+        ({"start": ["start.text=../x"]}, "names a path outside"),
+        ({"pretraining": ["--output=x"]}, "is no setting"),
+        ({"pretraining": ["objectives.plugins=os"]}, "would import a module"),
+        ({"finetuning": ["data.cache_folder=/tmp"]}, "names a path outside"),
+        ({"evaluation": ["--output", "x"]}, "set '--output' themselves"),
+        ({"evaluation": ["--checkpoint=x"]}, "themselves"),
+        ({"evaluation": ["--cache-folder", "/tmp"]}, "names a path outside"),
+        ({"name": "../../x"}, "The name '../../x' is none"),
+        ({"preset": "../x"}, "names a path outside"),
+    ],
+)
+def test_what_leaves_the_house_is_refused_before_anything_runs(
+    tmp_path: Path, change: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trap.py").write_text(TRAP.format(str(tmp_path / "trapped")))
+    text = json.dumps({**RECIPE, **change}).replace("{trap}", str(tmp_path / "trap.py"))
+    (tmp_path / "recipe.json").write_text(text)
+    words = [str(tmp_path / "recipe.json"), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results"), "--jobs", "1"]
+    assert ablate([*words, "--output", str(tmp_path / "R.md")]) == 2
+    told = capsys.readouterr().err
+    assert says in told and "recipe.json was refused" in told and told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.json", "trap.py"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "recipes").glob("*.json")), ids=lambda path: path.name)
+def test_our_own_recipes_are_taken(path: Path) -> None:
+    lines = [prepared(line, Path("/data")) for line in read_recipe(path).prepare]
+    assert ("make_shards.py", "shards/slake") in [(tool, output) for tool, _, output in lines]
+    assert any("/data/slake" in words for _, words, _ in lines)
