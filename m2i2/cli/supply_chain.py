@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, file: Path) -> int:
     from m2i2 import supply_chain
     from m2i2.errors import M2I2Error
+    from m2i2.files import write_text
     from m2i2.terminal import say
-from m2i2.files import write_text
 
     packages = supply_chain.installed()
     if command == "sbom":
