@@ -88,13 +88,14 @@ class Trainer:
         """DeepSpeed's where several ranks share the work, or the CPU's memory helps; one alone pays for nothing."""
         student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
         deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
-        if share.ranks == 1 and not offloads(deepspeed):
-            return LocalEngine(student, optimizer, backend, share.passes, scaled=self.runtime.dtype == torch.float16)
-        if self.runtime.dtype == torch.float16:
+        scaled = self.runtime.dtype == torch.float16
+        if scaled and (share.ranks > 1 or offloads(deepspeed) or share.together):
             raise M2I2Error(
-                "training.precision=float16 needs a loss scale, which DeepSpeed's ZeRO does not have here. Train on one rank "
-                "without offloading, or take bfloat16 or float32."
+                "training.precision=float16 needs a loss scale, which several ranks, offloading and accumulation over the whole "
+                "batch do not have. Train on one rank without them (objectives.scope=micro_batch), or take bfloat16 or float32."
             )
+        if share.ranks == 1 and not offloads(deepspeed):
+            return LocalEngine(student, optimizer, backend, share.passes, scaled=scaled)
         steps_by = replace(backend, kernel="fused") if offloads(deepspeed) else backend  # apex steps on GPUs only
         return ShardedEngine(student, adamw(student, optimizer, steps_by), deepspeed)
 

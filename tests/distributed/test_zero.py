@@ -111,9 +111,9 @@ def _zero(rank: int, ranks: int, shards: Path) -> list[Outcome]:
 
 @pytest.fixture(scope="module")
 def plain(shards: Path) -> list[Outcome]:
-    """Of the last way, whose losses are those of the whole batch, the steps that are not accumulated."""
+    """Of the last two ways, whose losses are those of the whole batch, the steps that are not accumulated."""
     at_once, of_micro_batches = (plain_steps(settings(shards, *way[:2])) for way in WAYS[:2])
-    return [at_once, of_micro_batches, at_once]
+    return [at_once, of_micro_batches, at_once, at_once]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
