@@ -89,7 +89,7 @@ class Trainer:
         student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
         deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
         scaled = self.runtime.dtype == torch.float16
-        if scaled and (share.ranks > 1 or offloads(deepspeed) or share.together):
+        if scaled and (share.ranks > 1 or offloads(deepspeed) or share.passes < share.accumulation):
             raise M2I2Error(
                 "training.precision=float16 needs a loss scale, which several ranks, offloading and accumulation over the whole "
                 "batch do not have. Train on one rank without them (objectives.scope=micro_batch), or take bfloat16 or float32."
