@@ -44,12 +44,18 @@ class NotFinite(PretrainingTask):
     bad_words: tuple[int, ...] = (2, 3)
     bad_images: tuple[int, ...] = (5,)
 
-    def forward(self, batch: CaptionBatch, key: Key, negatives: Negatives | None = None) -> Output:
-        loss, losses, features = super().forward(batch, key, negatives)
-        if rank() == 1 and key.step in self.bad_words:
+    step = 0
+
+    def begin_micro_batch(self, key: Key) -> None:
+        super().begin_micro_batch(key)
+        self.step = key.step
+
+    def compute(self, batch: CaptionBatch, negatives: Negatives | None = None) -> Output:
+        loss, losses, features = super().compute(batch, negatives)
+        if rank() == 1 and self.step in self.bad_words:
             losses["mlm"] = losses["mlm"] * torch.nan
             loss = loss + losses["mlm"]
-        if rank() == 1 and key.step in self.bad_images:
+        if rank() == 1 and self.step in self.bad_images:
             losses["mim"] = losses["mim"].detach() + torch.inf
             loss = loss + losses["mim"]
         return Output(loss, losses, features)

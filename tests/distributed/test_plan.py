@@ -16,6 +16,8 @@ from m2i2.performance.training import DrawnBatches, drawn_captions
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
 from m2i2.training.deepspeed import private
+from m2i2.training.deepspeed.engine import ShardedEngine
+from m2i2.training.local import LocalEngine
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
 from tests.distributed.processes import on_ranks
@@ -54,14 +56,16 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
     finally:
         dist.all_reduce = all_reduce
     engine.micro_step()
-    zero = engine._zero
-    moments = [
-        t for state in private.inner_optimizer(zero).state.values() for name, t in state.items() if name.startswith("exp_avg")
-    ]
-    masters = {t.untyped_storage().data_ptr() for t in private.masters(zero)}
-    assert masters <= {t.untyped_storage().data_ptr() for t in zero.bit16_groups_flat}, "no second copy of the weights"
+    if isinstance(engine, LocalEngine):
+        weights, optimizer = [flat.data.detach() for flat in engine._flats], engine._optimizer
+    else:
+        assert isinstance(engine, ShardedEngine)
+        weights, optimizer = list(engine._zero.bit16_groups_flat), private.inner_optimizer(engine._zero)
+        masters = {t.untyped_storage().data_ptr() for t in private.masters(engine._zero)}
+        assert masters <= {t.untyped_storage().data_ptr() for t in weights}, "no second copy of the weights"
+    moments = [t for state in optimizer.state.values() for name, t in state.items() if name.startswith("exp_avg")]
     return {
-        "parameters": bytes_of(list(zero.bit16_groups_flat)),
+        "parameters": bytes_of(weights),
         "optimizer": bytes_of(moments),
         "teacher": bytes_of(list(task.teacher.parameters())),
         "queue": bytes_of(list(task.queue.buffers())),

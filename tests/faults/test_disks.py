@@ -29,7 +29,7 @@ def mounted(folder: Path, *words: str) -> Iterator[Path]:
 
 def test_full_disk(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     words = ["training.keep=9", "training.max_steps=12"]
-    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as small:
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs") as small:
         (tmp_path / "run").symlink_to(small)
         run = Watched([*torchrun(2), "--shards", shards, *SETTINGS, *words], tmp_path)
         assert run.wait() != 0
@@ -44,7 +44,7 @@ def test_full_disk(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
 
 
 def test_full_disk_under_the_log(shards: Path, tmp_path: Path) -> None:
-    with mounted(tmp_path / "run", "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+    with mounted(tmp_path / "run", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"):
         done = launch("pretrain", ["--shards", shards, *SETTINGS, "training.save_every=1000"], tmp_path)
     assert done.returncode == 2, done.stderr
     assert "No space left on device" in done.stderr and "start the same command again" in done.stderr
@@ -53,7 +53,7 @@ def test_full_disk_under_the_log(shards: Path, tmp_path: Path) -> None:
 
 def test_read_only_output(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    with mounted(tmp_path / "run", "-t", "tmpfs", "-o", "ro", "tmpfs") as run:
+    with mounted(tmp_path / "run", "-t", "tmpfs", "-o", "ro,mode=755", "tmpfs") as run:
         assert not os.access(run, os.W_OK)
         done = launch("pretrain", ["--shards", shards, *SETTINGS], tmp_path)
         assert done.returncode == 2, done.stderr

@@ -12,7 +12,10 @@ from tests.slurm.cluster import HERE, Cluster
     ("words", "message"),
     [
         (["pretrain", "--gpus", "0", "--", "trainig.epochs=1"], "Unknown setting 'trainig.epochs'"),
-        (["pretrain", "--gpus", "3", "--", "--preset", "tiny"], "training.batch=32 does not divide by 3 ranks"),
+        (
+            ["pretrain", "--gpus", "3", "--", "--preset", "tiny", "training.batch=31"],
+            "training.batch=31 does not divide by 3 ranks",
+        ),
         (["pretrain", "--gpus", "0", "--time", "soon"], "time='soon' is no time limit"),
         (["pretrain", "--gpus", "0", "--time", "5"], "signal_delay=300 seconds before a time limit of 5"),
         (["pretrain", "--gpus", "2", "--tasks", "3"], "a node has one rank a GPU"),
