@@ -5,6 +5,7 @@ to the user and in which nobody else may write. What the submitter reads back is
 """
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         _write(result, error)
         raise
+    # a limit's signal that comes while Python ends would kill a rank that has done all its work
+    for late in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(late, signal.SIG_IGN)
     _write(result, None)
 
 
