@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         _write(result, error)
         raise
-    # a limit's signal that comes while Python ends would kill a rank that has done all its work
-    for late in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(late, signal.SIG_IGN)
     _write(result, None)
 
 
 if __name__ == "__main__":
     main()
+    # a limit's signal that comes while Python ends would kill a rank that has done all its work
+    for late in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(late, signal.SIG_IGN)

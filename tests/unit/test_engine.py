@@ -82,9 +82,9 @@ def test_sections_that_write_files_are_refused(section: str) -> None:
         complete(**{section: WRITING[section]})
 
 
-@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
-def test_optimizer_states_are_not_written_to_a_disk(key: str) -> None:
-    with pytest.raises(M2I2Error, match="offloading to the CPU is not supported"):
+@pytest.mark.parametrize(("key", "message"), [("offload_optimizer", "what is supported is"), ("offload_param", "is not supported")])
+def test_optimizer_states_are_not_written_to_a_disk(key: str, message: str) -> None:
+    with pytest.raises(M2I2Error, match=message):
         complete(zero_optimization={"stage": 2, key: {"device": "nvme", "nvme_path": PLACE}})
 
 

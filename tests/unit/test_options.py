@@ -46,7 +46,7 @@ def test_overrides_are_typed_and_leave_the_rest() -> None:
         ("training.epochs=2.5", "not a whole number"),
         ("training.epochs=true", "not a whole number"),
         ("data.flip=yes", "not true or false"),
-        ("training.precision=float16", "not one of auto, bfloat16, float32"),
+        ("training.precision=float8", "not one of auto, bfloat16, float16, float32"),
         ("data.crop_scale=0.5", "not float,float"),
         ("data.crop_scale=0.9,0.2", "0 < low <= high"),
         ("training.batch=0", "at least 1"),
@@ -107,7 +107,7 @@ def test_the_help_lists_every_setting_as_wide_as_the_terminal(kind: type, column
         place = next(number for number, line in enumerate(lines) if line.startswith(f"  {key}="))
         rest = itertools.takewhile(lambda line: line.startswith("      "), lines[place + 1 :])
         assert " ".join(map(str.strip, rest)) == meaning
-    assert "  training.precision=auto [auto|bfloat16|float32]" in text
+    assert "  training.precision=auto [auto|bfloat16|float16|float32]" in text
 
 
 def test_an_option_that_is_a_setting_is_recognised() -> None:

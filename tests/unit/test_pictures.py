@@ -301,7 +301,9 @@ def test_float_pixels() -> None:
     close(pixels(out.getvalue()), FULL, 1)
 
 
-EMPTY_JPEG = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0\x04\0\0\0\xff\xd8\xff\xd9"
+_OF_12_BITS = b"\xff\xd8\xff\xc1" + struct.pack(">HBHHB", 11, 12, *RAMP.shape, 1) + b"\x01\x11\x00\xff\xd9\x00"
+EMPTY_JPEG = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0" + struct.pack("<I", len(_OF_12_BITS)) + _OF_12_BITS
+"""The size of a picture of 12 bits and nothing of it."""
 
 
 @pytest.mark.parametrize(
