@@ -6,6 +6,7 @@ Nothing here asks a network: packages are those that are installed, and advisori
 import io
 import json
 import re
+import sys
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,7 +62,10 @@ class Finding:
 @cache
 def installed() -> tuple[Package, ...]:
     """Every package of this environment but our own, by name."""
-    found = {canonicalize_name(d.metadata["Name"]): d for d in reversed(list(distributions())) if d.metadata["Name"]}
+    # not what setuptools carries for itself, which stands on sys.path once something has imported it
+    places = [place for place in sys.path if Path(place).name != "_vendor"]
+    present = reversed(list(distributions(path=places)))
+    found = {canonicalize_name(d.metadata["Name"]): d for d in present if d.metadata["Name"]}
     names = found.keys()
     packages = (Package(name, d.version, licence(d), _requires(d, names)) for name, d in found.items() if name != OWN)
     return tuple(sorted(packages, key=lambda package: package.name))
