@@ -7,7 +7,6 @@ draws). PyTorch's graphs read the seed of dropout from the generator at each rep
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -76,7 +75,7 @@ class Replayed:
     """``work``, done as it is for the first batch of a shape, and recorded and replayed from the second one on."""
 
     def __init__(self, work: Work, recorder: Recorder, forget: Callable[[], None], say: Callable[[str], None]) -> None:
-        """``forget`` drops what an attempt to record has left on the host; ``say`` is told where recording fails."""
+        """``forget`` drops what an attempt to record has left on the host; ``say`` takes the message where recording fails."""
         self._work, self._recorder, self._forget, self._say = work, recorder, forget, say
         self._seen: set[object] = set()
         self._recorded: dict[object, tuple[Batch, Callable[[], None], Losses]] = {}
@@ -84,24 +83,23 @@ class Replayed:
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of a batch on the device; they stay as they are."""
-        shape = tuple((name, tuple(t.shape), t.dtype) for name, t in vars(batch).items() if isinstance(t, Tensor))
+        tensors = batch.tensors()
+        shape = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors.items())
         if shape not in self._recorded:
             new = shape not in self._seen
             self._seen.add(shape)
             if new or self._broken or len(self._recorded) == MOST or not self._record(batch, shape):
                 return self._recorder.run(lambda: self._work(batch))
         place, replay, losses = self._recorded[shape]
-        for name, tensor in vars(place).items():
-            if isinstance(tensor, Tensor):
-                tensor.copy_(getattr(batch, name), non_blocking=True)
+        for name, tensor in place.tensors().items():
+            tensor.copy_(tensors[name], non_blocking=True)
         replay()
         together = torch.stack([loss.reshape(()) for loss in losses.values()])  # a later replay overwrites them
         return dict(zip(losses, together.unbind(), strict=True))
 
     def _record(self, batch: Batch, shape: object) -> bool:
         """Record the work for batches of this shape; False, and never again, where that fails."""
-        tensors = {name: tensor.clone() for name, tensor in vars(batch).items() if isinstance(tensor, Tensor)}
-        place = replace(batch, **tensors, unreadable=())
+        place = batch.each(Tensor.clone)
         try:
             self._recorded[shape] = (place, *self._recorder.record(lambda: self._work(place)))
         except Exception as e:  # a driver, a kernel or a plug-in's objective may refuse with anything

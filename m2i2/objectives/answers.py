@@ -1,9 +1,9 @@
 """The loss of finetuning: the answer, token by token."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2i2.objectives.soft_targets import soft_share
 from m2i2.precision import full
 
 
@@ -24,8 +24,8 @@ def answer_loss(
     log_probabilities = F.log_softmax(full(logits), dim=-1)
     labels, asked = answer_ids[:, 1:], answer_mask[:, 1:].to(log_probabilities.dtype)
     loss = -log_probabilities.gather(2, labels.unsqueeze(2)).squeeze(2)
-    if teacher_logits is not None and (not isinstance(distillation, float) or distillation):
-        share = torch.as_tensor(distillation, dtype=loss.dtype, device=loss.device)
+    share = soft_share(distillation, loss)
+    if teacher_logits is not None and share is not None:
         soft = F.softmax(full(teacher_logits), dim=-1)
         loss = (1 - share) * loss - share * (log_probabilities * soft).sum(-1)
     return weight * (loss * asked).sum(1).mean()

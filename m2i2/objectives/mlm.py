@@ -1,9 +1,9 @@
 """Masked language modelling: the words that were left out, predicted from text and image."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2i2.objectives.soft_targets import soft_share
 from m2i2.precision import full
 
 
@@ -17,8 +17,8 @@ def mlm_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, mean_count:
     """
     log_probabilities = F.log_softmax(full(logits), dim=-1)
     loss = F.nll_loss(log_probabilities, labels, reduction="sum", ignore_index=-100)
-    if not isinstance(distillation, float) or distillation:
-        share = torch.as_tensor(distillation, dtype=loss.dtype, device=loss.device)
+    share = soft_share(distillation, loss)
+    if share is not None:
         soft = F.softmax(full(teacher_logits), dim=-1)
         loss = (1 - share) * loss - share * ((log_probabilities * soft).sum(-1) * (labels != -100)).sum()
     return loss / mean_count.to(loss.dtype).clamp_min(1e-6)

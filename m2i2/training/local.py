@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
-from m2i2.errors import M2I2Error
 from m2i2.tasks.flat import Flat
 from m2i2.tasks.task import Output
 from m2i2.training.engine import Engine, or_nan
-from m2i2.training.optimizer import build, parameter_groups, steps_done
+from m2i2.training.optimizer import MOMENTS, build, parameter_groups, required, steps_done
 from m2i2.training.scaling import LossScale
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class LocalEngine(Engine):
@@ -37,7 +34,7 @@ class LocalEngine(Engine):
         decays = [group["weight_decay"] for group in groups if group["params"]]
         self._lr = torch.tensor(config.lr, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
         self._on_device = backend.kernel == "fused"
-        """Whether the optimizer takes the outcome and the clipping from the device; the others are told by the host."""
+        """Whether the optimizer takes the outcome and the clipping from the device; the others learn it from the host."""
         self._optimizer = build(
             [{"params": [flat.data], "weight_decay": decay} for flat, decay in zip(self._flats, decays, strict=True)],
             backend,
@@ -112,7 +109,7 @@ class LocalEngine(Engine):
             if "exp_avg" not in state or not steps_done(state, group):
                 continue
             steps = steps_done(state, group)
-            for key in _MOMENTS:
+            for key in MOMENTS:
                 for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
                     gathered[f"{key}.{self._names[id(parameter)]}"] = view.cpu().clone()
         return gathered, steps
@@ -125,17 +122,8 @@ class LocalEngine(Engine):
             state = self._optimizer.state[flat.data]
             state["step"] = torch.tensor(float(steps), device=flat.data.device if self._on_device else "cpu")
             group["step"] = steps  # where apex counts
-            for key in _MOMENTS:
+            for key in MOMENTS:
                 state[key] = torch.zeros_like(flat.data)
                 for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
                     name = self._names[id(parameter)]
                     view.copy_(required(moments, f"{key}.{name}", name, parameter.shape))
-
-
-def required(moments: dict[str, Tensor], key: str, name: str, shape: torch.Size) -> Tensor:
-    """The moment ``key`` of a checkpoint; M2I2Error where it is missing or of another shape."""
-    tensor = moments.get(key)
-    if tensor is None or tensor.shape != shape:
-        found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-        raise M2I2Error(f"The checkpoint's optimizer state of {name} is {found}; expected {tuple(shape)}.")
-    return tensor

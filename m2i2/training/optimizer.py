@@ -4,10 +4,14 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
+from m2i2.errors import M2I2Error
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, beside its step count; its names in checkpoints begin like this."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -39,6 +43,15 @@ def build(groups: list[dict[str, Any]], backend: Backend, **options: Any) -> tor
 def steps_done(state: dict[str, Any], group: dict[str, Any]) -> int:
     """Steps that a parameter's state has seen; apex counts them in the group."""
     return int(state["step"] if "step" in state else group.get("step", 0))
+
+
+def required(moments: dict[str, Tensor], key: str, name: str, shape: torch.Size) -> Tensor:
+    """The moment ``key`` of a checkpoint; M2I2Error where it is missing or of another shape."""
+    tensor = moments.get(key)
+    if tensor is None or tensor.shape != shape:
+        found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+        raise M2I2Error(f"The checkpoint's optimizer state of {name} is {found}; expected {tuple(shape)}.")
+    return tensor
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:

@@ -45,6 +45,8 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self._operations: list[tuple[Any, Any, Any, Any]] = []
         self.recordings = 0
+        self.touched: Callable[[], Iterable[Tensor]] = list
+        """All that the work changes; set before the first step."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in FROM_HOST:
@@ -70,9 +72,6 @@ class Tape(TorchDispatchMode):
         operations, self._operations = self._operations, []
         self.recordings += 1
         return lambda: replay(operations), losses
-
-    def touched(self) -> Iterable[Tensor]:
-        raise NotImplementedError
 
 
 def replay(operations: list[tuple[Any, Any, Any, Any]]) -> None:
@@ -107,7 +106,7 @@ def trained(config: PretrainingConfig | FinetuningConfig, tape: Tape | None) -> 
         share = DrawnBatches(Share(4, 1, 0, 1), lambda: next(batches))
         trainer = Trainer(config, task, share, runtime, Path(), lambda folder: None)  # type: ignore[arg-type]
     if tape:
-        tape.touched = lambda: state_of(trainer)  # type: ignore[method-assign]
+        tape.touched = lambda: state_of(trainer)
     trainer.done = 498  # the share of soft targets and the learning rate change from step to step
     return trainer, [trainer.step().losses[0] for _ in BATCHES]
 

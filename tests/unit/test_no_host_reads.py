@@ -31,7 +31,7 @@ def valueless() -> Iterator[tuple[CaptionBatch, QuestionBatch]]:
     """A batch of captions and one of questions. Their tensors, and all that are made meanwhile, have no values."""
     captions, questions = drawn_captions(PRETRAINING, 4, 24), drawn_questions(FINETUNING, 4, 12, 6)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield captions._each(mode.from_tensor), questions._each(mode.from_tensor)
+        yield captions.each(mode.from_tensor), questions.each(mode.from_tensor)
 
 
 def step(task: Task, batch: object) -> None:

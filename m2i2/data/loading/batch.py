@@ -27,15 +27,20 @@ class Batch:
 
     def to(self: T, device: torch.device) -> T:
         """The same batch on ``device``."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self: T) -> T:
         """The same batch in page-locked memory (called by DataLoader)."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self: T, change: Callable[[Tensor], Tensor]) -> T:
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def each(self: T, change: Callable[[Tensor], Tensor]) -> T:
+        """The same batch with every tensor changed."""
+        changed: dict[str, Any] = {name: change(value) for name, value in self.tensors().items()}
         return replace(self, **changed)
 
     def __len__(self) -> int:

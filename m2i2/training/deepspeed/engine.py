@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed import private
 from m2i2.training.engine import Engine, or_nan
-from m2i2.training.local import required
-from m2i2.training.optimizer import steps_done
+from m2i2.training.optimizer import MOMENTS, required, steps_done
 
 
 class _Within(nn.Module):
@@ -87,7 +86,7 @@ class ShardedEngine(Engine):
             if "exp_avg" not in state:
                 continue
             steps = steps_done(state, inner.param_groups[group])
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in MOMENTS:
                 mine = state[key].detach().to(self.applied.device)  # offloaded ones are not where the ranks exchange
                 pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
                 dist.gather(mine, pieces, dst=0)
@@ -112,7 +111,7 @@ class ShardedEngine(Engine):
             state, size = inner.state[partition], partition.numel()
             state["step"] = torch.tensor(float(steps), device=partition.device)
             inner.param_groups[group]["step"] = steps  # where apex counts
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in MOMENTS:
                 flat = torch.zeros(size * dist.get_world_size())
                 for name, offset, shape in self._layout(group):
                     tensor = required(moments, f"{key}.{name}", name, shape)
