@@ -56,7 +56,7 @@ class Finding:
     """Its names: the record's own, and CVE or GHSA numbers."""
     summary: str
     fixed: str
-    """The versions that mend it, where the record names some."""
+    """The versions that fix it, where the record names some."""
 
 
 @cache

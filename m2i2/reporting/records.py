@@ -93,7 +93,7 @@ def _content(path: Path, run: Path, most: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise M2I2Error(f"{path} cannot be read ({e.strerror}); mend or remove it.") from e
+        raise M2I2Error(f"{path} cannot be read ({e.strerror}); correct or remove it.") from e
 
 
 def _object(path: Path, run: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _object(path: Path, run: Path) -> dict[str, Any]:
     try:
         value = parse_json(content)
     except ValueError as e:
-        raise M2I2Error(f"{path} cannot be read ({e}); mend or remove it.") from e
+        raise M2I2Error(f"{path} cannot be read ({e}); correct or remove it.") from e
     return value if isinstance(value, dict) else {}
 
 

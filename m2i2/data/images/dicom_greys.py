@@ -1,7 +1,7 @@
 """Greys of a DICOM image as a viewer shows them: stored values through rescale and window, or through tables, to bytes.
 
 PS3.3 C.11.1 (modality), C.11.2 (values of interest), C.7.6.16.2 (functional groups). Where a declaration contradicts what is
-stored, what is stored decides, and the contradiction is told.
+stored, what is stored decides, and the contradiction is reported.
 """
 
 import math

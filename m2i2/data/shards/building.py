@@ -134,7 +134,7 @@ def _build(
     if builder.samples().get("train") == 0:
         raise M2I2Error(
             f"All records of the split train were rejected, so that there is nothing to train on; they are listed in "
-            f"{output / REJECTS}. Mend them, or leave them out; no index was written."
+            f"{output / REJECTS}. Correct them, or leave them out; no index was written."
         )
     index: dict[str, Any] = {
         **settings,
