@@ -18,7 +18,7 @@ EXIT_UNREAD = 141
 """As of a process that SIGPIPE ends: the reader of its output (`head`, a pager) has seen enough."""
 
 _LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|timed out|timeout|nccl|socketstarterror", re.IGNORECASE)
-_WORKER = re.compile(r"^DataLoader worker .*(killed by signal|exited unexpectedly)")
+_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -59,9 +59,9 @@ def report(error: BaseException) -> int:
 
 def _explained(error: BaseException, where: str) -> str:
     """A fault with its traceback; a lost rank or loader process, which is no fault of the program, in a paragraph."""
-    if _WORKER.search(str(error)):
+    if worker := _lost_worker(error):
         return (
-            f"error{where}: a loader process ended ({str(error).splitlines()[0]}). The machine may be out of memory: lower "
+            f"error{where}: a loader process ended ({worker}). The machine may be out of memory: lower "
             f"data.workers or training.batch. The same command resumes from the newest checkpoint."
         )
     if where and lost_another_rank(error):
@@ -70,6 +70,19 @@ def _explained(error: BaseException, where: str) -> str:
             f"stands above or in its own log. The same command resumes from the newest checkpoint."
         )
     return f"fault{where}:\n{''.join(traceback.format_exception(error))}"
+
+
+def _lost_worker(error: BaseException | None) -> str | None:
+    """What torch says of a loader process that ended, if that is behind this error.
+
+    Its handler of SIGCHLD raises wherever the process happens to be, and what runs there may wrap the error in one of its own.
+    """
+    while error is not None:
+        for line in str(error).splitlines():
+            if found := _WORKER.search(line):
+                return line[found.start() :]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def lost_another_rank(error: BaseException) -> bool:

@@ -48,7 +48,7 @@ def test_a_rank_that_fails_is_named_first(shards: Path, tmp_path: Path) -> None:
     (worker,) = run.workers(1)
     worker.kill()
     assert run.wait() == 1
-    assert first_error(run).startswith("error (rank 1): a loader process ended (DataLoader worker")
+    assert first_error(run).startswith("error (rank 1): a loader process ended (DataLoader worker"), run.output[-3000:]
     assert "lower data.workers" in first_error(run)
     assert_gone(run.seen)
 
