@@ -221,7 +221,7 @@ class PretrainingStates(States):
     def _negative_states(self, keys_values: list[KeysValues]) -> tuple[list[KeysValues], Tensor, Tensor]:
         """Keys and values of the negative images, states and mask of the negative texts; ``keys_values``: of the own images."""
         image, text, mask = self.negatives.image, self.negatives.text, self.batch.attention_mask
-        if self.global_batch.local or world_size() == 1:
+        if self.global_batch.local or world_size() == 1:  # the own images' projected keys and values serve again
             return [(k[image], v[image]) for k, v in keys_values], self.text_states[text], mask[text]
         fetched = fetch_negatives(self.global_batch, self.negatives, self.image_states, self.text_states, mask)
         return self.student.text_encoder.bert.image_keys_values(fetched.image), fetched.text, fetched.text_mask

@@ -6,7 +6,7 @@ from tests.faults.runs import SETTINGS, assert_gone, shared_memory
 from tests.faults.soak import soak
 from tests.preloaded import LONG
 
-STEPS = 160 if LONG else 120
+STEPS = 160 if LONG else 90
 
 
 def test_nothing_grows(tmp_path: Path) -> None:

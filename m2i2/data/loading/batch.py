@@ -60,9 +60,8 @@ class CaptionBatch(Batch):
     labels: Tensor
     """[B, L] int64, the original token where one is to be predicted, else -100; never at [CLS]."""
     places: Tensor
-    """[M] int64, numbers of the masked positions in the flattened batch, filled up to one of a few capacities
-    M, so
-    that shapes repeat: see `masking.places_of`."""
+    """[M] int64, numbers of the masked positions in the flattened batch, filled up to one of a few capacities M, so that
+    shapes repeat: see `masking.places_of`."""
     student_noise: Tensor
     """[B, P] float32 in [0, 1): the patches with the lowest values stay visible to the student."""
     teacher_noise: Tensor
