@@ -35,7 +35,6 @@ LONG = bool(os.environ.get("M2I2_LONG"))
 """Whether the long forms of the tests were asked for."""
 IMPORTS = (
     *("torch.distributed", "deepspeed.ops", "transformers", "numpy", "PIL.Image", "safetensors.torch", "tokenizers", "psutil"),
-    "torch._dynamo",  # every optimizer imports it
 )
 AT_IMPORT = ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HOME")
 """Variables that the imports look at: a program with other values is started afresh."""

@@ -1,6 +1,8 @@
 """Ranks of one machine sum gradients and share weights through memory; where they cannot, through gloo, to the same end."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,26 +71,34 @@ def _train(rank: int, ranks: int, stage: int, folder: str) -> tuple[bool, dict[s
         engine.backward(output.loss)
         engine.micro_step()
     dist.barrier()
-    left = [name for name in os.listdir(folder) if name.startswith("m2i2-")] if Path(folder).is_dir() else []
+    left = os.listdir(folder) if Path(folder).is_dir() else []
     return engine.shares_memory, {name: t.numpy().copy() for name, t in model.state_dict().items()}, left
 
 
+@pytest.fixture
+def in_memory() -> Iterator[str]:
+    """A folder in /dev/shm that no other program uses."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("stage", [1, 2])
-def test_shared_weights_take_the_steps_of_sent_ones(stage: int, tmp_path: Path) -> None:
-    here: list[Any] = on_ranks(2, _train, stage, "/dev/shm")
+def test_shared_weights_take_the_steps_of_sent_ones(stage: int, tmp_path: Path, in_memory: str) -> None:
+    here: list[Any] = on_ranks(2, _train, stage, in_memory)
     sent: list[Any] = on_ranks(2, _train, stage, str(tmp_path / "missing"))
     for (shared, weights, left), (not_shared, others, _) in zip(here, sent, strict=True):
         assert shared and not not_shared
-        assert not left, "nothing must stay in /dev/shm"
+        assert not left, "no file may stay in /dev/shm"
         for name, tensor in weights.items():
             np.testing.assert_allclose(tensor, others[name], rtol=0, atol=1e-6)
             np.testing.assert_array_equal(tensor, here[0][1][name], err_msg="the ranks' weights differ")
 
 
-def _full(rank: int, ranks: int) -> bool:
+def _full(rank: int, ranks: int, folder: str) -> bool:
+    shared_memory.FOLDER = Path(folder)
     return shared_memory.common_memory([1 << 50]) is None
 
 
-def test_memory_that_does_not_fit_is_refused_before_it_is_used() -> None:
-    assert all(on_ranks(2, _full))
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("m2i2-")]
+def test_memory_that_does_not_fit_is_refused_before_it_is_used(in_memory: str) -> None:
+    assert all(on_ranks(2, _full, in_memory))
+    assert not os.listdir(in_memory)

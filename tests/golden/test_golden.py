@@ -9,8 +9,6 @@ from tests.golden.stored import stored
 
 EXACT = 1e-9
 ON_RANKS = {1: list(CASES), 2: list(CASES), 4: ["pretraining"]}
-PRELOAD = ("tests.golden.run", "torch._dynamo")
-"""What takes longer to import (seconds, of each of seven processes) than the steps take."""
 
 
 def assert_golden(found: Record, name: str) -> None:

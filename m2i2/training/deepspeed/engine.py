@@ -37,6 +37,7 @@ class ShardedEngine(Engine):
         import deepspeed  # late: joining the process group chooses its accelerator first
 
         private.prepare_import()
+        private.admit(type(optimizer))
         self.student = student
         self._engine, *_ = deepspeed.initialize(
             model=_Within(student), optimizer=optimizer, config=config, dist_init_required=False

@@ -52,6 +52,13 @@ def prepare_import() -> None:
         compiler.compile = decorator  # type: ignore[attr-defined]
 
 
+def admit(optimizer: type[torch.optim.Optimizer]) -> None:
+    """Let ZeRO partition an optimizer of this class without a warning that it was not tested."""
+    known = getattr(importlib.import_module("deepspeed.runtime.zero.utils"), "ZERO_SUPPORTED_OPTIMIZERS", None)
+    if known is not None and optimizer not in known:
+        known.append(optimizer)
+
+
 def require_zero(zero: Any) -> None:
     """M2I2Error where a ZeRO-1/2 optimizer lacks what checkpoints need."""
     if missing := [name for name in _NEEDED if not hasattr(zero, name)]:
