@@ -376,7 +376,7 @@ class MonitorConfig:
     wandb_project: str = "m2i2"
     """Project of Weights & Biases that runs appear in."""
     peak_tflops: float = 0.0
-    """What one rank's device can do at the run's precision, 1e12 operations a second; MFU is shown where it is above 0."""
+    """What one rank's device can do at the run's precision, 1e12 operations per second; MFU is shown where it is above 0."""
 
     def __post_init__(self) -> None:
         require(self.peak_tflops >= 0, f"monitor.peak_tflops={self.peak_tflops} must not be negative.")

@@ -40,7 +40,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         try:
             yield from (Finding(subject, *rest) for rest in check(folder))
         except Exception as e:  # a broken installation raises almost anything when it is imported
-            yield Finding(subject, "fault", f"{type(e).__name__}: {e}".splitlines()[0], "Mend or reinstall it.")
+            yield Finding(subject, "fault", f"{type(e).__name__}: {e}".splitlines()[0], "Repair or reinstall it.")
 
 
 _Row = tuple[Status, str, str]
@@ -251,7 +251,7 @@ def _processor(folder: Path) -> Iterator[_Row]:
         yield "ok", found, ""
     for name in ("M2I2_THREADS", "OMP_NUM_THREADS"):
         if value := os.environ.get(name):
-            meaning = "threads a rank, instead of its share of the cores" if name == "M2I2_THREADS" else "ignored by training ranks"
+            meaning = "threads per rank, not its share of the cores" if name == "M2I2_THREADS" else "ignored by training ranks"
             yield "ok", f"{name}={value} is set: {meaning}", ""
 
 

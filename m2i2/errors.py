@@ -26,7 +26,7 @@ def plain(text: str, most: int | None = None) -> str:
 
 
 class M2I2Error(ValueError):
-    """A problem that the user can mend: bad input, bad settings, a damaged file.
+    """A problem that the user can fix: bad input, bad settings, a damaged file.
 
     The message is one paragraph that names the thing (file, record, key, value), the reason and the remedy. Whatever names and
     values it quotes, it is fit for a terminal: see `plain`.

@@ -28,7 +28,7 @@ def guarded(command: Callable[[], int]) -> int:
     group's threads, which can hang or abort an interpreter that shuts down around them. The others lose their connection to
     it, say so in a line, after the failed rank has said why, and end too.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 is shown with escapes; it is no reason to fail
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path that is not UTF-8 is shown with escapes; that is not a reason to fail
         with suppress(OSError):  # where it was taken for a file and is a pipe by now
             sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -58,7 +58,7 @@ def report(error: BaseException) -> int:
 
 
 def _explained(error: BaseException, where: str) -> str:
-    """A fault with its traceback; a lost rank or loader process, which is no fault of the program, in a paragraph."""
+    """A fault with its traceback; a lost rank or loader process, which is not a fault of the program, in a paragraph."""
     if worker := _lost_worker(error):
         return (
             f"error{where}: a loader process ended ({worker}). The machine may be out of memory: lower "

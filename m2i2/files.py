@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     """Put ``text`` at ``path`` in one step, as `replacing` does.
 
-    What is no Unicode (bytes of a path that is not UTF-8) becomes an escape, which in JSON means the same.
+    What is not Unicode (bytes of a path that is not UTF-8) becomes an escape, which in JSON means the same.
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
@@ -84,7 +84,7 @@ def check_file(path: Path, most: int | None = None) -> int:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if most is not None and status.st_size > most:
         raise M2I2Error(f"{path} was refused: it has {status.st_size} bytes, more than the bound of {most}.")
     return status.st_size
@@ -107,7 +107,7 @@ def read_tail(path: Path, most: int) -> str:
 
 
 def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _finite(word: str) -> float:

@@ -42,7 +42,7 @@ def open_plain(path: str | Path, flags: int, mode: int = 0o600, *, within: int |
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return descriptor
 
 

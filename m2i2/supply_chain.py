@@ -101,7 +101,7 @@ def read_lock(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
             continue
         pinned, hashes = _PINNED.match(line), tuple(_HASH.findall(line))
         if not pinned or not hashes:
-            raise M2I2Error(f"{path}: {shown(line)} is no NAME==VERSION with hashes; make the file again (CONTRIBUTING.md).")
+            raise M2I2Error(f"{path}: {shown(line)} is not NAME==VERSION with hashes; make the file again (CONTRIBUTING.md).")
         found[canonicalize_name(pinned[1])] = (pinned[2], hashes)
     return found
 

@@ -2,7 +2,7 @@
 
 A launcher takes about 4 seconds of a core to import what it needs, one on two ranks four times that, and few tests are about how
 it starts. `run` runs it in a process forked from an interpreter that has made these imports (nothing of m2i2 among them); Python
-programs that it starts in turn (DeepSpeed's launcher its ranks, a recipe its cells) are forked likewise. They are processes like
+programs that it starts in turn (DeepSpeed's launcher its ranks, a recipe its cells) are forked too. They are processes like
 others: with their own environment, working folder, output, signals and exit code. With ``M2I2_LONG=1`` in the environment, and
 where there is a GPU (CUDA does not survive a fork), every program is started afresh.
 """

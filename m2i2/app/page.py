@@ -20,7 +20,7 @@ from m2i2.inference.answering import Answerer
 from m2i2.inference.overlay import overlay
 from m2i2.terminal import say
 
-NOTICE = """**Research software, no medical device.** Its answers may be wrong, and must not guide the care of anybody.
+NOTICE = """**Research software, not a medical device.** Its answers may be wrong, and must not guide the care of anybody.
 Do not upload images that identify a person."""
 
 LARGEST_SIDE = 1024
@@ -90,7 +90,7 @@ class Desk:
 
 
 def _refusal(message: str, title: str) -> gr.Error:
-    """An error that the page shows; it is no fault of ours, so that the log needs no traceback."""
+    """An error that the page shows; it is not a fault of the app, so the log needs no traceback."""
     return gr.Error(message, title=title, print_exception=False)
 
 

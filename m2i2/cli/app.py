@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--candidates",
         type=Path,
         metavar="PATH",
-        help="answers to choose from: one a line, a JSON list, or question shards (default: answers are written freely)",
+        help="answers to choose from: one per line, a JSON list, or question shards (default: answers are written freely)",
     )
     add("--port", type=int, default=7860, help="(%(default)s)")
     add("--max-megabytes", type=int, default=20, metavar="N", help="largest upload (%(default)s)")

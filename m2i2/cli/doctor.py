@@ -58,7 +58,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         say(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         notes = sum(finding.status == "note" for finding in findings)
-        say(f"\n{faults} fault(s), {notes} note(s). " + ("Mend the faults first." if faults else "Training can run here."))
+        say(f"\n{faults} fault(s), {notes} note(s). " + ("Fix the faults first." if faults else "Training can run here."))
     return EXIT_USER_ERROR if faults else 0
 
 
@@ -113,7 +113,7 @@ def try_training(seconds: float = 600) -> Finding:
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if line.startswith(("error", "fault"))), "")
             text = said or (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            return Finding("training", "fault", f"{ranks} rank(s) ended with code {done.returncode}: {text}", "Mend what it names.")
+            return Finding("training", "fault", f"{ranks} rank(s) ended with code {done.returncode}: {text}", "Fix what it names.")
         rows = read_rows(Path(folder) / "run" / "log.jsonl")
     losses = ", ".join(f"{row['loss']:.3f}" for row in rows)
     return Finding("training", "ok", f"{ranks} rank(s) trained {len(rows)} steps and saved a checkpoint (losses {losses})")

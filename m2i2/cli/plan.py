@@ -71,7 +71,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     needed = sum(of(gpus).memory.values()) / 1e9
     if needed > arguments.gpu_memory:
         raise M2I2Error(
-            f"{needed:.1f} GB a GPU are needed, {arguments.gpu_memory:g} are there: lower --batch, raise training.accumulation, or "
+            f"{needed:.1f} GB per GPU are needed, not {arguments.gpu_memory:g}: lower --batch, raise training.accumulation, or "
             f"use training.checkpoint_activations=true (which this plan does not count)."
         )
     return 0

@@ -11,7 +11,7 @@ from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 from m2i2.terminal import say
 
-DESCRIPTION = """Run pretraining, finetuning and evaluation on a SLURM cluster, one rank a GPU (--gpus 0: on CPUs).
+DESCRIPTION = """Run pretraining, finetuning and evaluation on a SLURM cluster, one rank per GPU (--gpus 0: on CPUs).
 
 What stands before "--" is for the cluster, what stands after it for the launcher of the same name. A training run that is
 preempted, requeued or at its time limit saves, goes back to the queue and resumes by itself."""
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
     pipeline = submitting("pipeline", "pretraining, then finetuning and evaluation on each question data set, in a chain of jobs")
     add = pipeline.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of all its runs: pretrain, and one a data set")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of all its runs: pretrain, and one per data set")
     add("--questions", nargs="+", required=True, metavar="DIR", help="question shards to finetune and evaluate on")
     add("--pretrain", metavar="OPTIONS", help="options of launchers/pretrain.py, in quotes")
     add("--checkpoint", default="", metavar="RUN", help="a pretraining run that is there already, instead of --pretrain")

@@ -63,7 +63,7 @@ def _run(command: str, file: Path) -> int:
     else:
         findings, records = supply_chain.audit(packages, supply_chain.read_advisories(file))
         faults = [
-            f"{found.package.name} {found.package.version}: {found.advisory}: {found.summary} Mended in: {found.fixed}"
+            f"{found.package.name} {found.package.version}: {found.advisory}: {found.summary} Fixed in: {found.fixed}"
             for found in findings
         ]
         told += f" against {records} advisories"

@@ -29,7 +29,7 @@ _JOB_ID = re.compile(r"[0-9]{1,18}(_[0-9]{1,9})?")
 def require_job_id(job_id: object) -> str:
     """A job's number, or that of a member of an array; M2I2Error for anything else, which no SLURM command is given."""
     if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
-        raise M2I2Error(f"{shown(job_id)} is no job number of SLURM, such as 12 or 12_0.")
+        raise M2I2Error(f"{shown(job_id)} is not a job number of SLURM, such as 12 or 12_0.")
     return job_id
 
 

@@ -202,7 +202,7 @@ def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
         tails = "".join(f"\n-- the end of rank {r}'s log:\n{_tail(submitted.log(watch.member, r))}" for r in silent[:4])
         ranks = f"rank(s) {', '.join(map(str, silent))}" if silent else "a rank"
         return (
-            f"{what} failed{by}, exit code {state.exit_code}: {ranks} ended without a word.{tails}\n{remedy}",
+            f"{what} failed{by}, exit code {state.exit_code}: {ranks} ended without an error message.{tails}\n{remedy}",
             state.exit_code or 1,
         )
     rank, end = next(iter(own.items()))

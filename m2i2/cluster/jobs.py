@@ -1,4 +1,4 @@
-"""What runs on the nodes: one process a rank, started by srun, that calls a launcher's own code."""
+"""What runs on the nodes: one process per rank, started by srun, that calls a launcher's own code."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ class RankJob:
     folder: str
     """Where the command was submitted: its relative paths start there."""
     gpus: int
-    """GPUs a node that the job asked for."""
+    """GPUs per node that the job asked for."""
 
     def __call__(self) -> int:
         """Run the launcher on this rank. A stopped run goes back to the queue: SystemExit, without a result."""

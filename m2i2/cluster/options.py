@@ -33,11 +33,11 @@ class ClusterOptions:
     nodes: int = 1
     """Machines of a job."""
     gpus: int = 1
-    """GPUs a node, one rank each; 0 = ranks on CPUs."""
+    """GPUs per node, one rank each; 0 = ranks on CPUs."""
     tasks: int = 0
-    """Ranks a node; 0 = one a GPU, or one without GPUs."""
+    """Ranks per node; 0 = one per GPU, or one without GPUs."""
     cpus: int = 0
-    """CPUs a rank: its own and its loader workers' (data.workers)."""
+    """CPUs per rank: its own and its loader workers' (data.workers)."""
     memory: float = 0.0
     """Of a node, GB."""
     time: str = "4:00:00"
@@ -75,7 +75,7 @@ class ClusterOptions:
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative.")
         require(self.signal_delay >= 1, f"signal_delay={self.signal_delay} must be at least 1 second.")
         if self.gpus and self.tasks not in (0, self.gpus):
-            raise M2I2Error(f"tasks={self.tasks} with gpus={self.gpus}: a node has one rank a GPU; leave --tasks out.")
+            raise M2I2Error(f"tasks={self.tasks} with gpus={self.gpus}: a node has one rank per GPU; leave --tasks out.")
         require(
             self.signal_delay < 60 * minutes(self.time),
             f"signal_delay={self.signal_delay} seconds before a time limit of {self.time} is before the start; "
@@ -100,14 +100,14 @@ class ClusterOptions:
 def require_word(what: str, text: str) -> None:
     """M2I2Error for what would be more than a word of one line of an sbatch script; empty text is none."""
     if text and (not text.isprintable() or " " in text or text.startswith("-")):
-        raise M2I2Error(f"{what}={shown(text)} is no single word: spaces, line ends and a leading - are not taken.")
+        raise M2I2Error(f"{what}={shown(text)} is not a single word: spaces, line ends and a leading - are not taken.")
 
 
 def require_name(text: str) -> None:
     """M2I2Error for a text that cannot be the name of a job and of its folder."""
     if not text or not text.isprintable() or len(text) > 200 or text[0] in "-." or set(text) & set("/%"):
         raise M2I2Error(
-            f"{shown(text)} is no name of a job: it is one line of up to 200 characters, without / and %, and starts with "
+            f"{shown(text)} is not a valid name of a job: it is one line of up to 200 characters, without / and %, and starts with "
             f"neither - nor a dot."
         )
 
@@ -116,7 +116,7 @@ def sbatch_option(line: str) -> tuple[str, str | bool]:
     """A further sbatch option and its value, True for one that has none; M2I2Error for what is not one option on one line."""
     key, separator, value = line.removeprefix("#SBATCH").strip().removeprefix("--").partition("=")
     if not _OPTION.fullmatch(key) or (value and not value.isprintable()):
-        raise M2I2Error(f"sbatch={shown(line)} is no sbatch option; write name=value, or a name alone, on one line.")
+        raise M2I2Error(f"sbatch={shown(line)} is not an sbatch option; write name=value, or a name alone, on one line.")
     return key, value if separator else True
 
 
@@ -124,12 +124,12 @@ def minutes(text: str) -> int:
     """A time limit as SLURM writes it (see `sbatch --time`) in minutes, rounded up."""
     found = _TIME.fullmatch(text)
     if not found:
-        raise M2I2Error(f"time={text!r} is no time limit; write minutes, hours:minutes:seconds or days-hours, such as 4:00:00.")
+        raise M2I2Error(f"time={text!r} is not a time limit; write minutes, hours:minutes:seconds or days-hours, such as 4:00:00.")
     part = {name: int(value or 0) for name, value in found.groupdict().items()}
     hours = part["days"] * 24 + part["day_hours"] + part["hours"]
     seconds = part["day_seconds"] + part["hour_seconds"] + part["seconds"]
     total = hours * 60 + part["day_minutes"] + part["hour_minutes"] + part["minutes"] + -(-seconds // 60)
-    require(total > 0, f"time={text!r} is no time at all.")
+    require(total > 0, f"time={text!r} must be more than zero.")
     return total
 
 

@@ -46,7 +46,7 @@ def result_path(folder: Path, job_id: str, rank: int) -> Path:
 
 
 def outcome(path: Path) -> Outcome:
-    """What a rank wrote; nothing where the file is missing, is no regular file, or says something else."""
+    """What a rank wrote; nothing where the file is missing, is not a regular file, or says something else."""
     try:
         value = parse_json(read_tail(path, 16 * _LONGEST).encode())
         fields = {name: value[name] for name in ("kind", "message", "traceback")}

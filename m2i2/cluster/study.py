@@ -97,12 +97,12 @@ def read_study(folder: Path) -> tuple[list[Member], list[Submitted]]:
         for member in members:
             texts = [member.name, member.run, member.evaluation, *member.settings, *member.settings.values()]
             if not all(isinstance(text, str) and text.isprintable() for text in texts):
-                raise ValueError(f"{shown(member.name)} is no member")
+                raise ValueError(f"{shown(member.name)} is not a member")
         return members, [read_record(Path(job)) for job in study["jobs"]]
     except M2I2Error:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise M2I2Error(f"{path} is no study ({type(e).__name__}: {e}).") from e
+        raise M2I2Error(f"{path} is not a study ({type(e).__name__}: {e}).") from e
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _
     if not str(folder).isprintable():
         raise M2I2Error(f"The job folder {shown(str(folder))} has a name of several lines; name another place with --jobs.")
     if after and not _AFTER.fullmatch(after):
-        raise M2I2Error(f"{shown(after)} is no dependency of SLURM, such as afterok:12 or afterany:12:13.")
+        raise M2I2Error(f"{shown(after)} is not a dependency of SLURM, such as afterok:12 or afterany:12:13.")
     executor = _SlurmExecutor(folder, max_num_timeout=options.time_limits, python=_PYTHON)
     more: dict[str, Any] = {"requeue": True}
     for line in options.sbatch:
@@ -234,14 +234,14 @@ def read_record(folder: Path) -> Submitted:
             raise ValueError(f"it has {len(job_ids)} job numbers, {len(tasks)} tasks and {ranks} ranks")
         return Submitted(folder.resolve(), record["name"], tasks, job_ids, ranks)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise M2I2Error(f"{path} is no record of a job ({type(e).__name__}: {e}).") from e
+        raise M2I2Error(f"{path} is not a record of a job ({type(e).__name__}: {e}).") from e
 
 
 def _task(row: Any) -> Task:
     """A task as it was recorded."""
     words = (row["name"], row["stage"], *row["words"])
     if row["stage"] not in STAGES or not all(isinstance(word, str) for word in words) or not row["name"].isprintable():
-        raise ValueError(f"{shown(row)} is no task")
+        raise ValueError(f"{shown(row)} is not a task")
     return Task(row["name"], row["stage"], tuple(row["words"]))
 
 

@@ -53,7 +53,7 @@ class Source(Protocol):
     """What the reader passed over, by reason; complete once the stream is exhausted."""
 
     notes: Counter[str]
-    """What the reader had to decide because the data does not say it, and how often; complete likewise."""
+    """What the reader had to decide because the data does not say it, and how often; also complete."""
 
     def __iter__(self) -> Iterator[ImageRecord]:
         """Raises M2I2Error, naming the file and the record, for anything malformed."""

@@ -1,4 +1,4 @@
-"""What can be had without the image: the answers that stand beside every result."""
+"""What is possible without the image: the baseline answers reported with every result."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -51,7 +51,7 @@ class Protocol:
     ) -> Candidates:
         """The answers that ranking chooses from; a blind protocol is not given the test questions at all.
 
-        M2I2Error where the list of a blind protocol holds an answer that is no training answer.
+        M2I2Error where the list of a blind protocol holds an answer that is not a training answer.
         """
         made = self.make_candidates(train, () if self.blind else test, normalisation)
         given = {scored_answer(q.answer, "fixed") for q in train} if self.blind else set()
@@ -116,7 +116,7 @@ PROTOCOLS = {
                 "No rewrite of a test question is trained on; the test images themselves all occur in training, with other "
                 "questions, because the data set has no other images.",
                 "One training question asks a test question's own words about its image ('Where is the lesion located?', OSF "
-                "record 422); it is no rewrite and stays, as in the published count of 2,773.",
+                "record 422); it is not a rewrite and stays, as in the published count of 2,773.",
             )
         },
         _training_candidates,

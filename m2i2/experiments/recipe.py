@@ -135,7 +135,7 @@ def _check(recipe: Recipe) -> None:
     settings = (recipe.start, recipe.pretraining, recipe.finetuning, *(plan.settings for plan in plans))
     for word in itertools.chain(*settings):
         if not _SETTING.match(word):
-            raise M2I2Error(f"{shown(word)} is no setting; write section.key=value, for example training.epochs=5.")
+            raise M2I2Error(f"{shown(word)} is not a setting; write section.key=value, for example training.epochs=5.")
         if word.startswith("objectives.plugins="):
             raise M2I2Error(
                 f"{shown(word)} would import a module by its name, which a recipe may not do; train such a run by hand."

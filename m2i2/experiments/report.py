@@ -185,7 +185,7 @@ def _worth(scored: list[Scored]) -> list[str]:
 
 
 def _beside(dataset: str, views: Sequence[str]) -> list[str]:
-    """The paper's own ablation, which is no comparison."""
+    """The paper's own ablation, which is not a comparison."""
     rows = [(view, row) for view in views for row in published(dataset, view, "paper") if row["method"].startswith("M2I2")]
     if not rows:
         return []

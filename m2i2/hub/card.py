@@ -30,7 +30,7 @@ Method: Li et al., *Self-supervised vision-language pretraining for medical visu
 
 ## Intended use, and what it is not
 
-Research on medical vision-language models. **It is no medical device.** It has not been assessed for any clinical purpose;
+Research on medical vision-language models. **It is not a medical device.** It has not been assessed for any clinical purpose;
 its answers may be wrong, are not calibrated, and must not guide the care of anybody. Its errors on other scanners,
 populations, languages and kinds of images than those it was trained on are unknown. Do not give it images that identify a
 person.

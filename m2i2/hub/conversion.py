@@ -230,7 +230,7 @@ def _read_hugging_face(folder: Path) -> Weights:
         answers = "M2I2ForVisualQuestionAnswering" in (config.architectures or [])
         vision, text, objectives = config.sections
     except (ValueError, TypeError) as e:
-        raise M2I2Error(f"{folder} is no model folder of M2I2 ({e}).") from e
+        raise M2I2Error(f"{folder} is not a model folder of M2I2 ({e}).") from e
     stored = folder / "settings.json"
     pretraining, finetuning = preset("official")
     settings: Settings

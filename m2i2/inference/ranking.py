@@ -14,7 +14,7 @@ from m2i2.models.text import AnswerDecoder
 from m2i2.precision import full
 
 ROWS = 32
-"""Nodes a question whose scores over the vocabulary are held at once."""
+"""Nodes per question whose scores over the vocabulary are held at once."""
 
 
 @dataclass(frozen=True)

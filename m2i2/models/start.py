@@ -106,7 +106,7 @@ def official_model(path: Path) -> tuple[State, VisionConfig, TextConfig]:
     try:
         vision, text = official_architecture(state)
     except (KeyError, ValueError, IndexError) as e:
-        raise M2I2Error(f"{path} is no official M2I2 file ({type(e).__name__}: {e}).") from e
+        raise M2I2Error(f"{path} is not an official M2I2 file ({type(e).__name__}: {e}).") from e
     return state, *with_stored(vision, text, described)
 
 

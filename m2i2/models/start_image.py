@@ -74,7 +74,7 @@ def vit_names(state: State, source: str = "the file") -> State:
     elif any(re.search(r"\.attention\.(attention\.query|q_proj)\.", key) for key in state):
         state = from_hugging_face(state)
     if "patch_embed.proj.weight" not in state:
-        raise M2I2Error(f"{source} is no ViT, MAE, DINOv2 or CLIP that can be read: it has no patch embedding ({_some(state)}).")
+        raise M2I2Error(f"{source} is not a ViT, MAE, DINOv2 or CLIP that can be read: it has no patch embedding ({_some(state)}).")
     if "mask_token" in state and "decoder_embed.weight" not in state:
         state = {("encoder_mask_token" if key == "mask_token" else key): tensor for key, tensor in state.items()}
     return _folded(state)

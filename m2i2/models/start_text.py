@@ -70,7 +70,7 @@ def bert_names(state: State, source: str = "the file") -> State:
         renamed[key] = tensor
     words = renamed.get("embeddings.word_embeddings.weight")
     if words is None or words.dim() != 2:
-        raise M2I2Error(f"{source} is no BERT: it has no embeddings.word_embeddings ({', '.join(list(state)[:4])} ...).")
+        raise M2I2Error(f"{source} is not a BERT: it has no embeddings.word_embeddings ({', '.join(list(state)[:4])} ...).")
     return renamed
 
 
@@ -98,10 +98,10 @@ def _depth(state: State) -> int:
 
 
 def _described(described: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Settings that a config.json of Hugging Face tells and no tensor shows; M2I2Error for what is no plain BERT."""
+    """Settings that a config.json of Hugging Face tells and no tensor shows; M2I2Error for what is not a plain BERT."""
     if "model_type" not in described:
         return {}
     for key, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if (found := described.get(key, wanted)) != wanted:
-            raise M2I2Error(f"{source} is no plain BERT: its config.json says {key}={shown(found)}, not {wanted}.")
+            raise M2I2Error(f"{source} is not a plain BERT: its config.json says {key}={shown(found)}, not {wanted}.")
     return {"heads": described.get("num_attention_heads", 12), "layer_norm_eps": described.get("layer_norm_eps", 1e-12)}

@@ -101,11 +101,11 @@ def read_described(source: str | Path) -> tuple[State, dict[str, Any]]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
-        raise M2I2Error(f"{path} is no state dictionary of tensors.")
+        raise M2I2Error(f"{path} is not a state dictionary of tensors.")
     size, claimed = path.stat().st_size, 0
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-            raise M2I2Error(f"{path} was refused: {key!s:.80} is no plain tensor. Save the state dictionary again.")
+            raise M2I2Error(f"{path} was refused: {key!s:.80} is not a plain tensor. Save the state dictionary again.")
         if tensor.nbytes > size:  # a view of a few bytes may claim any shape, which copies of it would fill
             raise M2I2Error(f"{path} was refused: {key!s:.80} claims {tensor.nbytes} bytes, the file has {size}.")
         claimed += tensor.nbytes
@@ -210,7 +210,7 @@ def resize_positions(positions: Tensor, patches: int) -> Tensor:
     if old == new:
         return positions
     if old * old != positions.shape[1] - 1:
-        raise M2I2Error(f"Position embeddings {tuple(positions.shape)} are no square grid with [CLS].")
+        raise M2I2Error(f"Position embeddings {tuple(positions.shape)} are not a square grid with [CLS].")
     grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

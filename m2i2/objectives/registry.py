@@ -64,7 +64,7 @@ def objective(name: str, weight: float = 1.0, reads: Sequence[str] = ()) -> Call
 
     def add(loss: Loss) -> Loss:
         mine = _plugins.setdefault(loss.__module__, {})
-        if name in mine and mine[name].loss.__qualname__ != loss.__qualname__:  # a module that is imported anew registers the same
+        if name in mine and mine[name].loss.__qualname__ != loss.__qualname__:  # a module that is imported again registers the same
             raise M2I2Error(f"{loss.__module__} registers two objectives called {name!r}; rename one of them.")
         mine[name] = Objective(name, weight, loss, frozenset(reads))
         return loss

@@ -1,4 +1,4 @@
-"""Shards through the loader against the same batches from memory: what the data's side costs a step."""
+"""Shards through the loader against the same batches from memory: what loading costs per step."""
 
 import itertools
 from collections.abc import Iterator

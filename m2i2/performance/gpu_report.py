@@ -179,7 +179,7 @@ def table(rows: Sequence[Row], place: Place) -> str:
     card, driver = card_and_driver()
     heads = [f"{card}{f', driver {driver}' if driver else ''}; torch {torch.__version__}; commit {_commit() or 'unknown'}"]
     if place.quick:
-        heads.append("--quick: tiny models, one or two steps. The script was tried; these figures are no measurements.")
+        heads.append("--quick: tiny models, one or two steps. The script was tried; these figures are not measurements.")
     cells = [("what", "measured", "at least"), ("---", "---", "---")]
     marks = {True: "", False: " (missed)", None: ""}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The data's side: augmented rows a second of one core, shard building with one and two workers, and very large indices."""
+"""The data's side: augmented rows per second of one core, shard building with one and two workers, and very large indices."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ Opening = Callable[[], Source]
 
 
 def time_augmentation(opening: Opening, options: dict[str, Any], size: int, side: int, rounds: int) -> dict[str, Any]:
-    """Images a second that one core reads from shards, decodes and augments as the official code does, without flips."""
+    """Images per second that one core reads from shards, decodes and augments as the official code does, without flips."""
     torch.set_num_threads(1)
     data = DataConfig()
     augmentation = Augmentation(size=size, crop_scale=data.crop_scale, flip=False, randaugment=data.randaugment)

@@ -120,7 +120,7 @@ def plan(
     """The plan of ``gpus`` GPUs with ``rows`` pairs each per micro-batch, under ZeRO-2 with float32 weights.
 
     DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
-    micro-batch (ZeRO-2), or once a step where losses are those of the whole batch; the weights are all-gathered once a step.
+    micro-batch (ZeRO-2), or once per step where losses are those of the whole batch; the weights are all-gathered once per step.
     """
     half, accumulation = config.training.precision != "float32", config.training.accumulation
     together = accumulation > 1 and config.objectives.scope == "batch"

@@ -63,7 +63,7 @@ class Record:
         except ValueError:
             value = 0.0
         if not 0 < value < 1e18:
-            raise M2I2Error(f"{column}={shown(text)} of the row of {self.date} ({self.what}, {self.card}) is no number above 0.")
+            raise M2I2Error(f"{column}={shown(text)} of the row of {self.date} ({self.what}, {self.card}) is not a number above 0.")
         return value
 
     @property

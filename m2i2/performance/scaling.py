@@ -13,7 +13,7 @@ from m2i2.errors import M2I2Error
 
 
 def time_scaling(preset: str, batch: int, steps: int, rounds: int, settings: list[str]) -> dict[str, Any]:
-    """Pairs a second of both, alternately ``rounds`` times, and their ratio."""
+    """Pairs per second of both, alternately ``rounds`` times, and their ratio."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     peaks = {1: 0.0, 2: 0.0}
     for _ in range(rounds):

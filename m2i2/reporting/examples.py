@@ -63,7 +63,7 @@ def examples_of(evaluation: Evaluation, count: int, shards: Path | None, explain
             picture = pictures.get(row["image"])
             try:
                 drawn = inlined(overlay(picture, row)) if picture and overlay else ""
-            except M2I2Error as e:  # such as a question without a word
+            except M2I2Error as e:  # such as a question without words
                 drawn = ""
                 found.missing.append(f"The Grad-CAM overlay of question {row.get('id')} is missing: {e}")
             (found.right if right else found.wrong).append(

@@ -89,7 +89,7 @@ def _charts(run: Run) -> list[Any]:
     made += [
         chart("learning rate", [line_of(log, "lr", "lr")]),
         chart("temperature", [line_of(log, "temperature", "temperature")]),
-        chart("samples a second", [line_of(log, "samples_per_s", "samples/s")]),
+        chart("samples per second", [line_of(log, "samples_per_s", "samples/s")]),
         chart("waiting for data, %", [line_of(log, "data_wait", "of the time", scale=100)]),
         chart("peak memory, GiB", [line_of(log, "memory_gib", "rank 0")]),
         chart("MFU, %", [line_of(log, "mfu", "of the peak", scale=100)]),

@@ -63,7 +63,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run, or the evaluation, in ``folder``; M2I2Error where it is neither."""
     if not folder.is_dir():
-        raise M2I2Error(f"{folder} is no folder; name a run's folder, or one with results.json.")
+        raise M2I2Error(f"{folder} is not a folder; name a run's folder, or one with results.json.")
     evaluations = [
         _evaluation(path.parent, folder) for path in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
     ]

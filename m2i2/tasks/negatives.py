@@ -41,7 +41,7 @@ class GlobalBatch:
     """
 
     image: Tensor
-    """[B, projection] the teacher's features; likewise ``text``."""
+    """[B, projection] the teacher's features; the same for ``text``."""
     text: Tensor
     image_ids: Tensor
     """[B]"""

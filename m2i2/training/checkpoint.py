@@ -63,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest: every file's size and sha256. A folder without a valid one is no checkpoint."""
+    """Write the manifest: every file's size and sha256. A folder without a valid one is not a checkpoint."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
@@ -225,7 +225,7 @@ class Checkpoints:
             )
         if dist.get_rank() == 0:
             for old in self._outdated():
-                shutil.rmtree(old, ignore_errors=True)  # the new one is complete: an old one that stays is no failure
+                shutil.rmtree(old, ignore_errors=True)  # the new one is complete: an old one that stays is not a failure
         return final
 
 

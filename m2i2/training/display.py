@@ -18,7 +18,7 @@ _READINGS = (
     *("step", "epoch", "lr", "temperature", "distillation", "samples_per_s", "data_wait", "memory_gib", "mfu"),
     *("skipped_steps", "unreadable"),
 )
-"""Columns of the log that are no losses."""
+"""Columns of the log that are not losses."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COURSE = 40
 """Readings that a course shows."""

@@ -14,7 +14,7 @@ from m2i2.training.processes import Process
 
 
 class HeldOutPairs:
-    """Batches that every measurement reads anew from memory."""
+    """Batches that every measurement reads again from memory."""
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, config: PretrainingConfig, process: Process) -> None:
         """``corpus`` has at least as many items as there are ranks."""

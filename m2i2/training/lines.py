@@ -13,7 +13,7 @@ from m2i2.ownership import open_plain
 
 
 class StepLines:
-    """A file of JSON objects, one a line, each with its ``step``; for the rank that writes it."""
+    """A file of JSON objects, one per line, each with its ``step``; for the rank that writes it."""
 
     def __init__(self, path: Path, done_steps: int) -> None:
         """Lines of steps after ``done_steps`` (from before a kill) are removed, and so is a line that a kill cut off."""
@@ -57,6 +57,6 @@ class StepLines:
             yield
         except OSError as e:
             raise M2I2Error(
-                f"Cannot write to {self.path}: {e.strerror}. Make room or mend the folder, and start the same command again to "
+                f"Cannot write to {self.path}: {e.strerror}. Make room or repair the folder, and start the same command again to "
                 f"resume."
             ) from e

@@ -36,7 +36,7 @@ class Averages:
         self._sums = row if self._sums is None else self._sums + row
 
     def read(self) -> dict[str, float]:
-        """Means over what was added and over the ranks, and start anew. Collective; waits for the device."""
+        """Means over what was added and over the ranks, and start over. Collective; waits for the device."""
         if self._sums is None:
             return {}
         count, *sums = mean_over_ranks(self._sums).tolist()
@@ -86,7 +86,7 @@ class Meter:
         return self._averages.read()
 
     def speed(self, step: int) -> dict[str, float]:
-        """Samples per second, share of the time spent waiting for data, memory, MFU where it is known; then start anew."""
+        """Samples per second, share of the time spent waiting for data, memory, MFU where it is known; then start over."""
         seconds = time.monotonic() - self._since
         found = {
             "samples_per_s": (step - self._step) * self._batch / seconds,

@@ -48,7 +48,7 @@ class NonFiniteGuard:
             self.settle()
 
     def settle(self) -> None:
-        """Read the outcome of every step so far. M2I2Error as of `add`; collective likewise."""
+        """Read the outcome of every step so far. M2I2Error as in `add`; also collective."""
         pending, self._pending = self._pending, None
         if pending is None:
             return

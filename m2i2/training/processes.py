@@ -40,7 +40,7 @@ class Process:
 def join() -> Process:
     """Join the process group that the launcher (deepspeed, torchrun, SLURM) described, or be alone without one.
 
-    NCCL with one GPU a rank where CUDA is available, else gloo on the CPU with the node's cores shared out among its ranks.
+    NCCL with one GPU per rank where CUDA is available, else gloo on the CPU with the node's cores shared out among its ranks.
     With ``M2I2_SHARE_GPU=1`` in the environment, ranks share GPUs and talk through gloo: for tests and measurements on one GPU.
     """
     if not torch.cuda.is_available():

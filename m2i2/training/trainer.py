@@ -330,7 +330,7 @@ class Trainer:
             raise M2I2Error(
                 f"No checkpoint of {self.checkpoints.folder} is complete "
                 f"({'; '.join(f'{name}: {why}' for name, why in passed_over.items())}). "
-                f"Bring one back from a copy; or remove them, or choose another --output, to start anew."
+                f"Bring one back from a copy; or remove them, or choose another --output, to start over."
             )
         if path is not None:
             state = self._checked_state(path)

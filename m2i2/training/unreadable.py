@@ -36,5 +36,5 @@ class UnreadableSamples:
         if len(self.items) > self.share * self.corpus_items:
             raise M2I2Error(
                 f"{len(self.items)} of {self.corpus_items} samples cannot be read, more than data.max_unreadable={self.share:g}; "
-                f"{self.path} lists them. The last: {found[-1][1]} Mend the shards, or raise data.max_unreadable."
+                f"{self.path} lists them. The last: {found[-1][1]} Repair the shards, or raise data.max_unreadable."
             )

@@ -108,7 +108,7 @@ def _from_hugging_face(folder: Path) -> _Found:
 
 
 def read_candidates(source: Path) -> tuple[str, ...]:
-    """Answers to choose from, as they are spelled: a text file, one a line; a JSON list; or the training answers of question
+    """Answers to choose from, as they are spelled: a text file, one per line; a JSON list; or the training answers of question
     shards."""
     if source.is_dir():
         return tuple(question.answer for question in questions_of(ShardSplit.open(source, "train", "vqa")))

@@ -136,7 +136,7 @@ def page(server: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Phantoms as PNG files with a question about their lesion that the model answers rightly, and the answer.
+    """Phantoms as PNG files with a question about their lesion that the model answers correctly, and the answer.
 
     Those come first whose map lies best on the lesion.
     """
@@ -162,7 +162,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
 
 
 def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, str, str]]) -> None:
-    assert "no medical device" in page.find("#notice").text
+    assert "not a medical device" in page.find("#notice").text
     path, question, answer = cases[0]
     page.upload(path)
     shown = page.picture("picture")

@@ -164,7 +164,7 @@ def test_all_uploads_together_have_a_bound(tmp_path: Path) -> None:
     (tmp_path / "held" / "image.png").write_bytes(bytes(99_900))
     assert visit.ask(UPLOAD, "POST", [bytes(101)], content_length="101")[0] == 507
     assert visit.ask(UPLOAD, "POST", [bytes(100)], content_length="100")[0] == 200
-    assert visit.ask(UPLOAD, "POST", [bytes(100)])[0] == 507, "whoever does not say how much may send the most"
+    assert visit.ask(UPLOAD, "POST", [bytes(100)])[0] == 507, "a client that does not say how much may send the most"
 
 
 def test_an_upload_that_breaks_off_reaches_nothing(visit: Visit, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Steps that are not finite are skipped on every rank, named, counted and bounded; unreadable samples likewise."""
+"""Steps that are not finite are skipped on every rank, named, counted and bounded; and so are unreadable samples."""
 
 import json
 from dataclasses import replace

@@ -52,7 +52,7 @@ def written(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, a vocabulary and a run under `clean`, in a folder whose name is no UTF-8."""
+    """Shards, a vocabulary and a run under `clean`, in a folder whose name is not UTF-8."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path_factory.mktemp("answers")) + b"/l\xe4ufe"))
     folder.mkdir()
     words = ["vqa", "json", str(written(folder)), "--output", str(folder / "shards"), "--side", "32", "--workers", "1"]

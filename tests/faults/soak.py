@@ -58,7 +58,7 @@ def sample(run: Watched) -> Sample | None:
 
 
 def soak(steps: int, folder: Path, every: int, settings: Sequence[str]) -> tuple[list[Sample], Watched]:
-    """Train ``steps`` steps, two loader processes a rank, and sample about every so many; the run must succeed."""
+    """Train ``steps`` steps, two loader processes per rank, and sample about every so many; the run must succeed."""
     words = ["--output", str(folder / "captions"), "--count", "640", "--side", "64", "--workers", "1"]
     assert make_shards(["captions", "phantoms", *words]) == 0
     more = [f"training.max_steps={steps}", "training.epochs=1000", "training.save_every=100", "data.workers=2"]

@@ -206,7 +206,7 @@ def test_what_comes_next_is_fetched_ahead(folder: Path, tokenizer: Tokenizer, se
     while sum(server.requests[file] for file in due) < SHARDS:
         assert time.monotonic() < end
         time.sleep(0.01)
-    # the two shards of the first window are fetched by whoever comes first, the reader or its thread
+    # the two shards of the first window are fetched by the reader or its thread, depending on which comes first
     assert [file for file in server.requests if file in due[2:]] == due[2:]
 
 

@@ -1,4 +1,4 @@
-"""Record the golden runs anew: ``python -m tests.golden`` writes golden.json, from one rank.
+"""Record the golden runs again: ``python -m tests.golden`` writes golden.json, from one rank.
 
 What is stored was recorded with version 0.1 (commit 79b589f), before the core was rewritten: it is the contract that the rewriting
 keeps. Record again only where a change of the numbers is meant and explained in the changelog; ``--check`` only compares.

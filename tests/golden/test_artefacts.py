@@ -99,13 +99,13 @@ def test_the_finetuning_run_goes_on(folder: Path, recorded: dict[str, Any]) -> N
 
 
 def test_finetuning_starts_from_the_pretraining_run(folder: Path) -> None:
-    words = ["--preset", "tiny", "--checkpoint", PRETRAINED, "--shards", "question_shards", "--output", "anew"]
+    words = ["--preset", "tiny", "--checkpoint", PRETRAINED, "--shards", "question_shards", "--output", "again"]
     few = ["vision.image_size=32", "training.batch=8", "training.max_steps=2", "training.log_every=1", "data.workers=0"]
     out = succeed("finetune", [*words, *few], folder)
     assert f"all weights from {PRETRAINED}/checkpoints/step-00000008: 101 tensors loaded" in out
-    assert [row["step"] for row in rows(folder / "anew" / "log.jsonl")] == [1, 2]
+    assert [row["step"] for row in rows(folder / "again" / "log.jsonl")] == [1, 2]
     for name in ("vocab.txt", "tokenizer.json"):
-        assert (newest(folder / "anew") / "tokenizer" / name).read_bytes() == (
+        assert (newest(folder / "again") / "tokenizer" / name).read_bytes() == (
             newest(folder / PRETRAINED) / "tokenizer" / name
         ).read_bytes()
 

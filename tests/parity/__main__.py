@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="model.json, pretrain_*.safetensors, perhaps vqa_*.safetensors")
     folder = parser.parse_args(argv).folder
     if not (folder / "model.json").is_file():
-        print(f"{folder} is no folder of official numbers: it has no model.json.", file=sys.stderr)
+        print(f"{folder} is not a folder of official numbers: it has no model.json.", file=sys.stderr)
         return 1
     torch.set_num_threads(1)
     try:

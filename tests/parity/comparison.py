@@ -72,7 +72,7 @@ def table(folder: Path) -> list[Row]:
         for what, starts in names.items():
             mine = {name: left.pop(name) for name in list(left) if name.startswith(starts)}
             where = max(mine, key=lambda name: mine[name], default="")
-            # nothing recorded of a quantity is no agreement
+            # a quantity without records does not count as agreement
             rows.append(Row(what, len(mine), mine.get(where, float("inf")), where or "not in the folder"))
         rows += [Row("of unknown meaning", 1, float("inf"), name) for name in left]
     return rows

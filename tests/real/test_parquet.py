@@ -15,7 +15,7 @@ from m2i2.data.sources import open_source
 
 
 def published(records: Iterator[ImageRecord], folder: Path, parts: int = 2) -> None:
-    """Files as ``Dataset.push_to_hub`` makes them: a row a question or a caption, the image's bytes in every row."""
+    """Files as ``Dataset.push_to_hub`` makes them: one row per question or caption, the image's bytes in every row."""
     splits: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         assert isinstance(record.image, Path)

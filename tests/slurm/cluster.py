@@ -46,7 +46,7 @@ def until(true: Callable[[], bool], what: str, seconds: float = 1200) -> None:
     """Wait for a condition; fails with ``what`` after so many seconds."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain for {what}"
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}, which did not happen"
         time.sleep(0.1)
 
 

@@ -35,7 +35,7 @@ from tests.golden import cases
 FROM_HOST = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.nonzero.default}
 """Reads by the host, and values of the host: neither can be recorded."""
 BATCHES = (12, 12, 16, 12, 16, 12)
-"""Lengths in tokens, one a step."""
+"""Lengths in tokens, one per step."""
 
 
 class Tape(TorchDispatchMode):
@@ -75,7 +75,7 @@ class Tape(TorchDispatchMode):
 
 
 def replay(operations: list[tuple[Any, Any, Any, Any]]) -> None:
-    """Do every operation again; what it returns anew goes where it was when it was recorded."""
+    """Do every operation again; what it returns goes where it was when it was recorded."""
     with torch.no_grad():
         for function, args, kwargs, recorded in operations:
             inputs = {t.untyped_storage()._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}

@@ -170,7 +170,7 @@ def test_the_card_says_what_it_scored_and_what_it_is_not(tmp_path: Path) -> None
     model.save_pretrained(tmp_path / "saved", results=results)
     card = (tmp_path / "saved" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: visual-question-answering" in card
-    for words in ("no medical device", "| this model | 50.0 | 50.0 | 50.0 |", "- The split leaks.", "64 x 64 pixels"):
+    for words in ("not a medical device", "| this model | 50.0 | 50.0 | 50.0 |", "- The split leaks.", "64 x 64 pixels"):
         assert words in card
     (tmp_path / "saved" / "README.md").write_text("mine")
     model.save_pretrained(tmp_path / "saved")

@@ -111,19 +111,19 @@ def test_a_job_whose_folder_others_may_write_does_not_start(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"job_ids": ["--version"]}, "'--version' is no job number"),
-        ({"job_ids": ["12\n13"]}, "is no job number"),
-        ({"job_ids": ["../../x"]}, "is no job number"),
-        ({"job_ids": [12]}, "is no job number"),
+        ({"job_ids": ["--version"]}, "'--version' is not a job number"),
+        ({"job_ids": ["12\n13"]}, "is not a job number"),
+        ({"job_ids": ["../../x"]}, "is not a job number"),
+        ({"job_ids": [12]}, "is not a job number"),
         ({"job_ids": []}, "0 job numbers"),
         ({"job_ids": ["12", "13"]}, "2 job numbers, 1 tasks"),
         ({"ranks": 10**9}, "1000000000 ranks"),
-        ({"name": "-x"}, "is no name of a job"),
-        ({"name": "a\x1b[2J"}, "is no name of a job"),
-        ({"name": ["a"]}, "is no record"),
-        ({"tasks": [{"name": "a", "stage": "os", "words": []}]}, "is no task"),
-        ({"tasks": [{"name": "a", "stage": "finetune", "words": [1]}]}, "is no task"),
-        ({"tasks": 3}, "is no record"),
+        ({"name": "-x"}, "is not a valid name of a job"),
+        ({"name": "a\x1b[2J"}, "is not a valid name of a job"),
+        ({"name": ["a"]}, "is not a record"),
+        ({"tasks": [{"name": "a", "stage": "os", "words": []}]}, "is not a task"),
+        ({"tasks": [{"name": "a", "stage": "finetune", "words": [1]}]}, "is not a task"),
+        ({"tasks": 3}, "is not a record"),
     ],
 )
 def test_records_that_no_job_has_are_refused(
@@ -148,7 +148,7 @@ def test_records_that_no_job_has_are_refused(
 def test_studies_that_are_none_are_refused(tmp_path: Path, study: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "study.json").write_text(json.dumps(study))
     assert slurm(["collect", str(tmp_path)]) == 2
-    assert "is no study" in capsys.readouterr().err
+    assert "is not a study" in capsys.readouterr().err
 
 
 NEWLINE = "gpu\ntouch trapped"

@@ -248,12 +248,12 @@ def test_mended_data_is_written_again(tmp_path: Path, capsys: pytest.CaptureFixt
     picture = tmp_path / "data" / "scan.9.png"
     good = picture.read_bytes()
     picture.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))  # of the same size
-    assert make(source, tmp_path / "mended", "--workers", workers) == 2
+    assert make(source, tmp_path / "repaired", "--workers", workers) == 2
     picture.write_bytes(good)
     capsys.readouterr()
-    assert make(source, tmp_path / "mended", "--workers", workers) == 0
+    assert make(source, tmp_path / "repaired", "--workers", workers) == 0
     assert "4 shard(s) were there from an earlier run" in capsys.readouterr().out
-    assert contents(tmp_path / "mended") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "repaired") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["note.json", "rows.npy", "tar"])
@@ -269,7 +269,7 @@ def test_a_damaged_leftover_is_written_again(tmp_path: Path, damage: str) -> Non
 def test_texts_that_are_no_unicode_are_rejected(tmp_path: Path) -> None:
     source = pairs(tmp_path / "data", r1={"caption": "\ud800 half a character"})
     assert make(source, tmp_path / "shards", "--max-rejects", "0.1") == 0
-    assert "a text is no valid Unicode" in (tmp_path / "shards" / "rejects.jsonl").read_text()
+    assert "a text is not valid Unicode" in (tmp_path / "shards" / "rejects.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_full_disk_is_a_plain_error(tmp_path: Path) -> None:
     words = ["captions", "json", str(source), "--output", str(tmp_path / "shards"), "--side", "32"]
     failed = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
-    assert "Finished shards stay; mend the cause and give the same command again" in failed.stderr
+    assert "Finished shards stay; fix the cause and run the same command again" in failed.stderr
     assert not (tmp_path / "shards" / "index.json").exists()
     assert subprocess.run([sys.executable, "-c", run, *words], capture_output=True).returncode == 0
     assert main(["verify", str(tmp_path / "shards")]) == 0

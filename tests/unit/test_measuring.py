@@ -319,7 +319,7 @@ def test_a_measured_row_is_what_a_gpu_sustains(table: Path, capsys: pytest.Captu
         (["--row", "9"], "There is no row 9"),
         (["--what", "finetune"], "No such row"),
         (["--tflops", "3"], "give one of them"),
-        (["--card", "zero"], "is no number above 0"),
+        (["--card", "zero"], "is not a number above 0"),
     ],
 )
 def test_a_row_that_serves_no_plan_is_refused(

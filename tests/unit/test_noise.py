@@ -1,4 +1,4 @@
-"""Noise by counter: the same number for the same row and column, whoever asks; uniform, and unrelated otherwise."""
+"""Noise by counter: the same number for the same row and column, independent of the caller; uniform, and unrelated otherwise."""
 
 import math
 

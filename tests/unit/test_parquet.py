@@ -38,7 +38,7 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], group: int = 3) -
 
 
 def questions(images: list[int], start: int = 0) -> list[dict[str, Any]]:
-    """One row a question, as in flaviagiammarino/vqa-rad: the image repeated, nothing that says closed or open."""
+    """One row per question, as in flaviagiammarino/vqa-rad: the image repeated, nothing that says closed or open."""
     answers = ("yes", "left lung", "No", "axial")
     return [
         {"image": embedded(image), "question": f"question {start + i}?", "answer": answers[(start + i) % 4]}
@@ -120,7 +120,7 @@ def test_what_is_damaged_or_missing_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"PAR1" * 9, b"RIFF" + whole[4:-4] + b"RIFF"):
         path.write_bytes(content)
-        with pytest.raises(M2I2Error, match=r"train-00000-of-00001\.parquet is no readable parquet file .*Download it again"):
+        with pytest.raises(M2I2Error, match=r"train-00000-of-00001\.parquet is not a readable parquet file .*Download it again"):
             list(open_source("vqa", "parquet", path.parent))
     write(tmp_path / "part", "train-00000-of-00003.parquet", questions([0]))
     write(tmp_path / "part", "train-00002-of-00003.parquet", questions([1]))

@@ -173,7 +173,7 @@ def test_a_hot_pixel_does_not_blacken_a_picture() -> None:
     assert (np.delete(found.reshape(-1, 3), 5 * 64 + 5, 0) == np.delete(expected.reshape(-1, 3), 5 * 64 + 5, 0)).all()
     assert found[5, 5, 0] == 255
     assert pixels(dicom(hot, BitsStored=16, HighBit=15)).mean() == pytest.approx(expected.mean(), abs=2)
-    assert value_range(np.array([0] * 500 + [4095] * 12)) == (0, 4095), "a small bright part is no outlier"
+    assert value_range(np.array([0] * 500 + [4095] * 12)) == (0, 4095), "a small bright part is not an outlier"
 
 
 def test_orientation_and_palettes() -> None:
@@ -313,7 +313,7 @@ EMPTY_JPEG = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0" + struct.pack("<I", len
         (COLOURED | {"PhotometricInterpretation": "YBR_ICT"}, "JPEG 2000's colours without JPEG 2000"),
         (COLOURED | {"PhotometricInterpretation": "MONOCHROME2"}, "3 samples a pixel, and calls them MONOCHROME2"),
         ({"PixelAspectRatio": ["100", "1"]}, "100 times as high as wide"),
-        ({"syntax": "1.2.840.10008.1.2.4.51", "PixelData": EMPTY_JPEG}, "JPEG with 12 bits a sample"),
+        ({"syntax": "1.2.840.10008.1.2.4.51", "PixelData": EMPTY_JPEG}, "JPEG with 12 bits per sample"),
     ],
 )
 def test_dicom_files_that_are_refused_say_why(header: dict[str, Any], message: str) -> None:

@@ -199,7 +199,7 @@ def test_an_interval_of_six_questions_has_a_width(right: int) -> None:
     width = (one.interval or (0, 0))[1] - (one.interval or (0, 0))[0]
     assert width > high - low, "six questions about one image are one sample"
     low, high = difference_interval([0.0] * 6, list("abcdef"))
-    assert low == pytest.approx(-high) and 0.1 < high < 0.5, "six pairs that never differ are no proof that none does"
+    assert low == pytest.approx(-high) and 0.1 < high < 0.5, "six pairs that never differ do not prove that none does"
 
 
 def test_published_rows_come_with_their_protocol_only() -> None:

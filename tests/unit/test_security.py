@@ -229,10 +229,10 @@ def rows(index: dict[str, Any]) -> list[dict[str, Any]]:
         (lambda i: rows(i)[0].update(file="pipe:touch x.tar"), "no name of one"),
         (lambda i: rows(i)[0].update(file="train-000000.tar;touch x.tar"), "no name of one"),
         (lambda i: rows(i)[0].update(file="https://host/train-000000.tar"), "no name of one"),
-        (lambda i: rows(i)[0].update(sha256="../" * 20), "sha256 of train-000000.tar is no hash"),
-        (lambda i: rows(i)[0].update(bytes=float("nan")), "NaN is no JSON"),
+        (lambda i: rows(i)[0].update(sha256="../" * 20), "sha256 of train-000000.tar is not a hash"),
+        (lambda i: rows(i)[0].update(bytes=float("nan")), "NaN is not JSON"),
         (lambda i: rows(i).append(rows(i)[0]), "names a shard twice"),
-        (lambda i: i.update(fingerprint="x"), "fingerprint is no hash"),
+        (lambda i: i.update(fingerprint="x"), "fingerprint is not a hash"),
         (lambda i: i.update(source="\ud800"), "surrogates not allowed"),
         (lambda i: i.update(kind=["captions"] * 10**5), "kind"),
     ],
@@ -258,7 +258,7 @@ def test_stored_texts_are_valid_unicode(shards: Path) -> None:
         ShardSplit.open(shards, "train", "captions").read(0)
 
 
-# --- what is no regular file, and what is too large
+# --- what is not a regular file, and what is too large
 
 
 def sources(path: Path, kind: Any, name: str) -> list[Any]:
@@ -321,7 +321,7 @@ def test_a_shard_that_is_a_pipe(shards: Path) -> None:
         ({"image": "n" * 300, "caption": "c"}, "cannot be looked up: File name too long"),
         ({"image": "/etc/passwd", "caption": "c"}, "leads out of"),
         ({"image": "a\0b", "caption": "c"}, "leads out of"),
-        ({"image": float("nan"), "caption": "c"}, "NaN is no JSON"),
+        ({"image": float("nan"), "caption": "c"}, "NaN is not JSON"),
         ({"image": {"x": 1}, "caption": "c"}, "the field 'image' is dict"),
     ],
 )

@@ -283,7 +283,7 @@ def test_register_tokens_are_refused_by_name(tmp_path: Path, names: str) -> None
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     torch.save({"layers.0.weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(M2I2Error, match=r"is no ViT, MAE, DINOv2 or CLIP .* \(layers\.0\.weight"):
+    with pytest.raises(M2I2Error, match=r"is not a ViT, MAE, DINOv2 or CLIP .* \(layers\.0\.weight"):
         start_image(ours(VISION), str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')
     with pytest.raises(M2I2Error, match=r"a model of the kind 'swin'; start\.image takes vit, vit_mae"):

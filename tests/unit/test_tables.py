@@ -1,4 +1,4 @@
-"""Tables as people have them: read rightly, or refused in a paragraph that names file, place and remedy."""
+"""Tables as people have them: read correctly, or refused in a paragraph that names file, place and remedy."""
 
 import json
 from collections import Counter

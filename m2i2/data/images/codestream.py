@@ -44,7 +44,7 @@ class _Refused(ValueError):
 def check_stream(kind: str, stream: bytes, rows: int, columns: int, planes: int, name: str) -> None:
     """M2I2Error where a compressed frame asks for more than its header's ``rows`` x ``columns`` pixels may.
 
-    ``kind``: jpeg, jpeg-ls, jpeg-2000 or rle; ``planes``: of RLE, its samples times its bytes a sample.
+    ``kind``: jpeg, jpeg-ls, jpeg-2000 or rle; ``planes``: of RLE, its samples times its bytes per sample.
     """
     try:
         if kind == "rle":
@@ -137,7 +137,7 @@ def _start_of_codestream(stream: bytes) -> int:
         if kind == b"jp2h" and re.search(b"pclr|cmap", stream[place : place + size]):
             raise _Refused("has a palette of its own")
         if size < 8:
-            raise _Refused("is no JP2 file of known sizes")
+            raise _Refused("is not a JP2 file of known sizes")
         place += size
     return place
 

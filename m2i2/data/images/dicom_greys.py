@@ -132,7 +132,7 @@ def table_of(item: "Dataset", dataset: "Dataset") -> tuple[Values, int, int]:
 
 
 def entries(data: bytes, count: int, dataset: "Dataset") -> Values:
-    """The entries of a table, one a word or one a byte, as many bytes as there are tell; NotShown for too few."""
+    """The entries of a table, one per word or one per byte, as many bytes as there are tell; NotShown for too few."""
     little = dataset.original_encoding[1] is not False
     if len(data) >= 2 * count:
         return np.frombuffer(data[: 2 * count], dtype="<u2" if little else ">u2").astype(np.int64)

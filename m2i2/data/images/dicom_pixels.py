@@ -81,7 +81,7 @@ def _complete(dataset: "Dataset", name: str, findings: Findings) -> None:
 
         if not {"pylibjpeg"} & set(get_decoder(_JPEG_EXTENDED).available_plugins):
             raise M2I2Error(
-                f"The DICOM file {name} is JPEG with 12 bits a sample, which no decoder that is installed here reads. Install "
+                f"The DICOM file {name} is JPEG with 12 bits per sample, which no decoder that is installed here reads. Install "
                 f"pylibjpeg and pylibjpeg-libjpeg, or export the file uncompressed."
             )
 

@@ -1,7 +1,7 @@
 """Compressed DICOM frames, decoded in a process of their own: their codecs are written in C++, and damaged frames end them.
 
 GDCM ended its process at one of about a hundred malformed frames, in some by a fault in memory. The process is started with the
-first compressed frame, lasts, and is started anew when it has ended.
+first compressed frame, lasts, and is started again when it has ended.
 """
 
 import functools

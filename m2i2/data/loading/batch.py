@@ -65,7 +65,7 @@ class CaptionBatch(Batch):
     student_noise: Tensor
     """[B, P] float32 in [0, 1): the patches with the lowest values stay visible to the student."""
     teacher_noise: Tensor
-    """[B, P] likewise for the teacher."""
+    """[B, P] the same for the teacher."""
     image_id: Tensor
     """[B] int64, equal for equal images."""
     caption_id: Tensor

@@ -60,11 +60,11 @@ class CaptionRows:
         )
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Row:
-        """One row; raises M2I2Error, naming the sample, for an image that cannot be decoded or a caption without a word."""
+        """One row; raises M2I2Error, naming the sample, for an image that cannot be decoded or a caption without words."""
         captions = sample.captions
         caption = clean_caption(captions[int(rng.integers(len(captions)))], self.max_words)
         if not caption:
-            raise M2I2Error(f"Sample {sample.key!r} of {sample.shard} has a caption without a word; rebuild the shards.")
+            raise M2I2Error(f"Sample {sample.key!r} of {sample.shard} has a caption without words; rebuild the shards.")
         ids = self.tokenizer.encode(caption, self.max_tokens)
         masked, labels = mask_tokens(ids, rng, self.text_mask_ratio, self.tokenizer)
         return {
@@ -199,7 +199,7 @@ class _Collate:
 
 
 def _raising(batches: Iterator[B | M2I2Error]) -> Iterator[B]:
-    """The batches, up to an error, which is raised; the workers end with it, or with whoever stops asking."""
+    """The batches, up to an error, which is raised; the workers end with it, or when the caller stops asking."""
     _WORKING.add(batches)
     try:
         for batch in batches:

@@ -3,8 +3,8 @@
 Every process that reads samples has a thread that walks the order's shards from the window of its last reading on and has
 each of them put into the node's cache. A shard that another process is fetching is left to it: the loader workers of a
 node's ranks, which all read the same windows, share the fetching out among themselves without talking to each other, and
-the training processes have no part in it. A thread that falls behind or fails costs waiting only: whoever reads a shard
-fetches what is missing himself, and says what is wrong.
+the training processes have no part in it. A thread that falls behind or fails costs only time: the process that reads a
+shard fetches what is missing, and reports what is wrong.
 """
 
 import os
@@ -65,7 +65,7 @@ class Lookahead:
                 try:
                     if shard not in failed:
                         storage.prepare(shard)
-                except M2I2Error:  # whoever reads the shard tries again, and says why
+                except M2I2Error:  # the process that reads the shard tries again and reports the error
                     failed.add(shard)
 
     def coming(self, epoch: int, window: int) -> Iterator[tuple[Storage, Shard]]:

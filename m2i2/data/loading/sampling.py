@@ -72,7 +72,7 @@ class Share:
 
 
 class StepSampler:
-    """Lists of (epoch, item), one a micro-batch of this rank, from ``start`` to the end of the last epoch."""
+    """Lists of (epoch, item), one per micro-batch of this rank, from ``start`` to the end of the last epoch."""
 
     def __init__(self, order: Order, share: Share, epochs: int, start: Position) -> None:
         self.order, self.share, self.epochs, self.start = order, share, epochs, start

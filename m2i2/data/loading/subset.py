@@ -12,7 +12,7 @@ from m2i2.data.shards.split import ImageQuestion, Sample, ShardSplit
 
 
 class SelectedSplit:
-    """The given items of ``whole``, in its order and numbered anew; what they are decides the fingerprint."""
+    """The given items of ``whole``, in its order and renumbered; what they are decides the fingerprint."""
 
     def __init__(self, whole: ShardSplit, items: Sequence[int], reason: str) -> None:
         self.whole = whole

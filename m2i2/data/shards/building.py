@@ -2,7 +2,7 @@
 
 A shard is written under a temporary name and renamed together with a note of its rows and records; the index comes last. A
 killed build therefore continues behind its last whole shard. A shard whose records have changed since (same ids, other texts
-or images: data that was mended) is written again; records with other ids are other data, and refused.
+or images: data that was repaired) is written again; records with other ids are other data, and refused.
 """
 
 import hashlib
@@ -95,7 +95,7 @@ def build(
             return _build(source, output, encoding, settings, workers, max_rejects, progress)
     except OSError as e:
         raise M2I2Error(
-            f"Building {output} failed: {e}. Finished shards stay; mend the cause and give the same command again."
+            f"Building {output} failed: {e}. Finished shards stay; fix the cause and run the same command again."
         ) from e
 
 
@@ -129,7 +129,7 @@ def _build(
         also = f" and {len(rejects) - lost} of {questions} questions" if len(rejects) > lost else ""
         raise M2I2Error(
             f"{lost} of {total} records{also} were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
-            f"They are listed in {output / REJECTS}. Mend the data, or raise --max-rejects; no index was written."
+            f"They are listed in {output / REJECTS}. Fix the data, or raise --max-rejects; no index was written."
         )
     if builder.samples().get("train") == 0:
         raise M2I2Error(

@@ -3,7 +3,7 @@
 A file is known by the sha256 of its content and is there whole or not at all: it is written as ``NAME.RANDOM.partial`` and
 renamed. The descriptor of ``NAME.lock`` carries the lock (flock) of the one process that fetches the file; the others
 wait for it and find the file. Locks end with their process, so that nothing is left to clean up after a crash: a partial
-file that nobody locks is rubbish. Space is made under one lock for the folder, by removing the files that were used
+file that nobody locks is left over. Space is made under one lock for the folder, by removing the files that were used
 longest ago and that nobody holds; it is reserved by making the partial file as long as it will become.
 
 A reader holds a file only while it reads. A removed file stays readable through the descriptors that are open.

@@ -66,7 +66,7 @@ class Encoded(NamedTuple):
 def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     """A record as the bytes of its sample, or why it cannot be one. Runs in the workers.
 
-    An empty answer is no reason: SLAKE's English training set has one (question 1622), and every published count holds it.
+    An empty answer is not a reason: SLAKE's English training set has one (question 1622), and every published count holds it.
     """
     file = str(record.image) if isinstance(record.image, Path) else ""
 
@@ -114,7 +114,7 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     try:
         text = json.dumps(payload, ensure_ascii=False, sort_keys=True).encode()
     except UnicodeEncodeError:
-        return reject("a text is no valid Unicode")
+        return reject("a text is not valid Unicode")
     if len(text) > MAX_TEXT or len(stored) > MAX_BYTES:
         return reject(f"larger than {MAX_TEXT} bytes of text or {MAX_BYTES} of image")
     doubts = remarks + picture.doubts

@@ -20,7 +20,7 @@ class Excluding:
         try:
             rows = [(str(row["source"]), str(row["split"]), str(row["key"])) for row in listed or []]
         except (TypeError, KeyError) as e:
-            raise M2I2Error(f"{audit} is no audit ({type(e).__name__}: {e}); make one with tools/audit_leakage.py.") from e
+            raise M2I2Error(f"{audit} is not an audit ({type(e).__name__}: {e}); make one with tools/audit_leakage.py.") from e
         if listed is None:
             raise M2I2Error(f"{audit} has no list 'exclude'; make one with tools/audit_leakage.py.")
         self._unwanted = {(split, key) for source, split, key in rows if source == inner.name}

@@ -16,7 +16,7 @@ def identity(record: ImageRecord, rejected: bool = False) -> bytes:
     """32 bytes that change with the record's texts or its image.
 
     An image file counts by its name and size, so that moved data is the same data and nothing needs to be read; the file of
-    a ``rejected`` record counts by its content, because a mended file may well have its old size.
+    a ``rejected`` record counts by its content, because a repaired file may still have its old size.
     """
     image: list[str | int]
     if isinstance(record.image, bytes):

@@ -58,8 +58,8 @@ class LocalStorage(Storage):
         """Bytes of a shard."""
         return os.pread(self._open(shard.file), size, offset)
 
-    def mended(self, shard: Shard) -> bool:
-        """A file of the user's own is never mended."""
+    def dropped_if_damaged(self, shard: Shard) -> bool:
+        """A file of the user's own is never dropped."""
         return False
 
     @contextmanager

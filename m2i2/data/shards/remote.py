@@ -57,8 +57,8 @@ class RemoteStorage(Storage):
         with self._cache.held(entry, self._fetch(shard.file, entry)) as descriptor:
             return os.pread(descriptor, size, offset)
 
-    def mended(self, shard: Shard) -> bool:
-        """Whether the cached shard was damaged; it is gone then, and comes anew with the next reading."""
+    def dropped_if_damaged(self, shard: Shard) -> bool:
+        """Whether the cached shard was damaged; then it is removed, and the next read fetches it again."""
         return self._cache.dropped_if_damaged(_entry(shard))
 
     @contextmanager

@@ -82,14 +82,16 @@ def read_index(place: str | Path | Storage) -> dict[str, Any]:
         _text(index["source"], "source")
         for name, split in index["splits"].items():
             if not SPLIT_NAME.fullmatch(name):
-                raise M2I2Error(f"{path} has a split {name!r:.80}, which is no name of a split; build the shards again.")
+                raise M2I2Error(f"{path} has a split {name!r:.80}, which is not a valid name of a split; build the shards again.")
             _digest(split["items_sha256"], f"items_sha256 of {name}")
             if not isinstance(split["shards"], list):
                 raise TypeError(f"split {name}")
             shards = [Shard(**row) for row in split["shards"]]
             for shard in shards:
                 if not _SHARD_NAME.fullmatch(shard.file):
-                    raise M2I2Error(f"{path} names a shard {shard.file!r:.80}, which is no name of one; build the shards again.")
+                    raise M2I2Error(
+                        f"{path} names a shard {shard.file!r:.80}, which is not a valid name of a shard; build the shards again."
+                    )
                 sizes = (shard.samples, shard.items, shard.bytes)
                 if not all(type(n) is int and 0 <= n < 1 << 53 for n in sizes):
                     raise ValueError(f"sizes of {shard.file}")
@@ -106,7 +108,7 @@ def read_index(place: str | Path | Storage) -> dict[str, Any]:
 def _digest(value: Any, what: str) -> None:
     """ValueError unless ``value`` is a hash in hexadecimal: hashes become names of files."""
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise ValueError(f"{what} is no hash")
+        raise ValueError(f"{what} is not a hash")
 
 
 def read_table(path: Path, rows: int) -> NDArray[np.void]:
@@ -115,7 +117,7 @@ def read_table(path: Path, rows: int) -> NDArray[np.void]:
         size = check_file(path)
         table = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(table, np.memmap) or size != table.offset + table.nbytes:
-            raise ValueError("it is no table, or its size is not the one in its header")
+            raise ValueError("it is not a table, or its size is not the one in its header")
     except Exception as e:  # numpy's reader raises almost anything on damaged headers
         raise M2I2Error(f"The table of items {path} cannot be read ({e}); build the shards again.") from e
     if table.dtype != ITEM or table.shape != (rows,):
@@ -224,7 +226,7 @@ class ShardSplit:
             )
         stored, crc32 = self.shards[shard], int(row[f"{which}_crc32"])
         data = self._read(stored, offset, size)
-        if (len(data) != size or zlib.crc32(data) != crc32) and self.storage.mended(stored):
+        if (len(data) != size or zlib.crc32(data) != crc32) and self.storage.dropped_if_damaged(stored):
             data = self._read(stored, offset, size)
         path = self.storage.name_of(stored.file)
         if len(data) != size:

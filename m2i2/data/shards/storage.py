@@ -22,7 +22,7 @@ class Shard:
 
 
 class Unavailable(M2I2Error):
-    """Shards that cannot be had just now. The fault is not a sample's: no other sample may take its place."""
+    """Shards that are temporarily unreachable. The fault is not a sample's: no other sample may take its place."""
 
 
 class Storage(ABC):
@@ -58,7 +58,7 @@ class Storage(ABC):
         return
 
     @abstractmethod
-    def mended(self, shard: Shard) -> bool:
+    def dropped_if_damaged(self, shard: Shard) -> bool:
         """After damaged bytes: whether reading again may give other ones."""
 
     @abstractmethod

@@ -72,7 +72,7 @@ def members(path: Path) -> dict[int, tuple[str, int]]:
         while any(block := f.read(_BLOCK)):
             member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
             if not member.isreg():
-                raise tarfile.TarError(f"{member.name!r:.80} is no regular file")
+                raise tarfile.TarError(f"{member.name!r:.80} is not a regular file")
             if not 0 <= member.size <= length - place - _BLOCK:
                 raise tarfile.TarError(f"{member.name!r:.80} claims {member.size} bytes, more than the archive has")
             found[place + _BLOCK] = (member.name, member.size)

@@ -24,7 +24,7 @@ _BLOCK = 1 << 20
 _RANGE = 1 << 24
 """Bytes of a request to a store that is read in ranges (all but HTTP)."""
 _SLOWEST = 100_000
-"""Bytes a second; an attempt that is slower by more than the time-out has failed."""
+"""Bytes per second; an attempt that is slower by more than the time-out has failed."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Seconds after the first failed attempt, doubled after each further one."""
 
@@ -34,7 +34,7 @@ def require_url(url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as e:
-        raise M2I2Error(f"{url!r:.200} is no URL ({e}).") from e
+        raise M2I2Error(f"{url!r:.200} is not a URL ({e}).") from e
     if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
         raise M2I2Error(
             f"The {parts.scheme} URL of the shards carries credentials, which would be stored with the run; put them where "
@@ -46,7 +46,7 @@ def require_url(url: str) -> None:
             f"Give a folder of this machine as its plain path."
         )
     if not parts.netloc or parts.query or parts.fragment or re.search(r"[\s?#*\[\]\\]", url):
-        raise M2I2Error(f"{url!r:.200} is no URL of a folder; give {parts.scheme}://PLACE/FOLDER, without query or wildcard.")
+        raise M2I2Error(f"{url!r:.200} is not a URL of a folder; give {parts.scheme}://PLACE/FOLDER, without query or wildcard.")
 
 
 class Remote:

@@ -120,7 +120,7 @@ class _Thrift:
 
 
 def check_footer(path: Path) -> None:
-    """M2I2Error for a parquet file that is no regular file, or whose footer Arrow should not see."""
+    """M2I2Error for a parquet file that is not a regular file, or whose footer Arrow should not see."""
     try:
         size = check_file(path)
         with path.open("rb") as f:
@@ -141,7 +141,7 @@ def check_footer(path: Path) -> None:
     except OSError as e:
         raise M2I2Error(f"Cannot read {path}: {e.strerror}.") from e
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as e:
-        raise M2I2Error(f"{path} is no readable parquet file ({str(e) or type(e).__name__}). Download it again.") from e
+        raise M2I2Error(f"{path} is not a readable parquet file ({str(e) or type(e).__name__}). Download it again.") from e
     if not 0 <= rows <= size:
         raise M2I2Error(f"{path} was refused: it claims {rows} rows in {size} bytes, and each takes one at least.")
 

@@ -216,4 +216,4 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
         raise
     except Exception as e:  # damaged files raise almost anything
         reason = (str(e).splitlines() or [""])[0]
-        raise M2I2Error(f"{file} is no readable parquet file ({type(e).__name__}: {reason:.200}). Download it again.") from e
+        raise M2I2Error(f"{file} is not a readable parquet file ({type(e).__name__}: {reason:.200}). Download it again.") from e

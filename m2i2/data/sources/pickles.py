@@ -51,7 +51,7 @@ def plain_pickle(path: Path) -> Any:
     except M2I2Error as e:
         raise M2I2Error(f"{path} was refused: {e}. Use the original file, or convert it to JSON.") from e
     except Exception as e:  # a damaged pickle raises almost anything
-        raise M2I2Error(f"{path} is no readable pickle ({type(e).__name__}: {e}). Download it again.") from e
+        raise M2I2Error(f"{path} is not a readable pickle ({type(e).__name__}: {e}). Download it again.") from e
 
 
 def _check(content: bytes) -> None:

@@ -95,7 +95,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _why(path: Path, error: Exception) -> str:
-    """An error of reading; of bytes that are no UTF-8, the line that holds them."""
+    """An error of reading; of bytes that are not UTF-8, the line that holds them."""
     if not isinstance(error, UnicodeDecodeError):
         return str(error)
     with path.open("rb") as f:
@@ -193,7 +193,7 @@ def text(record: Mapping[str, Any], key: str, path: Path, number: int) -> str:
         found += f" of {len(value)}" if isinstance(value, list) else ""
         raise M2I2Error(f"{path}, record {number}: the field {key!r} {found}; text was expected.")
     if not math.isfinite(value):
-        raise M2I2Error(f"{path}, record {number}: the field {key!r} is {value}, which is no number.")
+        raise M2I2Error(f"{path}, record {number}: the field {key!r} is {value}, which is not a number.")
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else str(value)
 
 

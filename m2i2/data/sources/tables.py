@@ -11,7 +11,7 @@ from m2i2.errors import M2I2Error
 
 _NAMES = {**COLUMNS, "question_id": ("id", *COLUMNS["question_id"]), "split": ("split",), "conversations": ("conversations",)}
 _TABLES = (".csv", ".tsv", ".txt", ".tab", ".gz", ".zip", ".xlsx")
-"""Endings of what is no JSON; the last three are refused by their content."""
+"""Endings of what is not JSON; the last three are refused by their content."""
 
 
 class OwnTable:
@@ -19,7 +19,7 @@ class OwnTable:
 
     def __init__(self, path: Path, needed: tuple[str, ...], columns: str, notes: Counter[str]) -> None:
         if not path.is_file():
-            raise M2I2Error(f"{path} is no JSON, JSONL, CSV or TSV file.")
+            raise M2I2Error(f"{path} is not a JSON, JSONL, CSV or TSV file.")
         self._path, self._needed, self._notes = path, needed, notes
         self._renamed = {("question_id" if ours == "id" else ours): theirs for ours, theirs in self._pairs(columns).items()}
 

@@ -76,14 +76,14 @@ def _check_model(model: Any, path: Path) -> None:
         raise ValueError("its token for what is unknown is not in its vocabulary")
     for name in ("unk_token", "continuing_subword_prefix"):
         if not _short(model.get(name, "")):
-            raise ValueError(f"its {name} is no short text")
+            raise ValueError(f"its {name} is not a short text")
 
 
 def _check_part(part: Any, kind: str, path: Path, within: bool = False) -> None:
     if part is None:
         return
     if not isinstance(part, dict):
-        raise ValueError(f"its {kind} is no object")
+        raise ValueError(f"its {kind} is not an object")
     name = part.get("type")
     if name == "Sequence" and not within:
         several = part.get(_SEVERAL[kind])
@@ -105,7 +105,7 @@ def _check_added(tokens: Any) -> None:
         raise ValueError(f"it adds more than {MOST_ADDED} tokens")
     for token in tokens:
         if not isinstance(token, dict) or not token.get("content") or not _short(token["content"]):
-            raise ValueError("it adds a token that is no short text")
+            raise ValueError("it adds a token that is not a short text")
 
 
 def _short(text: Any) -> bool:

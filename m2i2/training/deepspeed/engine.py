@@ -1,7 +1,7 @@
 """The DeepSpeed engine around a student, and the optimizer's state by the parameters' names.
 
 DeepSpeed partitions the optimizer's state in flat slices that fit one world size. `Engine.moments` gathers it under the
-parameters' names and `Engine.load_moments` cuts it anew, so that a checkpoint fits any number of ranks.
+parameters' names and `Engine.load_moments` partitions it again, so that a checkpoint fits any number of ranks.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ class ShardedEngine(Engine):
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`. The number of ranks may have changed since they were saved.
 
-        The float32 master weights are taken anew from the student's weights.
+        The float32 master weights are copied again from the student's weights.
         """
         rank, inner = dist.get_rank(), private.inner_optimizer(self._zero)
         for group, partition in enumerate(private.masters(self._zero)):

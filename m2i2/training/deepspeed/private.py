@@ -179,7 +179,7 @@ def alias_masters(zero: Any) -> bool:
 def keep_gradient_partition(zero: Any) -> bool:
     """Add gradients to the flat partition at once, instead of keeping and concatenating them (ZeRO-2).
 
-    That partition stays from step to step: allocated anew in the middle of each, it fragments the heap of a CPU process.
+    That partition stays from step to step: allocated again in the middle of each, it would fragment the heap of a CPU process.
     """
     _expect_attributes(zero, "partition_gradients", "cpu_offload")
     if not zero.partition_gradients or zero.cpu_offload:

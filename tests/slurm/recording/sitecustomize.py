@@ -1,6 +1,6 @@
 """On PYTHONPATH of a job: every rank notes which samples it trains on, and one fails or hangs where the test says so.
 
-$RECORD_SAMPLES: the folder of the notes, a file a rank. $FAIL_AT, $HANG_AT: RANK:STEP that raises, or never ends.
+$RECORD_SAMPLES: the folder of the notes, one file per rank. $FAIL_AT, $HANG_AT: RANK:STEP that raises, or never ends.
 $STEP_SECONDS: how much longer every step takes, so that there is time to disturb a run on a fast machine; with commas, at the
 job's first start, its second, and so on (the last is for the rest).
 """
