@@ -13,7 +13,7 @@ from m2i2.exits import guarded
 from m2i2.terminal import say
 
 DESCRIPTION = """Ask a finetuned model about radiographs in a browser: upload a PNG, JPEG or DICOM file, ask, and see the likeliest
-answers with their probabilities and where in the image the first one comes from. It is research software and no medical
+answers with their probabilities and where in the image the first one comes from. It is research software, not a medical
 device. It listens on 127.0.0.1 alone and serves its own page only; uploads are deleted after a quarter of an hour and when it
 ends. With --token it answers only a browser that was opened with the address that it prints, which other users need not know."""
 

@@ -131,7 +131,7 @@ def test_settings_are_bounded_files(tmp_path: Path, name: str) -> None:
     path.unlink()
     os.mkfifo(path)
     assert refuses(lambda data: read(path), b""), "it does not wait for a writer"
-    with pytest.raises(M2I2Error, match="no regular file"):
+    with pytest.raises(M2I2Error, match="not a regular file"):
         read(Path("/dev/zero"))
     path.unlink()
     with path.open("wb") as f:

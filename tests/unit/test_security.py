@@ -160,7 +160,7 @@ def test_image_files_are_bounded_before_they_are_read(tmp_path: Path) -> None:
     words = ["captions", "json", str(tmp_path / "p.json"), "--output", str(tmp_path / "s"), "--max-rejects", "1"]
     assert main([*words, "--workers", "1"]) == 0
     rejects = (tmp_path / "s" / "rejects.jsonl").read_text()
-    assert "1099511627776 bytes, more than the bound" in rejects and "no regular file" in rejects
+    assert "1099511627776 bytes, more than the bound" in rejects and "not a regular file" in rejects
 
 
 # --- tars, indexes, texts
@@ -184,12 +184,12 @@ FILE = tarfile.REGTYPE
         (tar(("../x.jpg", FILE, b"a")), "'../x.jpg' escapes its folder"),
         (tar(("/x.jpg", FILE, b"a")), "'/x.jpg' escapes its folder"),
         (tar(("x.jpg", FILE, b"a"), ("x.jpg", FILE, b"b")), "'x.jpg' comes twice"),
-        (tar(("x.jpg", tarfile.SYMTYPE, b"")), "no regular file"),
-        (tar(("x.jpg", tarfile.LNKTYPE, b"")), "no regular file"),
-        (tar(("x.jpg", tarfile.CHRTYPE, b"")), "no regular file"),
-        (tar(("x.jpg", tarfile.FIFOTYPE, b"")), "no regular file"),
-        (tar(("x", tarfile.DIRTYPE, b"")), "no regular file"),
-        (tar(("n" * 200 + ".jpg", FILE, b"a")), "no regular file"),
+        (tar(("x.jpg", tarfile.SYMTYPE, b"")), "not a regular file"),
+        (tar(("x.jpg", tarfile.LNKTYPE, b"")), "not a regular file"),
+        (tar(("x.jpg", tarfile.CHRTYPE, b"")), "not a regular file"),
+        (tar(("x.jpg", tarfile.FIFOTYPE, b"")), "not a regular file"),
+        (tar(("x", tarfile.DIRTYPE, b"")), "not a regular file"),
+        (tar(("n" * 200 + ".jpg", FILE, b"a")), "not a regular file"),
         (tar(("x.jpg", FILE, b"a"), size=-1), "claims -1 bytes"),
         (tar(("x.jpg", FILE, b"a"), size=1 << 80), "claims 1208925819614629174706176 bytes"),
         (tar(("x.jpg", FILE, b"a"), end=b""), "does not end as a tar does"),
@@ -225,10 +225,10 @@ def rows(index: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda i: rows(i)[0].update(file="\ud800-000000.tar"), "no name of one"),
-        (lambda i: rows(i)[0].update(file="pipe:touch x.tar"), "no name of one"),
-        (lambda i: rows(i)[0].update(file="train-000000.tar;touch x.tar"), "no name of one"),
-        (lambda i: rows(i)[0].update(file="https://host/train-000000.tar"), "no name of one"),
+        (lambda i: rows(i)[0].update(file="\ud800-000000.tar"), "not a valid name of a shard"),
+        (lambda i: rows(i)[0].update(file="pipe:touch x.tar"), "not a valid name of a shard"),
+        (lambda i: rows(i)[0].update(file="train-000000.tar;touch x.tar"), "not a valid name of a shard"),
+        (lambda i: rows(i)[0].update(file="https://host/train-000000.tar"), "not a valid name of a shard"),
         (lambda i: rows(i)[0].update(sha256="../" * 20), "sha256 of train-000000.tar is not a hash"),
         (lambda i: rows(i)[0].update(bytes=float("nan")), "NaN is not JSON"),
         (lambda i: rows(i).append(rows(i)[0]), "names a shard twice"),
@@ -360,7 +360,7 @@ def test_fields_and_lines_of_tables(tmp_path: Path, caption: str, message: str) 
         (b"\x80\x04Pid\n.", "holds PERSID"),
         (b"\x80\x04\x82\x01.", "holds EXT1"),
         (b"\x80\x05\x97.", "holds NEXT_BUFFER"),
-        (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "no readable pickle"),
+        (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "not a readable pickle"),
     ],
 )
 def test_pickles_are_plain(tmp_path: Path, content: bytes, message: str) -> None:
@@ -406,9 +406,9 @@ def compressed(path: Path) -> None:
     [
         (compressed, "compressed, which torch.save never does"),
         (lambda p: torch.save({"a": torch.ones(1).expand(1 << 40)}, p), "claims 4398046511104 bytes"),
-        (lambda p: torch.save({"a": torch.eye(3).to_sparse()}, p), "no plain tensor"),
-        (lambda p: torch.save({"a": torch.ones(3, device="meta")}, p), "no plain tensor"),
-        (lambda p: torch.save([torch.ones(3)], p), "no state dictionary"),
+        (lambda p: torch.save({"a": torch.eye(3).to_sparse()}, p), "not a plain tensor"),
+        (lambda p: torch.save({"a": torch.ones(3, device="meta")}, p), "not a plain tensor"),
+        (lambda p: torch.save([torch.ones(3)], p), "not a state dictionary"),
         (lambda p: p.write_bytes(b"\x80\x02X\xff\xff\xff\xff."), "as weights only"),
     ],
 )

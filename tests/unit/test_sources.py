@@ -82,8 +82,8 @@ def _list_of_lists(depth: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no readable pickle"),
-        (b"\x80\x04garbage", "no readable pickle"),
+        (b"", "not a readable pickle"),
+        (b"\x80\x04garbage", "not a readable pickle"),
         (pickle.dumps({"a": 1}), "must hold a list of records"),
         (pickle.dumps([{"img_id": "x"}]), "record 0: 'label' must be an object of one answer"),
         (b"\x80\x04]r\x00\x00\x00\x7f.", "asks for 2130706432 entries"),

@@ -90,7 +90,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 3, "intermediate_size": 64}, "Give text.depth=3 text.intermediate=64, or"),
     ({"hidden_size": 32}, "text.width=32"),
     ({"layer_norm_eps": 1e-5}, "text.layer_norm_eps=1e-05"),
-    ({"hidden_act": "relu"}, "no plain BERT: its config.json says hidden_act='relu', not gelu"),
+    ({"hidden_act": "relu"}, "not a plain BERT: its config.json says hidden_act='relu', not gelu"),
 ]
 
 
