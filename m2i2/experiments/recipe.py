@@ -128,7 +128,7 @@ def read_recipe(path: Path) -> Recipe:
 def _check(recipe: Recipe) -> None:
     """M2I2Error for a recipe that would run something else than this project's tools, or leave its folders."""
     if not _NAME.fullmatch(recipe.name):
-        raise M2I2Error(f"The name {shown(recipe.name)} is none: it is made of letters, digits, spaces, dots, _ and -.")
+        raise M2I2Error(f"The name {shown(recipe.name)} is not valid: a name consists of letters, digits, spaces, dots, _ and -.")
     for line in recipe.prepare:
         prepared(line, Path(_DATA))
     plans = recipe.plans.values()
@@ -169,7 +169,7 @@ def prepared(line: str, data: Path) -> tuple[str, list[str], str]:
     tool, *words = line.split() or [""]
     if tool not in TOOLS:
         raise M2I2Error(
-            f"prepare: {shown(tool)} is none of the tools {', '.join(TOOLS)}, and nothing else is run. In: {shown(line)}"
+            f"prepare: {shown(tool)} is not one of the tools {', '.join(TOOLS)}, and nothing else is run. In: {shown(line)}"
         )
     for word in words:
         if word != _DATA and _DATA in word.removeprefix(f"{_DATA}/"):

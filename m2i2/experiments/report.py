@@ -109,7 +109,7 @@ def _scored(recipe: Recipe, dataset: str, found: dict[str, dict[str, Any]]) -> l
         named = ", ".join(f"{name}: {form}" for form, name in forms.items())
         raise M2I2Error(
             f"The records of {dataset} score answers in different forms ({named}), "
-            f"which cannot stand in one table. Remove the records of one form and run their cells again."
+            f"which do not belong in one table. Remove the records of one form and run their cells again."
         )
     ordered = [v for v in recipe.plans[dataset].of_seed(0) if v in variants]
     return [Scored(v, tuple(record for _, record in sorted(variants[v], key=lambda row: row[0]))) for v in ordered]

@@ -59,7 +59,7 @@ class M2I2Processor(ProcessorMixin):
             elif type(values[name]) is not kind or (kind is int and not 1 <= values[name] <= _LARGEST):
                 raise M2I2Error(f"{path} has {name}={shown(values[name])}, which is not {kind.__name__} or out of range.")
         if values.get("normalisation", "official") not in get_args(Normalisation):
-            raise M2I2Error(f"{path} has normalisation={shown(values['normalisation'])}, which is none that is known.")
+            raise M2I2Error(f"{path} has normalisation={shown(values['normalisation'])}, which is unknown.")
         tokenizer = BertTokenizer(tokenizer_object=load_tokenizer(folder).library_object)
         return cls(tokenizer, **values)
 
@@ -105,6 +105,6 @@ def _from_hub(name: str, kwargs: dict[str, Any]) -> Path:
     except Exception as e:
         reason = (str(e).splitlines() or [""])[0]
         raise M2I2Error(
-            f"{name!r} is neither a local folder nor to be had from the Hugging Face hub ({type(e).__name__}: {reason}). Without a "
-            f"connection, download it elsewhere (huggingface-cli download {name} --local-dir FOLDER) and name that folder."
+            f"{name!r} is not a local folder and could not be downloaded from the Hugging Face hub ({type(e).__name__}: {reason}). "
+            f"Without a connection, download it elsewhere (hf download {name} --local-dir FOLDER) and name that folder."
         ) from e

@@ -123,7 +123,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.index.json", "*.bin", "*.json", "*.txt"]))
     except Exception as e:
         raise M2I2Error(
-            f"{name!r} is neither a local folder nor to be had from the Hugging Face hub ({type(e).__name__}: "
+            f"{name!r} is not a local folder and could not be downloaded from the Hugging Face hub ({type(e).__name__}: "
             f"{str(e).splitlines()[0] if str(e) else 'no reason given'}). Without a connection, download it elsewhere "
             f"(hf download {name} --local-dir weights/{name.split('/')[-1]}) and name that folder."
         ) from e

@@ -128,7 +128,7 @@ CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}
         (lambda t: t["model"].update(max_input_chars_per_word=1 << 40), "more than 1000"),
         (lambda t: t["model"].update(unk_token="nowhere"), "not in its vocabulary"),
         (lambda t: t["model"]["vocab"].update({"x" * 5000: 200}), "a token of more than 1000 characters"),
-        (lambda t: t["model"].update(vocab=[]), "its vocabulary is none"),
+        (lambda t: t["model"].update(vocab=[]), "its vocabulary is not valid"),
         (lambda t: t.update(added_tokens=[{"id": 1, "content": ""}]), "not a short text"),
         (lambda t: t.update(added_tokens=[{"id": n, "content": str(n)} for n in range(10_001)]), "adds more than 10000 tokens"),
         (lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [t["normalizer"]] * 17}), "at most 16 parts"),

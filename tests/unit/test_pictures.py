@@ -309,7 +309,7 @@ EMPTY_JPEG = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0" + struct.pack("<I", len
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (COLOURED | {"PhotometricInterpretation": "HSV"}, "photometric interpretation is none of"),
+        (COLOURED | {"PhotometricInterpretation": "HSV"}, "photometric interpretation is not one of"),
         (COLOURED | {"PhotometricInterpretation": "YBR_ICT"}, "JPEG 2000's colours without JPEG 2000"),
         (COLOURED | {"PhotometricInterpretation": "MONOCHROME2"}, "3 samples a pixel, and calls them MONOCHROME2"),
         ({"PixelAspectRatio": ["100", "1"]}, "100 times as high as wide"),

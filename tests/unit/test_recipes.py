@@ -22,11 +22,11 @@ TRAP = "from pathlib import Path; Path({!r}).touch()"
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"prepare": ["{trap} --output shards/x"]}, "is none of the tools"),
-        ({"prepare": ["../{trap} --output shards/x"]}, "is none of the tools"),
-        ({"prepare": ["audit_leakage.py --output shards/x"]}, "is none of the tools"),
-        ({"prepare": ["make_shards.py;{trap} --output shards/x"]}, "is none of the tools"),
-        ({"prepare": [""]}, "is none of the tools"),
+        ({"prepare": ["{trap} --output shards/x"]}, "is not one of the tools"),
+        ({"prepare": ["../{trap} --output shards/x"]}, "is not one of the tools"),
+        ({"prepare": ["audit_leakage.py --output shards/x"]}, "is not one of the tools"),
+        ({"prepare": ["make_shards.py;{trap} --output shards/x"]}, "is not one of the tools"),
+        ({"prepare": [""]}, "is not one of the tools"),
         ({"prepare": ["make_shards.py vqa phantoms"]}, "needs one --output"),
         ({"prepare": ["make_shards.py vqa phantoms --output a --output b"]}, "needs one --output"),
         ({"prepare": ["make_shards.py vqa phantoms --output {data}/x"]}, "needs one --output"),
@@ -51,7 +51,7 @@ TRAP = "from pathlib import Path; Path({!r}).touch()"
         ({"evaluation": ["--output", "x"]}, "set '--output' themselves"),
         ({"evaluation": ["--checkpoint=x"]}, "themselves"),
         ({"evaluation": ["--cache-folder", "/tmp"]}, "names a path outside"),
-        ({"name": "../../x"}, "The name '../../x' is none"),
+        ({"name": "../../x"}, "The name '../../x' is not valid"),
         ({"preset": "../x"}, "names a path outside"),
     ],
 )

@@ -20,7 +20,7 @@ UNUSED = {
     r"anew": "again, from the beginning",
     r"rightly": "correctly",
     r"in vain": "without success",
-    r"(can|cannot|may) be had": "is available, is not available",
+    r"(can|cannot|may|to) be had": "is available, is not available",
     r"live without": "run without, train without",
     r"rubbish": "leftover files",
     r"(images|samples|pairs|rows|steps|operations|bytes|[kmg]i?b) a second": "per second",

@@ -81,8 +81,7 @@ def decode(
         raise M2I2Error(f"The image {name} cannot be decoded: {e}.") from e
     except UnidentifiedImageError as e:
         raise M2I2Error(
-            f"The image {name} cannot be decoded: it is damaged or none of {', '.join(FORMATS)}, or of a kind of them that is not "
-            f"read."
+            f"The image {name} cannot be decoded: it is damaged, or its format is not supported ({', '.join(FORMATS)} are)."
         ) from e
     except Exception as e:  # Pillow's decoders raise almost anything on damaged files
         raise M2I2Error(f"The image {name} cannot be decoded ({type(e).__name__}: {e}); replace or remove it.") from e

@@ -63,7 +63,7 @@ def _complete(dataset: "Dataset", name: str, findings: Findings) -> None:
         findings.doubt(NO_PHOTOMETRIC.format(photometric))
     if photometric not in _KNOWN:
         raise M2I2Error(
-            f"The DICOM file {name} cannot be shown: its photometric interpretation is none of {', '.join(_KNOWN)}. "
+            f"The DICOM file {name} cannot be shown: its photometric interpretation is not one of {', '.join(_KNOWN)}. "
             f"Export it again as one of them."
         )
     if (samples == 3) == photometric.startswith(("MONOCHROME", "PALETTE")):

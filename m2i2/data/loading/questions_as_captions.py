@@ -26,7 +26,7 @@ class VqaText:
     def __init__(self, path: Path, protocol: str = "clean", selection: float = 0.1, words: int = 30) -> None:
         """``selection``: the share that finetuning under ``clean`` keeps aside (answering.selection); it is left out here too."""
         if protocol not in ("paper", "clean"):
-            raise M2I2Error(f"--protocol {protocol!r} is none of paper, clean.")
+            raise M2I2Error(f"--protocol {protocol!r} must be paper or clean.")
         self.left_out: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._path, self._protocol, self._selection, self._words = path, protocol, selection, words

@@ -8,7 +8,7 @@ from m2i2.data.shards.storage import Storage
 
 
 def storage_of(place: str | Path | Storage, cache: CacheConfig | None = None) -> Storage:
-    """The storage of a folder or URL; M2I2Error for a URL that is none of ours. ``cache`` serves URLs."""
+    """The storage of a folder or URL; M2I2Error for a URL that is not supported. ``cache`` serves URLs."""
     if isinstance(place, Storage):
         return place
     if "://" in str(place) and not isinstance(place, Path):

@@ -36,7 +36,9 @@ class RemoteStorage(Storage):
         """M2I2Error for names and hashes that cannot be those of shards. Whether the shards are there shows when they are read."""
         for shard in shards:
             if not FILE.fullmatch(shard.file):
-                raise M2I2Error(f"{self.name_of(INDEX)} names a shard {shard.file!r:.80}, which may not stand in a URL; rename it.")
+                raise M2I2Error(
+                    f"{self.name_of(INDEX)} names a shard {shard.file!r:.80}, which is not allowed in a URL; rename it."
+                )
             self._require_hash(shard.sha256, shard.file)
 
     def _require_hash(self, sha256: str, file: str) -> None:

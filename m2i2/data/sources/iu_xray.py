@@ -18,7 +18,7 @@ class IUXray:
     def __init__(self, path: Path, projections: str = "all") -> None:
         """``projections``: frontal, lateral or all."""
         if projections not in ("frontal", "lateral", "all"):
-            raise M2I2Error(f"--projections {projections!r} is none of frontal, lateral, all.")
+            raise M2I2Error(f"--projections {projections!r} must be frontal, lateral or all.")
         self.left_out: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._path, self._projections = path, projections

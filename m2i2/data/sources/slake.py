@@ -29,7 +29,7 @@ class Slake:
     def __init__(self, path: Path, language: str = "en") -> None:
         """``language``: en (the paper's), zh or all."""
         if language not in ("en", "zh", "all"):
-            raise M2I2Error(f"--language {language!r} is none of en, zh, all.")
+            raise M2I2Error(f"--language {language!r} must be en, zh or all.")
         self.left_out: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._path, self._language = path, language

@@ -118,7 +118,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         folder = Path(snapshot_download(str(source), allow_patterns=_HUB_FILES))
     except Exception as e:
         raise M2I2Error(
-            f"The tokenizer {str(source)!r} is neither a local folder nor to be had from the Hugging Face hub "
+            f"The tokenizer {str(source)!r} is not a local folder and could not be downloaded from the Hugging Face hub "
             f"({type(e).__name__}). Without a connection, download it elsewhere (hf download {source} {' '.join(_HUB_FILES)} "
             f"--local-dir FOLDER) and name that folder: start.tokenizer=FOLDER."
         ) from e

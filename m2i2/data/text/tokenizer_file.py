@@ -67,7 +67,7 @@ def _check_model(model: Any, path: Path) -> None:
         raise M2I2Error(f"The tokenizer {path} is {shown(kind)}, not WordPiece as BERT's is.")
     vocabulary, most = model.get("vocab"), model.get("max_input_chars_per_word", 100)
     if not isinstance(vocabulary, dict) or not all(isinstance(number, int) and number >= 0 for number in vocabulary.values()):
-        raise ValueError("its vocabulary is none")
+        raise ValueError("its vocabulary is not valid")
     if any(len(token) > MOST_TOKEN for token in vocabulary):
         raise ValueError(f"it has a token of more than {MOST_TOKEN} characters")
     if not isinstance(most, int) or not 0 < most <= MOST_WORD:
