@@ -52,10 +52,10 @@ lint: $(STAMP)
 test: lint packages
 	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-oldest: $(OLDEST)/.installed
+test-oldest: $(OLDEST)/.installed-oldest
 	@$(OLDEST)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder tests/unit tests/parity tests/distributed
 
-$(OLDEST)/.installed: setup.py constraints.txt Makefile
+$(OLDEST)/.installed-oldest: setup.py constraints.txt Makefile
 	@$(MAKE) --no-print-directory VENV=$(OLDEST) $(OLDEST)/bin/python
 	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/; s/^torchvision==.*/torchvision==$(OLDEST_TORCHVISION)/' constraints.txt > $(OLDEST)/constraints.txt
 	@echo "Installing torch $(OLDEST_TORCH) and the tested versions of the rest into $(OLDEST) (several GB, a few minutes) ..."

@@ -102,12 +102,13 @@ def pretraining_flops(config: PretrainingConfig, tokens: float, batch: int, aske
 
 
 def second_encoding_flops(config: PretrainingConfig, tokens: float) -> float:
-    """What losses over the whole batch cost a pair besides, with accumulation: encoding it again, and its negative image's keys and
-    values, which otherwise are those of another pair."""
+    """What losses over the whole batch cost a pair besides, with accumulation: encoding it again (but for one micro-batch of the
+    step), and its negative image's keys and values, which otherwise are those of another pair."""
     vision, text = config.vision, config.text
     seen = visible_patches(vision, config.objectives)
     encoders = image_layers(vision, seen) + patch_embedding(vision, seen) + 2 * text_layers(text, tokens)
-    return encoders + _BACKWARD_TOO * image_keys_values(text, vision, seen)
+    again = 1 - 1 / config.training.accumulation
+    return again * encoders + _BACKWARD_TOO * image_keys_values(text, vision, seen)
 
 
 def question_flops(vision: VisionConfig, text: TextConfig, question: float) -> float:

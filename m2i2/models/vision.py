@@ -29,6 +29,10 @@ class MaskedImage(NamedTuple):
         assert self.order is not None
         return self.order[:, self.states.shape[1] - 1 :]
 
+    def rows(self, chosen: slice) -> "MaskedImage":
+        """Of some of the images."""
+        return MaskedImage(self.states[chosen], None if self.order is None else self.order[chosen])
+
 
 class Attention(nn.Module):
     """Self-attention with one projection for queries, keys and values."""

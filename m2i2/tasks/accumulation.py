@@ -1,13 +1,15 @@
 """A step in micro-batches whose losses are those of the whole batch, as in GradCache (Gao et al., 2021) and in open_clip.
 
-1. Teacher and student encode every micro-batch, without a graph.
+1. Teacher and student encode every micro-batch, without a graph; of the last one the student's graph is kept.
 2. Hard negatives are drawn from the whole batch; their states are fetched from the rows' owners.
 3. Each micro-batch goes from these states to its losses, and back to the states, the multimodal encoder and the heads.
-4. What states received as negatives goes back to their owners. Each micro-batch is encoded again, with its graph and the same
-   dropout, and the gradients go on from its states to the encoders.
+4. What states received as negatives goes back to their owners. Each micro-batch but the last is encoded again, with its graph and
+   the same dropout, and the gradients go on from its states to the encoders.
 
-Beyond the same batch at once this costs the encoders' forward pass, the projection of negative images, and memory for the states
-of all rows and for one more gradient of every weight. Gradients are taken outside the engine's hooks, which see one backward pass.
+At no time there are more graphs than those of one micro-batch's encoders and of one micro-batch's losses, as without accumulation.
+Beyond the same batch at once this costs the encoders' forward pass of all micro-batches but one, the projection of negative images,
+and memory for the states of all rows and for one more gradient of every weight. Gradients are taken outside the engine's hooks,
+which see one backward pass.
 
 Shapes: b rows of this rank in n micro-batches, N image tokens, L text tokens, D wide.
 """
@@ -29,12 +31,17 @@ from m2i2.objectives.itc import similarities
 from m2i2.objectives.itm import rows_present
 from m2i2.precision import autocast
 from m2i2.tasks.negatives import GlobalBatch, Negatives
-from m2i2.tasks.states import Encoded, HardNegatives, PretrainingStates, encode, fetch_negatives
+from m2i2.tasks.states import Encoded, HardNegatives, PretrainingStates, encode, encode_text, fetch_negatives, leaf
 from m2i2.tasks.task import Key, Output, step_generator_seed
 from m2i2.tasks.teacher import TeacherTargets
 
 if TYPE_CHECKING:
     from m2i2.tasks.pretraining import PretrainingTask
+
+
+_AT_ONCE = 4
+"""Micro-batches whose images are encoded, and whose targets are computed, in one pass without a graph, which reads each weight
+once. It holds one layer's tensors at a time: of so many micro-batches less than what the graph of one keeps of all layers."""
 
 
 class Accumulation:
@@ -45,71 +52,99 @@ class Accumulation:
         longest = max(batch.input_ids.shape[1] for batch in batches)
         self._batches = [_padded(batch, longest) for batch in batches]
         self._task, self._key, self._settings = task, key, task.config.objectives
+        self._count, self._rows = len(batches), len(batches[0])
 
     def output(self, negatives: Negatives | None = None) -> tuple[Output, GlobalBatch]:
         """The losses of the whole batch, which know every parameter's gradient, and what the queue takes of it. Collective.
 
         ``negatives``: those of all rows [b], in place of those drawn from the key.
         """
-        count, rows = len(self._batches), len(self._batches[0])
-        encoded, targets = self._encode_all()
+        encoded, kept, targets = self._encode_all()
         global_batch = self._gather(targets)
-        fetched = hard = None
+        fetched = None
         if "matching" in self._task.reads:
             negatives = negatives or self._draw(encoded, global_batch)
             mask = torch.cat([batch.attention_mask for batch in self._batches])
             fetched = fetch_negatives(global_batch, negatives, encoded.image.states, encoded.text, mask)
-            hard = HardNegatives(_leaf(fetched.image), _leaf(fetched.text), fetched.text_mask)
         parameters = [p for p in self._task.student.parameters() if p.requires_grad]
-        gradients = _Gradients([*parameters, *encoded.tensors(), *([hard.image, hard.text] if hard else [])])
-        mean_counts, losses = self._mean_counts(negatives), dict[str, Tensor]()
-        for number in range(count):
-            mine = slice(number * rows, (number + 1) * rows)
+        gradients, mean_counts = _Gradients(parameters), self._mean_counts(negatives)
+        losses, received = dict[str, Tensor](), list[list[Tensor]]()
+        for number in range(self._count):
+            mine = self._rows_of(number)
+            own, hard = encoded.leaves(mine), fetched.leaves(mine) if fetched else None
             part = _Part(
-                (encoded.rows(mine), hard.rows(mine) if hard else None, mean_counts),
+                (own, hard, mean_counts),
                 student=self._task.student,
                 settings=self._settings,
                 batch=self._task.prepared(self._batches[number]),
                 targets=targets[number],
-                global_batch=global_batch.part(mine.start, rows),
+                global_batch=global_batch.part(mine.start, self._rows),
                 distillation=self._task.distillation,
                 draws=negatives.rows(mine) if negatives else self._task.starts,
                 reads=self._task.reads,
             )
-            self._seed(count + number)
+            self._seed(self._count + number)
             found = self._task.losses(part)
-            gradients.add([found["loss"] / count])
-            losses = {name: losses.get(name, 0) + value.detach() / count for name, value in found.items()}
+            leaves = [*own.tensors(), *([hard.image, hard.text] if hard else [])]
+            received.append(gradients.add([found["loss"] / self._count], None, leaves))
+            losses = {name: losses.get(name, 0) + value.detach() / self._count for name, value in found.items()}
         del part, found
-        if fetched is not None and hard is not None:
-            gradients.add([fetched.image, fetched.text], [gradients.of(hard.image), gradients.of(hard.text)])
-        received = [gradients.of(states) for states in encoded.tensors()]
-        for number in range(count):
-            mine = slice(number * rows, (number + 1) * rows)
-            gradients.add(self._encode(number).tensors(), [gradient[mine] for gradient in received])
-        loss = _Known.apply(losses.pop("loss"), [gradients.of(p) for p in parameters], *parameters)
-        return Output(loss, losses, {}), global_batch
+        if fetched is not None:
+            self._return(fetched, encoded, received)
+        del fetched, encoded
+        of_last: Encoded | None = kept
+        for number in reversed(range(self._count)):
+            gradients.add((of_last or self._encode(number)).tensors(), received.pop())
+            of_last = None
+        return Output(_Known.apply(losses.pop("loss"), gradients.sums(), *parameters), losses, {}), global_batch
+
+    def _rows_of(self, number: int) -> slice:
+        return slice(number * self._rows, (number + 1) * self._rows)
 
     def _seed(self, number: int) -> None:
         """Seed dropout: of the encoders by the micro-batches' numbers, of the multimodal encoder by the numbers that follow."""
         torch.manual_seed(step_generator_seed(self._key._replace(micro=number), rank()))
+
+    @property
+    def _with_words(self) -> bool:
+        return "words" in self._task.reads
 
     def _encode(self, number: int) -> Encoded:
         """What the student's encoders make of a micro-batch: the same at each call, dropout included."""
         batch = self._task.prepared(self._batches[number])
         self._seed(number)
         with autocast(batch.image.device, self._task.dtype):
-            return encode(self._task.student, batch, self._settings.image_mask_ratio, "words" in self._task.reads)
+            return encode(self._task.student, batch, self._settings.image_mask_ratio, self._with_words)
 
-    def _encode_all(self) -> tuple[Encoded, list[TeacherTargets]]:
-        """The student's states of all rows, as leaves, and the teacher's targets of each micro-batch."""
-        encoded, targets = [], []
-        with torch.no_grad():
-            for number, batch in enumerate(self._batches):
-                encoded.append(self._encode(number))
-                with autocast(batch.image.device, self._task.dtype):
-                    targets.append(self._task.teacher.targets(self._task.prepared(batch), self._settings.image_mask_ratio))
-        return _concatenated(encoded), targets
+    def _encode_all(self) -> tuple[Encoded, Encoded, list[TeacherTargets]]:
+        """The student's states of all rows as leaves, those of the last micro-batch with their graph, and the teacher's targets."""
+        task, ratio, last = self._task, self._settings.image_mask_ratio, self._count - 1
+        targets, encoded = list[TeacherTargets](), list[Encoded]()
+        with torch.no_grad(), autocast(task.student.temp.device, task.dtype):
+            for start in range(0, self._count, _AT_ONCE):
+                some = self._batches[start : start + _AT_ONCE]
+                batch = task.prepared(_joined(some))
+                targets += _split(task.teacher.targets(batch, ratio), some)
+                again = min(len(some), last - start) * self._rows
+                if not again:
+                    continue
+                image = task.student.visual_encoder(batch.image[:again], batch.student_noise[:again], ratio)
+                for number in range(start, start + again // self._rows):
+                    mine = self._rows_of(number - start)
+                    self._seed(number)  # images have no dropout
+                    text = encode_text(task.student, self._batches[number], self._with_words)
+                    encoded.append(Encoded(image.rows(mine), *text))
+        kept = self._encode(last)
+        return _concatenated([*encoded, kept]), kept, targets
+
+    def _return(self, fetched: HardNegatives, encoded: Encoded, received: Sequence[list[Tensor]]) -> None:
+        """Take the negatives' gradients off the end of what was received, and add them to their owners' states. Collective."""
+        of_text, of_image = (torch.cat([one.pop() for one in received]) for _ in range(2))
+        owners = [encoded.image.states, encoded.text]
+        image, text = torch.autograd.grad([fetched.image, fetched.text], owners, [of_image, of_text])
+        for number, (of_states, of_captions, *_) in enumerate(received):
+            of_states.add_(image[self._rows_of(number)])
+            of_captions.add_(text[self._rows_of(number)])
 
     def _gather(self, targets: Sequence[TeacherTargets]) -> GlobalBatch:
         """The teacher's features of all rows of all ranks."""
@@ -164,22 +199,41 @@ class _Part(PretrainingStates):
 
 
 class _Gradients:
-    """Sums of the gradients of some tensors, apart from their ``.grad`` and its hooks."""
+    """Sums of the gradients of parameters, apart from their ``.grad`` and its hooks."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = list(tensors)
-        self._sums = [torch.zeros_like(one) for one in tensors]
-        self._places = {id(one): place for place, one in enumerate(tensors)}
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._sums: list[Tensor | None] = [None] * len(self._parameters)
 
-    def add(self, outputs: Sequence[Tensor], of_outputs: Sequence[Tensor] | None = None) -> None:
-        """Differentiate ``outputs``, whose own gradients are ``of_outputs`` (of a scalar: 1). Their graph is freed."""
-        found = torch.autograd.grad(outputs, self._tensors, of_outputs, allow_unused=True)
-        reached = [(total, one) for total, one in zip(self._sums, found, strict=True) if one is not None]
-        torch._foreach_add_([total for total, _ in reached], [one for _, one in reached])
+    def add(self, outputs: Sequence[Tensor], of_outputs: Sequence[Tensor] | None, leaves: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Differentiate ``outputs``, whose own gradients are ``of_outputs`` (of a scalar: 1). Their graph is freed.
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The sum of one tensor's gradients."""
-        return self._sums[self._places[id(tensor)]]
+        Returns the gradients of ``leaves``, tensors of their own.
+        """
+        found = torch.autograd.grad(outputs, [*self._parameters, *leaves], of_outputs, allow_unused=True)
+        owned, count = _owned(found), len(self._parameters)
+        later = [(total, one) for total, one in zip(self._sums, owned, strict=False) if total is not None and one is not None]
+        if later:
+            torch._foreach_add_([total for total, _ in later], [one for _, one in later])
+        self._sums = [one if total is None else total for total, one in zip(self._sums, owned[:count], strict=True)]
+        return [torch.zeros_like(x) if one is None else one for x, one in zip(leaves, owned[count:], strict=True)]
+
+    def sums(self) -> list[Tensor]:
+        """Of every parameter: 0 where nothing depends on it."""
+        return [torch.zeros_like(p) if one is None else one for p, one in zip(self._parameters, self._sums, strict=True)]
+
+
+def _owned(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients, each with memory of its own: autograd may give one out for several tensors, or a part of a larger one."""
+    seen, found = set[int](), list[Tensor | None]()
+    for one in gradients:
+        if one is not None:
+            storage = one.untyped_storage()
+            if storage.data_ptr() in seen or storage.nbytes() != one.nbytes:
+                one = one.clone()
+            seen.add(storage.data_ptr())
+        found.append(one)
+    return found
 
 
 class _Known(torch.autograd.Function):
@@ -197,20 +251,16 @@ class _Known(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _leaf(x: Tensor) -> Tensor:
-    return x.detach().requires_grad_()
-
-
 def _concatenated(encoded: Sequence[Encoded]) -> Encoded:
     """All rows as leaves of a graph."""
     order, masked = [one.image.order for one in encoded], [one.masked_text for one in encoded]
     return Encoded(
         MaskedImage(
-            _leaf(torch.cat([one.image.states for one in encoded])),
+            leaf(torch.cat([one.image.states for one in encoded])),
             torch.cat([one for one in order if one is not None]),
         ),
-        _leaf(torch.cat([one.text for one in encoded])),
-        None if masked[0] is None else _leaf(torch.cat([one for one in masked if one is not None])),
+        leaf(torch.cat([one.text for one in encoded])),
+        None if masked[0] is None else leaf(torch.cat([one for one in masked if one is not None])),
     )
 
 
@@ -228,3 +278,19 @@ def _padded(batch: CaptionBatch, length: int) -> CaptionBatch:
         labels=pad(batch.labels, more, value=-100),
         places=batch.places // before * length + batch.places % before,
     )
+
+
+def _joined(batches: Sequence[CaptionBatch]) -> CaptionBatch:
+    """Batches whose captions are padded to one length, as one."""
+    tensors = [batch.tensors() for batch in batches]
+    joined: dict[str, Any] = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
+    size = batches[0].input_ids.numel()
+    joined["places"] = torch.cat([batch.places + number * size for number, batch in enumerate(batches)])
+    return replace(batches[0], **joined)
+
+
+def _split(targets: TeacherTargets, batches: Sequence[CaptionBatch]) -> list[TeacherTargets]:
+    """The targets of each of the batches that were joined."""
+    rows, words = [len(batch) for batch in batches], [len(batch.places) for batch in batches]
+    parts = targets.image_features.split(rows), targets.text_features.split(rows), targets.mlm_logits.split(words)
+    return [TeacherTargets(*one) for one in zip(*parts, strict=True)]

@@ -41,18 +41,28 @@ class Encoded(NamedTuple):
         """All states."""
         return [one for one in (self.image.states, self.text, self.masked_text) if one is not None]
 
-    def rows(self, chosen: slice) -> "Encoded":
-        """Those of some rows."""
-        image = MaskedImage(self.image.states[chosen], None if self.image.order is None else self.image.order[chosen])
-        return Encoded(image, self.text[chosen], None if self.masked_text is None else self.masked_text[chosen])
+    def leaves(self, chosen: slice) -> "Encoded":
+        """Those of some rows, as leaves of a graph. They share the memory."""
+        image, masked_text = self.image.rows(chosen), None if self.masked_text is None else leaf(self.masked_text[chosen])
+        return Encoded(image._replace(states=leaf(image.states)), leaf(self.text[chosen]), masked_text)
+
+
+def leaf(x: Tensor) -> Tensor:
+    """``x`` as a leaf of a graph; it shares the memory."""
+    return x.detach().requires_grad_()
 
 
 def encode(student: PretrainingModel, batch: CaptionBatch, image_mask_ratio: float, with_words: bool) -> Encoded:
     """Encode a prepared batch; ``with_words``: the captions with masked words too, in the same pass."""
     image = student.visual_encoder(batch.image, batch.student_noise, image_mask_ratio)
+    return Encoded(image, *encode_text(student, batch, with_words))
+
+
+def encode_text(student: PretrainingModel, batch: CaptionBatch, with_words: bool) -> tuple[Tensor, Tensor | None]:
+    """The texts' part of `Encoded`: [b, L, D] of the whole captions, and of those with masked words."""
     texts = [batch.input_ids, batch.masked_input_ids] if with_words else [batch.input_ids]
     text = student.text_encoder.bert.encode(torch.cat(texts), batch.attention_mask.repeat(len(texts), 1))
-    return Encoded(image, text[: len(batch)], text[len(batch) :] if with_words else None)
+    return text[: len(batch)], text[len(batch) :] if with_words else None
 
 
 class HardNegatives(NamedTuple):
@@ -65,9 +75,9 @@ class HardNegatives(NamedTuple):
     text_mask: Tensor
     """[b, L]"""
 
-    def rows(self, chosen: slice) -> "HardNegatives":
-        """Those of some rows."""
-        return HardNegatives(self.image[chosen], self.text[chosen], self.text_mask[chosen])
+    def leaves(self, chosen: slice) -> "HardNegatives":
+        """Those of some rows, as leaves of a graph. They share the memory."""
+        return HardNegatives(leaf(self.image[chosen]), leaf(self.text[chosen]), self.text_mask[chosen])
 
 
 def fetch_negatives(

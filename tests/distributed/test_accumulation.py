@@ -82,8 +82,9 @@ VARIANTS = {
 
 
 def steps(rank: int, ranks: int) -> list[Outcome]:
-    """Every variant at once, and in 2 and 4 micro-batches."""
-    return [step(rank, ranks, VARIANTS[name], accumulation) for name, accumulation in product(VARIANTS, (1, 2, 4))]
+    """Every variant at once, in 2 micro-batches, and in as many as there are rows: 8 on one rank, 4 on two."""
+    ways = product(VARIANTS, (1, 2, BATCH // ranks))
+    return [step(rank, ranks, VARIANTS[name], accumulation) for name, accumulation in ways]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

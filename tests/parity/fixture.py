@@ -32,14 +32,19 @@ def sizes(folder: Path) -> Sizes:
     """What ``model.json`` says and, where it is silent on a size, what the shapes of the weights and inputs say."""
     told, state = json.loads((folder / "model.json").read_text()), tensors(folder, "pretrain_state_dict")
     told.setdefault("image_size", tensors(folder, "pretrain_inputs")["image"].shape[-1])
-    side = tensors(folder, "vqa_inputs")["image"].shape[-1] if has_answering(folder) else 0
-    return read_sizes(told, state, side)
+    side = 0
+    if has_answering(folder):
+        side, answering = tensors(folder, "vqa_inputs")["image"].shape[-1], tensors(folder, "vqa_state_dict")
+        told.setdefault("answer_depth", 1 + max(_numbers(answering, r"text_decoder\.bert\.encoder\.layer\.(\d+)\.")))
+    return _read_sizes(told, state, side)
 
 
-def read_sizes(told: Mapping[str, Any], state: Mapping[str, Tensor], answering_side: int) -> Sizes:
-    """Sizes by ``told``, else by an official state's shapes."""
+def _read_sizes(told: Mapping[str, Any], state: Mapping[str, Tensor], answering_side: int) -> Sizes:
+    """Sizes by ``told``, else by an official state's shapes; heads are told by ``told`` alone."""
     layer = "text_encoder.bert.encoder.layer"
     embeddings = "text_encoder.bert.embeddings"
+    if silent := [key for key in ("image_heads", "decoder_heads", "text_heads") if key not in told]:
+        raise ValueError(f"model.json has no {', '.join(silent)}, which the weights do not tell")
 
     def size(key: str, measure: Callable[[], int]) -> int:
         return int(told[key]) if key in told else measure()
@@ -98,7 +103,8 @@ def fitting(module: torch.nn.Module, state: Mapping[str, Tensor], suffix: str = 
     """The module's parameters out of an official state, with ``_m`` behind the first name for the teacher's."""
     for name, own in module.state_dict().items():
         head, dot, tail = name.partition(".")
-        yield name, state[head + suffix + dot + tail].reshape(own.shape)
+        found = state[head + suffix + dot + tail]
+        yield name, found.reshape(own.shape) if found.numel() == 1 else found  # the temperature is written as [] or [1]
 
 
 def largest_difference(ours: Tensor, official: Tensor) -> float:

@@ -1,5 +1,6 @@
 """``python -m tests.parity FOLDER`` at other sizes: 0 where all agrees, 1 where one number differs."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,52 @@ SIZES: dict[str, Any] = {
     **{"image_size": 48, "patch_size": 8, "image_width": 16, "image_depth": 2, "image_heads": 2},
     **{"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "vocabulary": 120, "text_width": 24, "text_depth": 3},
     **{"fusion_layer": 1, "text_heads": 4, "intermediate": 24, "positions": 20, "answer_depth": 2, "projection": 4},
-    **{"queue": 10, "momentum": 0.9, "alpha": 0.3, "mask_ratio": 0.3},
+    **{"queue": 12, "momentum": 0.9, "alpha": 0.3, "mask_ratio": 0.3},
+}
+WIDER_IMAGE = {
+    **{"image_size": 42, "patch_size": 14, "image_width": 32, "image_depth": 3, "image_heads": 4, "decoder_width": 12},
+    **{"decoder_heads": 3, "text_width": 12, "text_depth": 4, "fusion_layer": 3, "text_heads": 2, "answer_depth": 3},
+}
+AS_WIDE = {"image_width": 24, "text_width": 24, "text_depth": 4, "fusion_layer": 2, "answer_depth": 1}
+TOLD_BY_THE_WEIGHTS = {
+    *("image_size", "patch_size", "image_width", "image_depth", "decoder_width", "decoder_depth", "vocabulary", "text_width"),
+    *("text_depth", "fusion_layer", "intermediate", "positions", "answer_depth", "projection", "queue"),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parity")
-    record(folder, SIZES, batch=3, tokens=9, pointer=8, answering_side=64, k=2)
+    record(folder, SIZES, batch=3, tokens=9, answering_side=64, k=2)
     return folder
 
 
-def test_another_model_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_whose_text_is_wider(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "VQA gradients, distilled" in out and "below 1e-09" in out
+
+
+@pytest.mark.parametrize("sizes", [WIDER_IMAGE, AS_WIDE], ids=["image wider", "as wide"])
+def test_models_of_other_sizes(sizes: dict[str, int], tmp_path: Path) -> None:
+    record(tmp_path, {**SIZES, **sizes}, batch=3, tokens=9, answering_side=84 if sizes is WIDER_IMAGE else 64, k=2)
+    assert main([str(tmp_path)]) == 0
+
+
+def test_a_folder_that_tells_little_and_has_no_answering_part(folder: Path, tmp_path: Path) -> None:
+    for name in ("state_dict", "inputs", "outputs"):
+        shutil.copy(folder / f"pretrain_{name}.safetensors", tmp_path)
+    told = {key: value for key, value in SIZES.items() if key not in TOLD_BY_THE_WEIGHTS}
+    (tmp_path / "model.json").write_text(json.dumps(told))
+    assert main([str(tmp_path)]) == 0
+
+
+def test_heads_that_are_not_told_are_asked_for(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    told = {key: value for key, value in SIZES.items() if key != "text_heads"}
+    (tmp_path / "other" / "model.json").write_text(json.dumps(told))
+    assert main([str(tmp_path / "other")]) == 1
+    assert "model.json has no text_heads" in capsys.readouterr().err
 
 
 CHANGES = [
