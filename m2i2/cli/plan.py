@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--tokens", type=int, help="length of the captions (default: as measured, or 25)")
     add("--tflops", type=float, help="10^12 operations per second that one sustains (default: as measured, or 100)")
     add("--gigabytes-per-s", type=float, default=20, help="10^9 bytes per second that one sends (%(default)s)")
+    add("--offload", action="store_true", help="moments in the CPU's memory (ds_configs/zero2_offload.json)")
     add(
         "--overlap",
         action="store_true",
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from m2i2.performance.plan import Machine, plan
+    from m2i2.training.scaling import require_one_rank
 
     measured = _measured(arguments)
     config = override(preset(arguments.preset)[0], arguments.settings)
@@ -60,19 +62,23 @@ def _plan(arguments: argparse.Namespace) -> int:
     batch = arguments.batch or gpus * _batch_per_gpu(measured, config.training.batch)
     if gpus < 1 or batch % (gpus * accumulation):
         raise M2I2Error(f"--batch {batch} does not divide by {gpus} GPUs x accumulation {accumulation}.")
+    if config.training.precision == "float16":
+        require_one_rank(gpus, arguments.offload)
     rows = batch // gpus // accumulation
     tflops = arguments.tflops or (measured.number("tflops") if measured else 100)
     tokens = arguments.tokens or (int(measured.number("tokens")) if measured else 25)
     machine = Machine(1e12 * tflops, 1e9 * arguments.gigabytes_per_s)
-    of = lambda count: plan(config, count, machine, rows=rows, tokens=tokens, overlap=arguments.overlap)  # noqa: E731
+    ways = {"offload": arguments.offload, "overlap": arguments.overlap}
+    of = lambda count: plan(config, count, machine, rows=rows, tokens=tokens, **ways)  # noqa: E731
     _show_one(of(gpus), rows, batch)
     _show_assumptions(arguments, measured, tflops)
-    _show_table([of(count) for count in sorted({*(4**k for k in range(7)), gpus})], rows * accumulation)
+    counts = {gpus} if config.training.precision == "float16" else {*(4**k for k in range(7)), gpus}
+    _show_table([of(count) for count in sorted(counts)], rows * accumulation)
     needed = sum(of(gpus).memory.values()) / 1e9
     if needed > arguments.gpu_memory:
         raise M2I2Error(
-            f"{needed:.1f} GB per GPU are needed, not {arguments.gpu_memory:g}: lower --batch, raise training.accumulation, or "
-            f"use training.checkpoint_activations=true (which this plan does not count)."
+            f"{needed:.1f} GB per GPU are needed, not {arguments.gpu_memory:g}: lower --batch, raise training.accumulation, try "
+            f"--offload, or use training.checkpoint_activations=true (which this plan does not count)."
         )
     return 0
 
@@ -97,7 +103,10 @@ def _batch_per_gpu(measured: "Record | None", default: int) -> int:
 
 def _show_one(mine: "Plan", rows: int, batch: int) -> None:
     say(f"{mine.gpus} GPU(s), {rows} pairs each at once, {batch} per step:")
-    for title, rows_of in (("memory of a GPU", mine.memory), ("sent by a GPU per step", mine.wire)):
+    parts = {"memory of a GPU": mine.memory, "memory of the CPU for a GPU": mine.host, "sent by a GPU per step": mine.wire}
+    for title, rows_of in parts.items():
+        if not rows_of:
+            continue
         say(f"{title}: {sum(rows_of.values()) / 1e9:.3f} GB")
         for name, count in rows_of.items():
             say(f"  {name:<24}{count / 1e9:9.3f}")

@@ -30,6 +30,8 @@ class Plan:
     gpus: int
     memory: dict[str, float]
     """Bytes by kind."""
+    host: dict[str, float]
+    """Bytes of the CPU's memory, by kind, that offloading takes for one GPU."""
     wire: dict[str, float]
     """Bytes sent by one GPU in an optimizer step."""
     compute_s: float
@@ -115,9 +117,12 @@ def plan(
     rows: int,
     tokens: int = 25,
     bucket: int = 8_000_000,
+    offload: bool = False,
     overlap: bool = False,
 ) -> Plan:
     """The plan of ``gpus`` GPUs with ``rows`` pairs each per micro-batch, under ZeRO-2 with float32 weights.
+
+    ``offload``: moments, and copies of the weights and of their gradients, lie in the CPU's memory (`zero2_offload.json`).
 
     DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
     micro-batch (ZeRO-2), or once per step where losses are those of the whole batch; the weights are all-gathered once per step.
@@ -131,7 +136,7 @@ def plan(
     memory = {
         "parameters": _FLOAT * trained,
         "gradients": _FLOAT * trained / gpus + _FLOAT * bucket,
-        "optimizer": 2 * _FLOAT * trained / gpus,
+        "optimizer": 0 if offload else 2 * _FLOAT * trained / gpus,
         "teacher": _FLOAT * followed,
         "queue": queue,
         "half-precision weights": 2 * trained if half else 0,
@@ -139,6 +144,8 @@ def plan(
         "contrast": contrast_bytes(config, gpus, rows),
         **(accumulation_bytes(config, gpus, rows, tokens) if together else {}),
     }
+    kinds = {"moments": 2, "weights that are stepped": 1, "their gradients": 1} if offload else {}
+    host = {kind: copies * _FLOAT * trained / gpus for kind, copies in kinds.items()}
     share = (gpus - 1) / gpus
     features = gpus * rows * (2 * objectives.projection * _FLOAT + 16)
     seen = visible_patches(config.vision, objectives) + 1
@@ -155,4 +162,4 @@ def plan(
     messages = (reductions + 1) * -(-trained // bucket) + 8 * reductions
     network = sum(wire.values()) / machine.bytes_per_s + messages * machine.latency_s * max(0, gpus - 1) ** 0.5
     compute = accumulation * rows * pair / machine.flops_per_s
-    return Plan(gpus, memory, wire, compute, network if gpus > 1 else 0.0, overlap)
+    return Plan(gpus, memory, host, wire, compute, network if gpus > 1 else 0.0, overlap)

@@ -47,12 +47,15 @@ once. It holds one layer's tensors at a time: of so many micro-batches less than
 class Accumulation:
     """One step of one rank."""
 
-    def __init__(self, task: "PretrainingTask", batches: Sequence[CaptionBatch], key: Key) -> None:
-        """``batches``: the rank's micro-batches, of equally many rows. ``key``: of the step."""
+    def __init__(self, task: "PretrainingTask", batches: Sequence[CaptionBatch], key: Key, scale: Tensor | None = None) -> None:
+        """``batches``: the rank's micro-batches, of equally many rows. ``key``: of the step.
+
+        ``scale``: [] what the loss will be multiplied by before it is differentiated; all gradients are computed of that product.
+        """
         longest = max(batch.input_ids.shape[1] for batch in batches)
         self._batches = [_padded(batch, longest) for batch in batches]
         self._task, self._key, self._settings = task, key, task.config.objectives
-        self._count, self._rows = len(batches), len(batches[0])
+        self._count, self._rows, self._scale = len(batches), len(batches[0]), scale
 
     def output(self, negatives: Negatives | None = None) -> tuple[Output, GlobalBatch]:
         """The losses of the whole batch, which know every parameter's gradient, and what the queue takes of it. Collective.
@@ -86,7 +89,8 @@ class Accumulation:
             self._seed(self._count + number)
             found = self._task.losses(part)
             leaves = [*own.tensors(), *([hard.image, hard.text] if hard else [])]
-            received.append(gradients.add([found["loss"] / self._count], None, leaves))
+            share = found["loss"] / self._count
+            received.append(gradients.add([share if self._scale is None else share * self._scale], None, leaves))
             losses = {name: losses.get(name, 0) + value.detach() / self._count for name, value in found.items()}
         del part, found
         if fetched is not None:
@@ -96,7 +100,7 @@ class Accumulation:
         for number in reversed(range(self._count)):
             gradients.add((of_last or self._encode(number)).tensors(), received.pop())
             of_last = None
-        return Output(_Known.apply(losses.pop("loss"), gradients.sums(), *parameters), losses, {}), global_batch
+        return Output(_Known.apply(losses.pop("loss"), self._scale, gradients.sums(), *parameters), losses, {}), global_batch
 
     def _rows_of(self, number: int) -> slice:
         return slice(number * self._rows, (number + 1) * self._rows)
@@ -237,18 +241,18 @@ def _owned(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 class _Known(torch.autograd.Function):
-    """A loss whose gradients are known: a backward pass multiplies and hands them out, once."""
+    """A loss whose gradients are known, perhaps ``scale`` times: a backward pass multiplies and hands them out, once."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, loss: Tensor, scale: Tensor | None, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.scale = gradients, scale
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *factor: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        torch._foreach_mul_(gradients, factor[0])
-        return None, None, *gradients
+        torch._foreach_mul_(gradients, factor[0] if ctx.scale is None else factor[0] / ctx.scale)
+        return None, None, None, *gradients
 
 
 def _concatenated(encoded: Sequence[Encoded]) -> Encoded:

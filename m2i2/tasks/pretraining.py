@@ -67,11 +67,13 @@ class PretrainingTask(Task):
     def forward_together(self, batches: Sequence[CaptionBatch], key: Key, negatives: Negatives | None = None) -> Output:
         """The losses of all micro-batches of a step. Collective."""
         self.begin_micro_batch(key)
-        return self.compute_together(batches, key, negatives)
+        return self.compute_together(batches, key, negatives=negatives)
 
-    def compute_together(self, batches: Sequence[CaptionBatch], key: Key, negatives: Negatives | None = None) -> Output:
+    def compute_together(
+        self, batches: Sequence[CaptionBatch], key: Key, scale: Tensor | None = None, negatives: Negatives | None = None
+    ) -> Output:
         """The losses of the whole batch, computed micro-batch by micro-batch: those that `compute` gives of it at once."""
-        output, global_batch = Accumulation(self, batches, key).output(negatives)
+        output, global_batch = Accumulation(self, batches, key, scale).output(negatives)
         self._to_push.append(global_batch)
         return output
 

@@ -53,8 +53,11 @@ class Task(ABC):
         self.begin_micro_batch(key)
         return self.compute(batch)
 
-    def compute_together(self, batches: Sequence[Any], key: Key) -> Output:
-        """The losses of all micro-batches of a step, where its `Share` takes them together. Collective."""
+    def compute_together(self, batches: Sequence[Any], key: Key, scale: Tensor | None = None) -> Output:
+        """The losses of all micro-batches of a step, where its `Share` takes them together. Collective.
+
+        ``scale``: [] what the loss will be multiplied by before it is differentiated, for float16.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no losses over several micro-batches.")
 
     def end_step(self, applied: Tensor | None = None) -> None:

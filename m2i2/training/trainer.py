@@ -31,7 +31,7 @@ from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.profiling import StepProfiler
 from m2i2.training.runtime import Runtime
-from m2i2.training.scaling import HALVINGS
+from m2i2.training.scaling import HALVINGS, require_one_rank
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 from m2i2.training.unreadable import UnreadableSamples
 
@@ -89,11 +89,8 @@ class Trainer:
         student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
         deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
         scaled = self.runtime.dtype == torch.float16
-        if scaled and (share.ranks > 1 or offloads(deepspeed) or share.passes < share.accumulation):
-            raise M2I2Error(
-                "training.precision=float16 needs a loss scale, which several ranks, offloading and accumulation over the whole "
-                "batch do not have. Train on one rank without them (objectives.scope=micro_batch), or take bfloat16 or float32."
-            )
+        if scaled:
+            require_one_rank(share.ranks, offloads(deepspeed))
         if share.ranks == 1 and not offloads(deepspeed):
             return LocalEngine(student, optimizer, backend, share.passes, scaled=scaled)
         steps_by = replace(backend, kernel="fused") if offloads(deepspeed) else backend  # apex steps on GPUs only
@@ -130,7 +127,8 @@ class Trainer:
         torch.manual_seed(step_generator_seed(key, self.process.rank))
         if len(batches) == 1:
             return self._work(batches[0])
-        return self._differentiate(lambda: self.task.compute_together(batches, key))
+        scale = self.engine.scale.value if self.engine.scale else None
+        return self._differentiate(lambda: self.task.compute_together(batches, key, scale))
 
     def _micro_batch(self, batch: Batch) -> dict[str, Tensor]:
         """A micro-batch forward and backward and, after a step's last one, the update: all that the device does."""

@@ -130,6 +130,21 @@ def test_an_accumulated_step_with_the_same_dropout_is_the_step_at_once() -> None
         assert_same(step(0, 1, OBJECTIVES, 2, DROPOUT), at_once)
 
 
+def test_a_scaled_loss_has_scaled_gradients_inside_too() -> None:
+    """float16's scale: gradients between the passes are as large as those that come out."""
+    found, whole, scale = [], whole_batch(), torch.tensor(2.0**12, dtype=torch.float64)
+    for scaled in (False, True):
+        task, between = task_of(OBJECTIVES, TEXT), list[float]()
+        task.student.vision_proj.register_full_backward_hook(lambda m, i, out, seen=between: seen.append(float(out[0].abs().max())))
+        batches = [rows_of(whole, first, 4, 9) for first in (0, 4)]
+        loss = task.compute_together(batches, Key(5, 3, 0), scale if scaled else None).loss
+        (loss * scale).backward()
+        found.append((loss.item(), between, torch.cat([p.grad.flatten() for p in task.student.parameters() if p.grad is not None])))
+    (loss, plain, gradients), (same, between, scaled_gradients) = found
+    assert same == loss and [one / float(scale) for one in between] == pytest.approx(plain)
+    assert scaled_gradients.equal(gradients)  # a power of two
+
+
 def test_gradients_are_those_of_the_losses_with_dropout_drawn() -> None:
     """Along a random direction, against the difference of two losses: both encodings of a micro-batch drop the same.
 

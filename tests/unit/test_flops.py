@@ -1,15 +1,16 @@
 """The analytic count of operations against PyTorch's own counter, and against the specification's figure."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from m2i2.config import FinetuningConfig, PretrainingConfig, preset
-from m2i2.models.flops import finetuning_flops, pretraining_flops
+from m2i2.models.flops import finetuning_flops, pretraining_flops, second_encoding_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.performance.training import drawn_captions, drawn_questions
@@ -45,6 +46,30 @@ def test_a_pretraining_step_as_pytorch_counts_it(width: int) -> None:
     asked = len(batch.places) / ROWS  # with those that fill up the capacity
     expected = ROWS * sum(pretraining_flops(config, 20, ROWS, asked).values())
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+class Total(TorchDispatchMode):
+    """PyTorch's counter without its hooks on modules, which gradients of chosen tensors do not get along with."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if (count := flop_registry.get(function._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def test_an_accumulated_step_as_pytorch_counts_it() -> None:
+    config = with_width(preset("tiny")[0], 192)
+    config = replace(config, training=replace(config.training, accumulation=4))
+    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32)
+    batches = [drawn_captions(config, ROWS // 2, 20) for _ in range(4)]
+    with Total() as counter, sdpa_kernel(SDPBackend.MATH):
+        task.forward_together(batches, Key(0, 0, 0))
+    rows, asked = 2 * ROWS, sum(len(batch.places) for batch in batches) / (2 * ROWS)
+    of_pair = sum(pretraining_flops(config, 20, rows, asked).values()) + second_encoding_flops(config, 20)
+    assert counter.flops == pytest.approx(rows * of_pair, rel=0.01)
 
 
 @pytest.mark.parametrize("width", [128, 192])

@@ -313,6 +313,18 @@ def test_a_measured_row_is_what_a_gpu_sustains(table: Path, capsys: pytest.Captu
     assert "assumed (--tflops), not measured" in plan(capsys, "--gpus", "2")
 
 
+def test_offloading_moves_the_moments_and_float16_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, offloaded = (plan(capsys, "--gpus", "2", "--batch", "8", *more) for more in ([], ["--offload"]))
+    bytes_of = lambda text, kind: float(next(line for line in text.splitlines() if line.startswith(f"  {kind} ")).split()[-1])  # noqa: E731
+    assert bytes_of(plain, "optimizer") == bytes_of(offloaded, "moments") > bytes_of(offloaded, "optimizer") == 0
+    assert cells(plain, 2)[1] > cells(offloaded, 2)[1] and "memory of the CPU" not in plain
+    alone = plan(capsys, "--gpus", "1", "--batch", "8", "training.precision=float16", "training.accumulation=2")
+    assert "| 1 |" in alone and "| 4 |" not in alone
+    for words in (["--gpus", "2"], ["--gpus", "1", "--offload"]):
+        assert plan_command.main(["--preset", "tiny", *words, "--batch", "8", "training.precision=float16"]) == 2
+        assert "needs a loss scale" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
