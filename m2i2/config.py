@@ -391,7 +391,7 @@ class StartConfig:
     text: str = ""
     """A BERT (hub name or folder). Empty: random weights."""
     image: str = ""
-    """A MAE or ViT (hub/timm name, folder or file). Empty: random weights."""
+    """A ViT: MAE, DINOv2, a tower of CLIP or a plain one (hub name, timm:NAME, folder or file). Empty: random weights."""
     checkpoint: str = ""
     """A run folder of ours or an official .pth; it takes precedence over ``text`` and ``image``."""
     cross_attention: Literal["random", "zero"] = "random"

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from m2i2.config import PretrainingConfig
+from m2i2.config import ObjectivesConfig, PretrainingConfig, TextConfig, VisionConfig
 from m2i2.models.flops import pretraining_flops, second_encoding_flops, visible_patches
 from m2i2.models.pretraining import Encoders, PretrainingModel
 
@@ -50,12 +50,16 @@ class Plan:
         return self.compute_s / self.seconds
 
 
-@cache
 def parameters(config: PretrainingConfig) -> tuple[int, int]:
     """Parameters of the student that are trained, and all of the teacher's; nothing is allocated."""
+    return _parameters(config.vision, config.text, config.objectives)
+
+
+@cache
+def _parameters(vision: VisionConfig, text: TextConfig, objectives: ObjectivesConfig) -> tuple[int, int]:
     with torch.device("meta"):
-        student = PretrainingModel(config.vision, config.text, config.objectives)
-        teacher = Encoders(config.vision, config.text, config.objectives, with_decoder=False)
+        student = PretrainingModel(vision, text, objectives)
+        teacher = Encoders(vision, text, objectives, with_decoder=False)
     return sum(p.numel() for p in student.parameters() if p.requires_grad), sum(p.numel() for p in teacher.parameters())
 
 

@@ -1,6 +1,7 @@
 """What is measured, and how: the ceiling, memory, traces, rows of measurements and plans made from them."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,12 @@ import torch
 
 from m2i2.cli import benchmark as benchmark_command
 from m2i2.cli import plan as plan_command
+from m2i2.config import preset
+from m2i2.options import override
 from m2i2.performance import engine, measuring, records
 from m2i2.performance.measuring import Ceiling, StepClock, peak_memory_gb, seconds_per_launch
+from m2i2.performance.plan import Machine
+from m2i2.performance.plan import plan as make_plan
 from m2i2.training.monitor import peak_memory
 from m2i2.training.profiling import TRACE, Activity, StepProfiler, read_trace
 from tests.conftest import ROOT
@@ -298,7 +303,6 @@ def cells(text: str, gpus: int) -> list[float]:
 
 def test_a_measured_row_is_what_a_gpu_sustains(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One GPU makes the steps of the row, as many pairs at once; up to 4,096 are predicted from it."""
-    from m2i2.config import preset
     from m2i2.models.flops import pretraining_flops
 
     flops = sum(pretraining_flops(preset("tiny")[0], 20, 8).values()) * 50
@@ -323,6 +327,30 @@ def test_offloading_moves_the_moments_and_float16_stands_alone(capsys: pytest.Ca
     for words in (["--gpus", "2"], ["--gpus", "1", "--offload"]):
         assert plan_command.main(["--preset", "tiny", *words, "--batch", "8", "training.precision=float16"]) == 2
         assert "needs a loss scale" in capsys.readouterr().err
+
+
+def test_the_table_of_what_to_run_is_the_planners() -> None:
+    """Memory and pairs/s in docs/pretraining.md, and that each row leaves a fifth of the card's memory free."""
+    text = (ROOT / "docs" / "pretraining.md").read_text().partition("## Settings by card")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "--preset" in line]
+    counts, machine, checked = {"one": 1, "two": 2, "eight": 8}, Machine(100e12, 20e9), 0
+    gpus, card = 0, 0
+    for who, settings, memory, rate in rows:
+        if stated := re.match(r"(one|two|eight) GPUs?\b.*?(\d+) GB", who):
+            gpus, card = counts[stated[1]], int(stated[2])
+        if not memory:
+            continue
+        words = settings.strip("`").split()
+        changed = [word for word in words if "=" in word]
+        config = override(preset(words[words.index("--preset") + 1])[0], changed)
+        batch, parts = config.training.batch, config.training.accumulation
+        planned = make_plan(config, gpus, machine, rows=batch // gpus // parts, offload="offload" in settings)
+        needed = sum(planned.memory.values()) / 1e9
+        assert float(memory) == pytest.approx(needed, abs=0.06), settings
+        assert float(rate.replace(",", "")) == pytest.approx(batch / planned.seconds, rel=0.01), settings
+        assert needed < 0.8 * card, settings
+        checked += 1
+    assert checked == 11
 
 
 @pytest.mark.parametrize(
