@@ -55,10 +55,11 @@ test: lint packages
 test-oldest: $(OLDEST)/.installed-oldest
 	@$(OLDEST)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder tests/unit tests/parity tests/distributed
 
-$(OLDEST)/.installed-oldest: setup.py constraints.txt Makefile
+$(OLDEST)/.installed-oldest: setup.py constraints.txt requirements/build.txt Makefile
 	@$(MAKE) --no-print-directory VENV=$(OLDEST) $(OLDEST)/bin/python
 	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/; s/^torchvision==.*/torchvision==$(OLDEST_TORCHVISION)/' constraints.txt > $(OLDEST)/constraints.txt
 	@echo "Installing torch $(OLDEST_TORCH) and the tested versions of the rest into $(OLDEST) (several GB, a few minutes) ..."
+	@$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/build.txt
 	@$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[tests]'
 	@touch $@
 
