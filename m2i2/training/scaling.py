@@ -14,7 +14,7 @@ HALVINGS = 24
 
 
 def require_one_rank(ranks: int, offloads: bool) -> None:
-    """M2I2Error where float16 cannot be had: the engine of several ranks, and of offloading, has no loss scale."""
+    """M2I2Error where float16 is not available: the engine of several ranks, and of offloading, has no loss scale."""
     if ranks > 1 or offloads:
         raise M2I2Error(
             "training.precision=float16 needs a loss scale, which several ranks and offloading do not have. Train on one rank "
