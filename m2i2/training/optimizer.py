@@ -23,7 +23,7 @@ class AdamW(torch.optim.AdamW):
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))  # not Adam's in PyTorch 2.6
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
