@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: all cores)")
         add("--max-rejects", type=float, default=0.01, metavar="SHARE", help="fail beyond this share (%(default)s)")
         add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="reject larger images (%(default)s)")
-        add("--exclude", type=Path, metavar="AUDIT", help="leave out what an audit.json of tools/audit_leakage.py lists")
+        add("--exclude", type=Path, metavar="AUDIT", help="leave out the images that audit.json of audit_leakage.py lists")
         add("--image-root", type=Path, metavar="DIR", help="where image paths start (json, parquet, vqa-rad)")
         add("--columns", metavar="OURS=THEIRS,...", help="other names of columns, e.g. caption=findings (json, parquet)")
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
@@ -88,15 +89,15 @@ def _progress(console: Console) -> Progress:
 def _build(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     source = open_source(arguments.command, arguments.source, arguments.path, **options)
-    if arguments.exclude:
-        source = excluding = Excluding(source, arguments.exclude)
-        options["exclude"] = excluding.digest
     encoding = Encoding(
         side=arguments.side,
         quality=arguments.quality,
         keep_bytes=arguments.keep_bytes,
         max_pixels=arguments.max_pixels,
     )
+    if arguments.exclude:
+        source = excluding = Excluding(source, arguments.exclude, asdict(encoding))
+        options["exclude"] = excluding.digest
     console, started = Console(stderr=True), time.monotonic()
     with _progress(console) as bar:
         task = bar.add_task("starting")

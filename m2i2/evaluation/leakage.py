@@ -1,35 +1,43 @@
-"""The same image in two sets: byte for byte, pixel for pixel, or after rescaling, re-encoding and a slight crop.
+"""The same image in two sets: byte for byte, pixel for pixel, or altered.
 
-Radiographs look alike, so likeness is measured on detail, not on layout: thumbnails less their own blur. Every image of one
-set is compared with every one of the other at 16 slight crops (`candidates`); what is alike there is aligned edge by edge and
-compared again in more detail (`aligned_correlation`). Turned, mirrored and strongly cropped images are not found.
+Altered images are sought in two ways. `candidates` correlates the details of whole images, in eight orientations and inverted
+or not; `feature_search` looks for parts. What either proposes is laid over the other image and compared again (`alignment`).
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from m2i2.data.images.decoding import decode
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.alignment import THUMBNAIL, Alignment, align, oriented_map
+from m2i2.evaluation.feature_search import sightings
+from m2i2.evaluation.local_features import Features, Floats, blurred, features_of
 
-Kept = tuple[float, float, float, float]
-"""What a crop removes, as shares of width and height: left, top, right, bottom."""
-
-CANDIDATE, SAME = 0.85, 0.92
-"""Least correlation of a candidate (24 pixels) and of a near-duplicate (64 pixels, aligned); docs/evaluation.md has what
-they find and what they mistake."""
-_THUMBNAIL, _COARSE, _FINE = 128, 24, 64
-_CROPS: tuple[Kept, ...] = tuple((a, b, c, d) for a, b, c, d in product((0.0, 0.03), repeat=4))
-_DEEPEST_CROP = 0.12
-_HOPELESS = 0.6
-"""Below this at the best of the 16 crops, alignment does not start: planted duplicates begin above 0.7."""
+CANDIDATE, SAME = 0.75, 0.92
+"""Least correlation of whole images that are laid over each other (24 pixels), and of the same image (64 pixels, aligned);
+docs/evaluation.md has what they find and what they mistake."""
+SAME_BY_FEATURES = ((7, 0.90), (15, 0.88), (20, 0.82), (30, 0.75), (45, 0.50))
+"""(agreeing features, least correlation) of the same image found by its features."""
+_SIDE, _BLOCK = 24, 2048
+_WHOLE = 0.8
+"""What is shared of both images, at least, for a pair to be called near and not part."""
+_TURNS = tuple(
+    np.diag([x, y]) @ (np.eye(2)[::-1] if transposed else np.eye(2))
+    for transposed, x, y in product((False, True), (1, -1), (1, -1))
+)
+"""[2, 2] each: the eight ways to lay a sheet on a rectangle, the upright one first."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class AuditedImage:
     """Of its size and its decoded RGB values."""
     thumbnail: Image.Image
     """Grey, at most 128 pixels wide and high, its shape kept."""
+    features: Features
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,20 @@ class AuditedSet:
     split: str
     source: str
     kind: str
+    fingerprint: str
+    encoding: dict[str, object]
+    """How its images were stored: `make_shards.py --exclude` needs the same."""
     images: tuple[AuditedImage, ...]
 
     @property
     def name(self) -> str:
         """FOLDER:SPLIT, as on the command line."""
         return f"{self.folder}:{self.split}"
+
+    @property
+    def label(self) -> str:
+        """The folder's own name and the split, for a picture's caption."""
+        return f"{self.folder.resolve().name}:{self.split}"
 
 
 @dataclass(frozen=True)
@@ -67,103 +84,129 @@ class Pair:
     first: int
     second: int
     kind: str
-    """bytes, pixels, or near (rescaled, re-encoded, slightly cropped)."""
+    """bytes, pixels, near (nearly all of both images is the same) or part."""
     correlation: float
+    change: str = ""
+    """How the first image was turned: "mirrored", "turned by 90 degrees", "inverted", or several of these."""
 
 
-def read_set(folder: Path, split: str, progress: Callable[[int], None] = lambda done: None) -> AuditedSet:
+def read_set(folder: Path, split: str, workers: int = 1, progress: Callable[[int], None] = lambda done: None) -> AuditedSet:
     """All images of a split, once each."""
     index = read_index(folder)
     shards = ShardSplit.open(folder, split, index["kind"])
-    _, items = np.unique(shards.items[["shard", "image_offset"]], return_index=True)
-    images = []
-    for number, item in enumerate(sorted(items.tolist())):
-        sample = shards.read(item)
-        image = decode(sample.image, sample.key)
-        pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-        grey = image.convert("L")
-        grey.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-        images.append(AuditedImage(sample.key, sample.image_sha256, pixels, grey))
-        progress(number + 1)
-    return AuditedSet(folder, split, str(index["source"]), str(index["kind"]), tuple(images))
+    _, first = np.unique(shards.items[["shard", "image_offset"]], return_index=True)
+    items = sorted(first.tolist())
+    images: list[AuditedImage] = []
+    read = partial(_read, shards)
+    if workers > 1 and len(items) > 64:
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            for image in pool.map(read, items, chunksize=16):
+                images.append(image)
+                progress(len(images))
+    else:
+        for image in map(read, items):
+            images.append(image)
+            progress(len(images))
+    kept = dict(index.get("encoding", {}))
+    return AuditedSet(folder, split, str(index["source"]), str(index["kind"]), str(index["fingerprint"]), kept, tuple(images))
 
 
-def matches(first: AuditedSet, second: AuditedSet) -> list[Pair]:
-    """Every pair of the same image in both sets; an image may have several partners."""
-    found = []
-    exact: set[tuple[int, int]] = set()
-    for kind in ("stored_sha256", "pixels_sha256"):
+def _read(shards: ShardSplit, item: int) -> AuditedImage:
+    sample = shards.read(item)
+    return audited(sample.key, sample.image_sha256, decode(sample.image, sample.key))
+
+
+def audited(key: str, stored_sha256: str, image: Image.Image) -> AuditedImage:
+    """What a decoded image (RGB) is recognised by."""
+    pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    grey = image.convert("L")
+    features = features_of(grey)
+    grey.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return AuditedImage(key, stored_sha256, pixels, grey, features)
+
+
+def matches(first: Sequence[AuditedImage], second: Sequence[AuditedImage]) -> list[Pair]:
+    """Every pair of the same image; an image may have several partners."""
+    found = {(pair.first, pair.second): pair for pair in _exact(first, second)}
+    exact = set(found)
+
+    def consider(number: int, other: int, start: NDArray[np.float64], least: float) -> None:
+        if (number, other) in exact:
+            return
+        alignment = align(first[number].thumbnail, second[other].thumbnail, start)
+        known = found.get((number, other))
+        if abs(alignment.correlation) >= max(least, known.correlation if known else 0.0):
+            found[number, other] = _pair(number, other, alignment)
+
+    for number, other, turn in candidates([i.thumbnail for i in first], [i.thumbnail for i in second]):
+        consider(number, other, oriented_map(first[number].thumbnail, second[other].thumbnail, turn), SAME)
+    for seen in sightings([i.features for i in first], [i.features for i in second]):
+        least = min(correlation for inliers, correlation in SAME_BY_FEATURES if seen.inliers >= inliers)
+        consider(seen.first, seen.second, seen.map, least)
+    return [found[pair] for pair in sorted(found)]
+
+
+def _exact(first: Sequence[AuditedImage], second: Sequence[AuditedImage]) -> Iterator[Pair]:
+    """Pairs of the same pixels, then those of the same bytes."""
+    for kind, attribute in (("pixels", "pixels_sha256"), ("bytes", "stored_sha256")):
         places: dict[str, list[int]] = {}
-        for number, image in enumerate(second.images):
-            places.setdefault(getattr(image, kind), []).append(number)
-        for number, image in enumerate(first.images):
-            for other in places.get(getattr(image, kind), []):
-                if (number, other) not in exact:
-                    exact.add((number, other))
-                    found.append(Pair(number, other, "bytes" if kind == "stored_sha256" else "pixels", 1.0))
-    for number, other in candidates([i.thumbnail for i in first.images], [i.thumbnail for i in second.images]):
-        if (number, other) not in exact:
-            correlation = aligned_correlation(first.images[number].thumbnail, second.images[other].thumbnail)
-            if correlation >= SAME:
-                found.append(Pair(number, other, "near", round(correlation, 4)))
-    return sorted(found, key=lambda pair: (pair.first, pair.second))
+        for number, image in enumerate(second):
+            places.setdefault(getattr(image, attribute), []).append(number)
+        for number, image in enumerate(first):
+            for other in places.get(getattr(image, attribute), []):
+                yield Pair(number, other, kind, 1.0)
 
 
-def candidates(first: Sequence[Image.Image], second: Sequence[Image.Image], chunk: int = 256) -> Iterator[tuple[int, int]]:
-    """Pairs whose details correlate by at least `CANDIDATE` when one of the two is cropped in one of 16 slight ways."""
+def _pair(number: int, other: int, alignment: Alignment) -> Pair:
+    linear, changes = alignment.map[:, :2], []
+    if np.linalg.det(linear) < 0:
+        linear = linear @ np.diag([-1, 1])
+        changes.append("mirrored")
+    angle = math.degrees(math.atan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1]))
+    if abs(angle) > 1.5:
+        changes.append(f"turned by {angle:.0f} degrees")
+    if alignment.correlation < 0:
+        changes.append("inverted")
+    kind = "near" if min(alignment.shares) >= _WHOLE else "part"
+    return Pair(number, other, kind, round(abs(alignment.correlation), 4), ", ".join(changes))
+
+
+def candidates(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+    """(first, second, turn): of each first image the second one whose details correlate most, positively or negatively.
+
+    Those below `CANDIDATE` are left out.
+    """
     if not first or not second:
         return
-    found: set[tuple[int, int]] = set()
-    for cropped, whole, swapped in ((first, second, False), (second, first, True)):
-        against = np.stack([_detail(image, _COARSE) for image in whole]).T
-        for start in range(0, len(cropped), chunk):
-            best = np.full((min(chunk, len(cropped) - start), len(whole)), -1.0, dtype=np.float32)
-            for crop in _CROPS:
-                details = np.stack([_detail(image, _COARSE, crop) for image in cropped[start : start + chunk]])
-                np.maximum(best, details @ against, out=best)
-            for number, other in np.argwhere(best >= CANDIDATE).tolist():
-                found.add((other, start + number) if swapped else (start + number, other))
-    yield from sorted(found)
+    ours, theirs = _details(first), _details(second).reshape(len(second), -1).T.copy()
+    for start in range(0, len(ours), _BLOCK):
+        block = ours[start : start + _BLOCK]
+        best = np.full(len(block), CANDIDATE, dtype=np.float32)
+        partner, way = np.full(len(block), -1), np.zeros(len(block), dtype=np.int64)
+        for n, turn in enumerate(_TURNS):
+            turned = (block.swapaxes(1, 2) if turn[0, 0] == 0 else block)[:, :: int(turn[1].sum()), :: int(turn[0].sum())]
+            flat = turned.reshape(len(block), -1)
+            for column in range(0, len(second), _BLOCK):
+                products = np.abs(flat @ theirs[:, column : column + _BLOCK])
+                closest = products.argmax(axis=1)
+                likeness = products[np.arange(len(block)), closest]
+                better = likeness > best
+                best[better], partner[better], way[better] = likeness[better], column + closest[better], n
+        for number in np.flatnonzero(partner >= 0).tolist():
+            yield start + number, int(partner[number]), _TURNS[way[number]]
 
 
-def aligned_correlation(one: Image.Image, other: Image.Image) -> float:
-    """The highest correlation of the details of two images when either is cropped so that it fits the other best."""
-    return max(_climb(one, other), _climb(other, one))
-
-
-def _climb(cropped: Image.Image, whole: Image.Image) -> float:
-    """Hill climbing over the four edges of a crop, in steps from 3 % down to a quarter of a percent."""
-    target = _detail(whole, _FINE)
-
-    def score(crop: Kept) -> float:
-        return float(_detail(cropped, _FINE, crop) @ target)
-
-    crop = max(_CROPS, key=score)
-    best = score(crop)
-    if best < _HOPELESS:
-        return best
-    for step in (0.03, 0.01, 0.005, 0.0025):
-        moved = True
-        while moved:
-            moved = False
-            for edge, way in product(range(4), (step, -step)):
-                values = list(crop)
-                values[edge] = min(_DEEPEST_CROP, max(0.0, values[edge] + way))
-                trial: Kept = (values[0], values[1], values[2], values[3])
-                if trial != crop and (value := score(trial)) > best + 1e-6:
-                    crop, best, moved = trial, value, True
-    return best
-
-
-def _detail(image: Image.Image, side: int, crop: Kept = (0.0, 0.0, 0.0, 0.0)) -> NDArray[np.float32]:
-    """[side * side] of unit length: the cropped image at side x side pixels, less its blur; zeros for a blank one."""
-    width, height = image.size
-    box = (crop[0] * width, crop[1] * height, (1 - crop[2]) * width, (1 - crop[3]) * height)
-    small = image.resize((side, side), Image.Resampling.LANCZOS, box=box)
-    values = np.asarray(small, dtype=np.float32) - np.asarray(small.filter(ImageFilter.GaussianBlur(side / 12)), dtype=np.float32)
-    values = values.ravel() - values.mean()
-    length = float(np.linalg.norm(values))
-    return values / length if length > 1e-3 else np.zeros_like(values)
+def _details(images: Sequence[Image.Image]) -> Floats:
+    """[n, 24, 24] of unit length: each image squeezed to a square, less its blur; zeros for a blank one."""
+    found = np.zeros((len(images), _SIDE, _SIDE), dtype=np.float32)
+    for number, image in enumerate(images):
+        small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.float32)
+        values = small - blurred(small, _SIDE / 12)
+        values -= values.mean()
+        length = float(np.linalg.norm(values))
+        if length > 1e-3:
+            found[number] = values / length
+    return found
 
 
 def parse_sets(words: Sequence[str]) -> list[tuple[Path, str]]:

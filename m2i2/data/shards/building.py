@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -23,6 +23,7 @@ import numpy as np
 
 from m2i2.data.records import ImageRecord, Source
 from m2i2.data.shards.encoding import Encoded, Encoding, Reject, encode
+from m2i2.data.shards.exclusion import Excluding
 from m2i2.data.shards.identity import by_shard, identity, keys_digest, records_digest, together
 from m2i2.data.shards.split import FORMAT, ITEM, SPLIT_NAME, read_index, read_table
 from m2i2.data.shards.storage import INDEX, Shard
@@ -71,7 +72,8 @@ def build(
 ) -> Report:
     """Write ``source`` to ``output`` and return what was written.
 
-    ``options`` describe the source (they become part of the index). ``progress`` is told the samples and rejects so far.
+    Images that an `Excluding` source names are left out and counted. ``options`` describe the source (they become part of the
+    index). ``progress`` is told the samples and rejects so far.
     M2I2Error for an output folder with other content, for a key that comes twice, for more than ``max_rejects`` (share) of
     rejected records, which are listed in rejects.jsonl, and where the folder cannot be written.
     """
@@ -108,7 +110,8 @@ def _build(
     max_rejects: float,
     progress: Callable[[int, int], None],
 ) -> Report:
-    builder = _Builder(output, settings["samples_per_shard"])
+    excluded = source.excluded if isinstance(source, Excluding) else {}
+    builder = _Builder(output, settings["samples_per_shard"], excluded)
     total = questions = 0
     for record, outcome in _encoded(source, encoding, workers, builder):
         total += 1
@@ -122,7 +125,11 @@ def _build(
         write_text(output / DOUBTS, "".join(json.dumps(doubt) + "\n" for doubt in builder.doubts))
     reasons = Counter(_without_key(r) for r in rejects)
     lost = sum(not reject.question for reject in rejects)
-    if total == lost:
+    left_out, notes = Counter(source.left_out), source.notes + builder.remarks
+    if isinstance(source, Excluding):
+        notes += source.missed(builder.excluded)
+        left_out["excluded by the audit"] = builder.excluded.total()
+    if total == lost + builder.excluded.total():
         raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
     if lost > max_rejects * total or len(rejects) - lost > max_rejects * questions:
         first = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
@@ -133,7 +140,7 @@ def _build(
         )
     if builder.samples().get("train") == 0:
         raise M2I2Error(
-            f"All records of the split train were rejected, so that there is nothing to train on; they are listed in "
+            f"All records of the split train were rejected or excluded, so that there is nothing to train on; rejects are in "
             f"{output / REJECTS}. Correct them, or leave them out; no index was written."
         )
     index: dict[str, Any] = {
@@ -141,8 +148,8 @@ def _build(
         "splits": builder.splits(),
         "rejects": len(rejects),
         "doubts": len(builder.doubts),
-        "left_out": dict(sorted(source.left_out.items())),
-        "notes": dict(sorted((source.notes + builder.remarks).items())),
+        "left_out": dict(sorted(left_out.items())),
+        "notes": dict(sorted(notes.items())),
     }
     content = {name: [s["sha256"] for s in split["shards"]] for name, split in index["splits"].items()}
     index["fingerprint"] = hashlib.sha256(json.dumps([source.kind, content], sort_keys=True).encode()).hexdigest()[:32]
@@ -302,10 +309,15 @@ def _next(
 
 
 class _Builder:
-    """Cuts the stream into shards. A shard covers ``samples_per_shard`` records of its split, rejected ones included."""
+    """Cuts the stream into shards. A shard covers ``samples_per_shard`` records of its split, also rejected and excluded ones.
 
-    def __init__(self, output: Path, samples_per_shard: int) -> None:
-        self._output, self.samples_per_shard = output, samples_per_shard
+    ``unwanted``: (split, hash of the stored image) of what is not to be stored.
+    """
+
+    def __init__(self, output: Path, samples_per_shard: int, unwanted: Mapping[tuple[str, str], str]) -> None:
+        self._output, self.samples_per_shard, self._unwanted = output, samples_per_shard, unwanted
+        self.excluded: Counter[tuple[str, str]] = Counter()
+        self._shard_excluded: list[str] = []
         self._shards: dict[str, list[Shard]] = {}
         self._digests: dict[str, list[bytes]] = {}
         self._records: Counter[str] = Counter()
@@ -333,7 +345,7 @@ class _Builder:
             shard, rejects = Shard(**note["shard"]), [Reject(**reject) for reject in note["rejects"]]
             read_table(self._output / f"{stem}.rows.npy", shard.items)
             whole = shard.file == f"{stem}.tar" and check_file(self._output / shard.file) == shard.bytes
-            texts = [note["keys"], *(value for reject in rejects for value in asdict(reject).values())]
+            texts = [note["keys"], *note.get("excluded", []), *(value for reject in rejects for value in asdict(reject).values())]
             whole = whole and len(bytes.fromhex(note["records"])) == 32 and all(isinstance(text, str) for text in texts)
             return note if whole and "remarks" in note else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -388,6 +400,8 @@ class _Builder:
         self._shard_rejects += [Reject(record.key, record.split, why, file, question) for question, why in record.passed_over]
         if isinstance(outcome, Reject):
             self._shard_rejects.append(outcome)
+        elif (record.split, outcome.image_sha256) in self._unwanted:
+            self._shard_excluded.append(outcome.image_sha256)
         else:
             assert self._tar is not None
             self._tar.add(record.key, outcome.ending, outcome.image, outcome.text, outcome.items)
@@ -403,6 +417,7 @@ class _Builder:
         self.rejects += [Reject(**reject) for reject in note["rejects"]]
         self.remarks.update(note["remarks"])
         self.doubts += note.get("doubts", [])
+        self.excluded.update((split, sha256) for sha256 in note.get("excluded", []))
         self.resumed += 1
 
     def _end_shard(self) -> None:
@@ -423,6 +438,7 @@ class _Builder:
             "rejects": [asdict(r) for r in self._shard_rejects],
             "remarks": dict(self._shard_remarks),
             "doubts": self._shard_doubts,
+            "excluded": self._shard_excluded,
         }
         write_text(self._output / f"{stem}.note.json", json.dumps(note))
         shards.append(shard)
@@ -430,7 +446,8 @@ class _Builder:
         self.rejects += self._shard_rejects
         self.remarks.update(self._shard_remarks)
         self.doubts += self._shard_doubts
-        self._shard_remarks, self._shard_doubts = Counter(), []
+        self.excluded.update((self._split, sha256) for sha256 in self._shard_excluded)
+        self._shard_remarks, self._shard_doubts, self._shard_excluded = Counter(), [], []
         self._shard_rejects, self._shard_keys, self._shard_identities, self._tar = [], [], [], None
 
     def end_split(self) -> None:

@@ -57,6 +57,7 @@ class Encoded(NamedTuple):
     image: bytes
     text: bytes
     items: int
+    image_sha256: str
     remarks: tuple[str, ...] = ()
     """What the user must know of the image, such as a name that may be burned into a DICOM file's pixels."""
     doubts: tuple[str, ...] = ()
@@ -105,7 +106,8 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
         out = io.BytesIO()
         without_colour(image).save(out, "JPEG", quality=encoding.quality)
         stored = out.getvalue()
-    payload: dict[str, Any] = {"key": record.key, "image_sha256": hashlib.sha256(stored).hexdigest()}
+    image_sha256 = hashlib.sha256(stored).hexdigest()
+    payload: dict[str, Any] = {"key": record.key, "image_sha256": image_sha256}
     if record.captions:
         payload["captions"] = list(captions)
     else:
@@ -118,7 +120,7 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     if len(text) > MAX_TEXT or len(stored) > MAX_BYTES:
         return reject(f"larger than {MAX_TEXT} bytes of text or {MAX_BYTES} of image")
     doubts = remarks + picture.doubts
-    return Encoded(ending, stored, text, max(1, len(record.questions)), remarks + picture.remarks, doubts)
+    return Encoded(ending, stored, text, max(1, len(record.questions)), image_sha256, remarks + picture.remarks, doubts)
 
 
 def _captions(record: ImageRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
