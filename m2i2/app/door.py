@@ -163,7 +163,7 @@ class Door:
         upload = scope["path"] == _UPLOAD
         most = (self.rules.upload if upload else 0) + _FORM
         length = _values(scope, b"content-length")
-        expected = int(length[0]) if len(length) == 1 and length[0].isdecimal() else most
+        expected = int(length[0][:18]) if len(length) == 1 and length[0].isdecimal() else most
         if expected > most:
             raise _Refused(413, f"The request has {expected} bytes, more than the {most} that are taken.")
         used = await asyncio.to_thread(_size, self.rules.folder)

@@ -139,6 +139,15 @@ def test_settings_are_bounded_files(tmp_path: Path, name: str) -> None:
     assert refuses(lambda data: read(path), b"")
 
 
+def test_files_that_have_no_size_and_no_end(tmp_path: Path) -> None:
+    endless = Path("/proc/self/pagemap")
+    assert endless.stat().st_size == 0
+    with pytest.raises(M2I2Error, match="has more than the bound of"):
+        read_cluster_file(endless)
+    (tmp_path / "recipe.json").symlink_to(endless)
+    assert refuses(lambda data: read_recipe(tmp_path / "recipe.json"), b""), "within bounds of time and memory"
+
+
 @pytest.mark.parametrize("text", ['a: "\\U00110000"', "time: " + "9" * 5000, "time: 1-" + "9" * 5000, "a: &a [*a]", "\x00"])
 def test_cluster_files_are_lines_of_options(tmp_path: Path, text: str) -> None:
     import argparse

@@ -99,7 +99,8 @@ def _stored(data: bytes) -> Any:
         return None
 
 
-def _read(data: bytes) -> None:
+def read_shown(data: bytes) -> None:
+    """Read a picture by its one door; a uniform one of varied pixels must not be silent."""
     picture = open_picture(data, "x", max_pixels=1 << 20)
     assert picture.image.mode == "RGB" and min(picture.image.size) > 0
     assert set(picture.doubts) <= set(picture.remarks)
@@ -109,7 +110,7 @@ def _read(data: bytes) -> None:
 
 
 def _dicoms(folder: Path) -> Opened:
-    return Opened(_seeds(), _read)
+    return Opened(_seeds(), read_shown)
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -137,7 +138,7 @@ def _wide(folder: Path) -> Opened:
         (Path(__file__).parents[2] / "cases" / "silent" / "signed8.tif").read_bytes(),
         (Path(__file__).parents[2] / "cases" / "silent" / "white_is_zero16.tif").read_bytes(),
     ]
-    return Opened(seeds, _read)
+    return Opened(seeds, read_shown)
 
 
 _CHUNKS = (b"tRNS", b"IHDR", b"sBIT", b"II*\0", b"MM\0*")
@@ -171,7 +172,7 @@ def _arrays(folder: Path) -> Opened:
 
 
 READERS = [
-    Reader("DICOM", _dicoms, lambda seeds: mutated_bytes(seeds, _WORDS)),
+    Reader("DICOM pictures", _dicoms, lambda seeds: mutated_bytes(seeds, _WORDS)),
     Reader(
         "wide and transparent images", _wide, lambda seeds: mutated_bytes(seeds, (b"tRNS", b"IHDR", b"sBIT", b"II*\0", b"MM\0*"))
     ),
