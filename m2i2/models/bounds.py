@@ -87,7 +87,7 @@ def require_described(vision: VisionConfig, text: TextConfig, held: int, what: s
     least = image + layers + (text.vocabulary_size + text.positions) * text.width
     if least > held:
         raise M2I2Error(
-            f"{what} was refused: its settings describe a model of at least {least:.3g} numbers, and its weights have {held} bytes. "
+            f"{what} was refused: its settings describe a model of at least {least:.3g} numbers, its weights have {held} bytes. "
             f"They do not belong together; download or copy it again."
         )
 

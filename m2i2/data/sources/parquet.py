@@ -27,6 +27,7 @@ from m2i2.data.sources.reading import (
 from m2i2.data.sources.tables import one_text
 from m2i2.data.sources.vocabulary import COLUMNS, ORDER, SPLITS, missing_column, renamed_columns
 from m2i2.errors import M2I2Error
+from m2i2.files import check_file
 
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?")
 
@@ -55,7 +56,11 @@ class _ParquetSource:
         """(file, row of the split, its columns by our names)."""
         number = 0
         for file in self._files[split]:
-            refuse_foreign(file)
+            try:
+                check_file(file)  # opening a pipe would wait for its writer
+                refuse_foreign(file)
+            except OSError as e:
+                raise M2I2Error(f"Cannot read {file}: {e.strerror}.") from e
             for row in _read(file, _NEEDED[self.kind], self._renamed):
                 yield file, number, row
                 number += 1
