@@ -98,7 +98,8 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     M2I2Error for a larger one, OSError for one that is missing, no regular file or cannot be read.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would wait for its writer
+    check_file(path, most)  # before it is opened, which some devices notice
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # what is there now may be a pipe after all
         _check(os.fstat(file.fileno()), path, most)
         content = file.read(most + 1)
     if len(content) > most:  # it grows, or is one of /proc, which have no size and may never end
