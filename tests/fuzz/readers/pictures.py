@@ -44,14 +44,16 @@ def _dicom(**values: Any) -> bytes:
     return out.getvalue()
 
 
-def _item(**values: Any) -> Sequence:
+def item_of(**values: Any) -> Sequence:
+    """A sequence of one item."""
     item = Dataset()
     for key, value in values.items():
         setattr(item, key, value)
     return Sequence([item])
 
 
-def _palette(bits: int) -> dict[str, Any]:
+def palette_of(bits: int) -> dict[str, Any]:
+    """The header of a picture of 8-bit indices into 256 colours of so many bits a sample."""
     tables: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR", "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     tables["PixelData"] = (_RAMP >> 4).astype(np.uint8).tobytes()
     for number, colour in enumerate(("Red", "Green", "Blue")):
@@ -70,20 +72,20 @@ def _seeds() -> list[bytes]:
         _dicom(),
         _dicom(PhotometricInterpretation="MONOCHROME1", WindowCenter=1000, WindowWidth=800, PixelPaddingValue=0),
         _dicom(RescaleSlope=2, RescaleIntercept=-1024, WindowCenter="40", WindowWidth="400", VOILUTFunction="SIGMOID"),
-        _dicom(VOILUTSequence=_item(**table), PixelAspectRatio=["2", "1"]),
-        _dicom(ModalityLUTSequence=_item(ModalityLUTType="US", **table)),
+        _dicom(VOILUTSequence=item_of(**table), PixelAspectRatio=["2", "1"]),
+        _dicom(ModalityLUTSequence=item_of(ModalityLUTType="US", **table)),
         _dicom(
-            SharedFunctionalGroupsSequence=_item(
-                FrameVOILUTSequence=_item(WindowCenter=40, WindowWidth=400),
-                PixelValueTransformationSequence=_item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
+            SharedFunctionalGroupsSequence=item_of(
+                FrameVOILUTSequence=item_of(WindowCenter=40, WindowWidth=400),
+                PixelValueTransformationSequence=item_of(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
             )
         ),
         _dicom(PixelData=(_RAMP << 4).tobytes(), HighBit=15),
         _dicom(PixelData=(_RAMP.astype("<i2") - 2000).tobytes(), PixelRepresentation=1, BitsStored=16, HighBit=15),
         _dicom(compress=RLELossless),
         *(_dicom(PhotometricInterpretation=kind, **colour) for kind in ("RGB", "YBR_FULL")),
-        _dicom(**_palette(8)),
-        _dicom(**_palette(16)),
+        _dicom(**palette_of(8)),
+        _dicom(**palette_of(16)),
         _dicom()[128:],
         _dicom()[_dicom().index(b"\x08\x00\x60\x00CS") :],
     ]
