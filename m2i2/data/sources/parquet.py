@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.sources.pages import batches, check_footer
+from m2i2.data.sources.pages import batches, read_footer
 from m2i2.data.sources.reading import (
     CLOSED_FROM_ANSWER,
     Keys,
@@ -204,7 +204,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
         from pyarrow import parquet
     except ImportError as e:
         raise M2I2Error("Parquet files need pyarrow: pip install 'm2i2[parquet]'.") from e
-    check_footer(file)
+    groups = read_footer(file)
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as table:
             header = {name.lower(): name for name in table.schema_arrow.names}
@@ -215,7 +215,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
                     ours[theirs[0]] = name
                 elif name in needed or name in renamed:
                     raise M2I2Error(f"{file} has {missing_column(name, renamed, header)}")
-            for batch in batches(table, file, list(ours)):
+            for batch in batches(table, groups, file, list(ours)):
                 yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
     except M2I2Error:
         raise
