@@ -82,7 +82,10 @@ def check_file(path: Path, most: int | None = None) -> int:
 
     M2I2Error where it has more than ``most`` bytes.
     """
-    status = path.stat()
+    return _check(path.stat(), path, most)
+
+
+def _check(status: os.stat_result, path: Path, most: int | None) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if most is not None and status.st_size > most:
@@ -91,12 +94,17 @@ def check_file(path: Path, most: int | None = None) -> int:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes, its size checked before anything is allocated.
+    """The content of a regular file of at most ``most`` bytes, its size checked on the open file before anything is allocated.
 
     M2I2Error for a larger one, OSError for one that is missing, no regular file or cannot be read.
     """
-    check_file(path, most)
-    return path.read_bytes()
+    check_file(path, most)  # before it is opened, which some devices notice
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # what is there now may be a pipe after all
+        _check(os.fstat(file.fileno()), path, most)
+        content = file.read(most + 1)
+    if len(content) > most:  # it grows, or is one of /proc, which have no size and may never end
+        raise M2I2Error(f"{path} was refused: it has more than the bound of {most} bytes.")
+    return content
 
 
 def read_tail(path: Path, most: int) -> str:

@@ -149,6 +149,9 @@ def _section(cls: type[C], values: Mapping[str, Any], prefix: str, keys: Sequenc
             raise _unknown(prefix + key, [prefix + k for k in hints], keys)
     if upgraded := getattr(cls, "upgraded", None):
         values = upgraded(values)
+    needed = (f.name for f in dataclasses.fields(typing.cast(Any, cls)) if f.default is f.default_factory is dataclasses.MISSING)
+    if missing := [name for name in needed if name not in values]:
+        raise M2I2Error(f"The setting {prefix}{missing[0]} is missing; it has no default.")
     return cls(**{key: _typed(value, hints[key], prefix + key, keys) for key, value in values.items()})
 
 

@@ -10,6 +10,12 @@ PRIVATE = 0o700
 """Mode of the folders that are made for a run, a job or the cache. A folder that exists keeps its own mode."""
 
 
+def user_cache(name: str) -> Path:
+    """Where files of the user's own are kept between runs: below XDG_CACHE_HOME, or ~/.cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "m2i2" / name
+
+
 def require_own_folder(folder: Path, *, group: bool = False, opened: int | None = None) -> None:
     """PermissionError where ``folder`` belongs to another user, or where others may write in it.
 

@@ -4,6 +4,7 @@ Requests keep nothing on the server but the uploaded file, which Gradio deletes 
 that several requests may run at once.
 """
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,11 @@ class Desk:
 
 
 def _refusal(message: str, title: str) -> gr.Error:
-    """An error that the page shows; it is not a fault of the app, so the log needs no traceback."""
-    return gr.Error(message, title=title, print_exception=False)
+    """An error that the page shows; it is not a fault of the app, so the log needs no traceback.
+
+    Gradio takes the message for HTML, and it may quote a file's name.
+    """
+    return gr.Error(html.escape(message, quote=False), title=title, print_exception=False)
 
 
 def _small(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ layers, and `training.optimizer.build` takes AdamW from the same `Backend`.
 All of them compute the same and keep the same state under the same names, so that checkpoints move between them.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ from m2i2.errors import M2I2Error
 from m2i2.models import ops
 from m2i2.models.text import Intermediate, ResidualOutput
 from m2i2.models.vision import Block
+from m2i2.ownership import PRIVATE, require_own_folder, user_cache
 
 Kernel = Literal["apex", "fused", "plain"]
 
@@ -91,6 +93,26 @@ def compile_layers(model: nn.Module) -> None:
 
     Of the text layers the parts around attention: whatever reads an image calls attention from outside.
     """
+    _keep_compiled_code_private()
     for module in model.modules():
         if isinstance(module, Block | Intermediate | ResidualOutput):
             module.compile(dynamic=True)
+
+
+def _keep_compiled_code_private() -> None:
+    """PyTorch runs whatever lies in its folder of compiled code, by default one in /tmp that another user can make first.
+
+    M2I2Error where the user's own cache cannot take its place. A folder that the environment names is taken as it is.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return
+    folder = user_cache("compiled")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+        require_own_folder(folder)
+    except OSError as e:
+        raise M2I2Error(
+            f"training.compile cannot keep its code in {folder}: {e.strerror}. Name a folder of your own in "
+            f"TORCHINDUCTOR_CACHE_DIR."
+        ) from e
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

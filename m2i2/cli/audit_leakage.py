@@ -18,7 +18,7 @@ from m2i2.data.shards.split import read_index
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.leakage import CANDIDATE, SAME, SAME_BY_FEATURES, AuditedSet, Pair, in_pairs, matches, parse_sets, read_set
 from m2i2.exits import guarded
-from m2i2.files import write_text
+from m2i2.files import replacing, write_text
 from m2i2.terminal import say
 
 DESCRIPTION = """Compare every two of the given sets of images: the same bytes, the same pixels, near-duplicates (re-encoded,
@@ -181,5 +181,6 @@ def _sheet(found: Sequence[tuple[AuditedSet, AuditedSet, list[Pair]]], path: Pat
             draw.text((x + offset, y + _CELL - 30), audited.label[-26:], fill="black")
             draw.text((x + offset, y + _CELL - 18), audited.images[place].key[-26:], fill="black")
         draw.text((x, y + _CELL - 6), f"{pair.kind} {pair.correlation:.3f} {pair.change}", fill="black")
-    sheet.save(path)
+    with replacing(path) as file:
+        sheet.save(file, "PNG")
     return len(rows)

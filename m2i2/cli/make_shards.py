@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -43,10 +44,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="A killed build continues when the same command is given again. The same input and settings give the same\n"
         "bytes, whatever the number of workers.",
         formatter_class=raw,
+        allow_abbrev=False,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="captions|vqa|verify")
     for kind, about in (("captions", "image-caption pairs, for pretraining"), ("vqa", "questions, for finetuning")):
-        one = commands.add_parser(kind, help=about, description=about, epilog=_sources_text(kind), formatter_class=raw)  # type: ignore[arg-type]
+        texts: dict[str, Any] = {"help": about, "description": about, "epilog": _sources_text(kind)}  # type: ignore[arg-type]
+        one = commands.add_parser(kind, formatter_class=raw, allow_abbrev=False, **texts)
         add = one.add_argument
         add("source", metavar="SOURCE", help="which data set; see below")
         add("path", metavar="PATH", nargs="?", type=Path, help="where it lies")
@@ -68,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         add("--seed", type=int, help="which ones (phantoms; 0)")
         add("--protocol", choices=["paper", "clean"], help="whose training questions (vqa-text; clean)")
         add("--selection", type=float, metavar="SHARE", help="as in finetuning: answering.selection (vqa-text; 0.1)")
-    check = commands.add_parser("verify", help="check every hash and every member of a folder of shards")
+    check = commands.add_parser("verify", help="check every hash and every member of a folder of shards", allow_abbrev=False)
     check.add_argument("folder", metavar="DIR", help="the folder, or its URL (s3://, https://)")
     add_store_options(check)
     return top

@@ -31,6 +31,8 @@ _PASSES_WITHIN = 30.0
 _PATIENCE = 600.0
 """Seconds that an unreachable controller is waited for."""
 _OUT_OF_MEMORY = "was killed because it used more memory than it had asked for: ask for more --memory."
+_MOST_NEWS = 8 << 20
+"""Bytes of a log that are shown at a time; of more, the last."""
 _MEMORY = re.compile(r"slurmstepd.*(exceeded (step|job)?\s?memory limit|oom.kill)", re.IGNORECASE)
 """What SLURM writes into the log where it ends a job for its memory but calls it FAILED."""
 
@@ -46,14 +48,17 @@ class _Log:
         """What was added since the last call."""
         try:
             with open(open_plain(self.path, os.O_RDONLY), "rb") as f:
+                size = os.fstat(f.fileno()).st_size
+                if skipped := max(0, size - self.position - _MOST_NEWS):
+                    self.position += skipped
                 f.seek(self.position)
-                data = f.read()
+                data = f.read(_MOST_NEWS)
         except FileNotFoundError:
             return ""
         except OSError as e:
             raise M2I2Error(f"The log {self.path} cannot be read: {e.strerror}. Follow the job with squeue instead.") from e
         self.position += len(data)
-        return data.decode(errors="replace")
+        return (f"({skipped} bytes left out)\n" if skipped else "") + data.decode(errors="replace")
 
 
 @dataclass

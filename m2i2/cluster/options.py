@@ -137,6 +137,8 @@ def read_cluster_file(path: Path) -> dict[str, Any]:
     """Cluster options from a YAML file, as given; every value is text (YAML would read 4:00:00 as a number)."""
     try:
         values = yaml.load(read_bytes(path, _MOST_BYTES).decode("utf-8"), Loader=yaml.BaseLoader)
+    except M2I2Error:
+        raise
     except OSError as e:
         raise M2I2Error(f"Cannot read the cluster options {path}: {e.strerror}.") from e
     except RecursionError as e:

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from m2i2.backends.choice import install
 from m2i2.data.images.picture import PictureSource
 from m2i2.errors import M2I2Error
+from m2i2.files import write_text
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
 from m2i2.hub.processing import M2I2Processor
@@ -100,7 +101,7 @@ class M2I2PreTrainedModel(PreTrainedModel, Generic[N]):
         if (processor := self.__dict__.get("processor")) is not None:
             processor.save_pretrained(folder)
         if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(model_card(self.config, type(self).__name__, results), encoding="utf-8")
+            write_text(folder / "README.md", model_card(self.config, type(self).__name__, results))
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @cached_property

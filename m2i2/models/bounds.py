@@ -6,8 +6,10 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from m2i2.config import TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
 from m2i2.files import check_file, read_object
+from m2i2.options import from_dict
 
 MOST_TENSORS = 100_000
 """Names in a file; the largest published models have some thousand. Each becomes an object of a kilobyte."""
@@ -75,6 +77,21 @@ def indexed_parts(index: Path) -> list[Path]:
     return [index.parent / part for part in parts]
 
 
+def require_described(vision: VisionConfig, text: TextConfig, held: int, what: str) -> None:
+    """M2I2Error where the settings describe a model of more numbers than ``held``, the bytes of its weights.
+
+    A model is made before it takes its weights, so that a line of settings could ask for any amount of memory.
+    """
+    image = vision.depth * 12 * vision.width**2 + (vision.patches + 3 * vision.patch_size**2) * vision.width
+    layers = text.depth * (4 * text.width**2 + 2 * text.width * text.intermediate)
+    least = image + layers + (text.vocabulary_size + text.positions) * text.width
+    if least > held:
+        raise M2I2Error(
+            f"{what} was refused: its settings describe a model of at least {least:.3g} numbers, its weights have {held} bytes. "
+            f"They do not belong together; download or copy it again."
+        )
+
+
 def check_folder(folder: Path) -> None:
     """M2I2Error where transformers would leave a model's folder, or ask for more than its files hold."""
     if (folder / "adapter_config.json").exists():
@@ -82,8 +99,12 @@ def check_folder(folder: Path) -> None:
     try:
         index = folder / "model.safetensors.index.json"
         files = indexed_parts(index) if index.exists() else [folder / "model.safetensors"]
-        for path in files:
-            if path.exists():
-                check_safetensors(path)
+        there = [path for path in files if path.exists()]
+        for path in there:
+            check_safetensors(path)
+        if there and (folder / "config.json").exists():
+            values = read_object(folder / "config.json", "model's configuration")
+            sections = from_dict(VisionConfig, values.get("vision") or {}), from_dict(TextConfig, values.get("text") or {})
+            require_described(*sections, sum(path.stat().st_size for path in there), str(folder))
     except OSError as e:
         raise M2I2Error(f"Cannot read the weights in {folder}: {e.strerror}. Download them again.") from e

@@ -10,6 +10,7 @@ import torch
 from m2i2.config import ObjectivesConfig, StartConfig, TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object
+from m2i2.models.bounds import require_described
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start_image import start_image
 from m2i2.models.start_text import start_decoder, start_text
@@ -115,9 +116,13 @@ def stored_architecture(checkpoint: Path) -> tuple[VisionConfig, TextConfig]:
     path = checkpoint / "config.json"
     try:
         stored = read_object(path, "checkpoint's settings")
-        return from_dict(VisionConfig, stored["vision"]), from_dict(TextConfig, stored["text"])
+        vision, text = from_dict(VisionConfig, stored["vision"]), from_dict(TextConfig, stored["text"])
     except (M2I2Error, KeyError) as e:
         raise M2I2Error(f"{path} does not describe a model ({e}); name a checkpoint of this project.") from e
+    weights = checkpoint / "model.safetensors"
+    if weights.exists():
+        require_described(vision, text, weights.stat().st_size, str(checkpoint))
+    return vision, text
 
 
 def with_stored(vision: VisionConfig, text: TextConfig, described: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:

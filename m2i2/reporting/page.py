@@ -12,6 +12,7 @@ import jinja2
 
 import m2i2
 from m2i2.data.text.cleaning import same_spelling
+from m2i2.errors import M2I2Error
 from m2i2.evaluation.reach import remarks
 from m2i2.reporting.charts import chart, line_of
 from m2i2.reporting.examples import Examples, examples_of
@@ -23,16 +24,27 @@ _KINDS = ("closed", "open", "overall")
 
 
 def render(runs: Sequence[Run], *, examples: int, shards: Path | None, explain: bool) -> str:
-    """The HTML of a report on some runs; nothing in it refers to anything outside the file."""
+    """The HTML of a report on some runs; nothing in it refers to anything outside the file.
+
+    M2I2Error where the records of a run are of other kinds than a run writes.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m2i2.reporting", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(
-        title=", ".join(run.folder.name for run in runs),
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        version=m2i2.__version__,
-        runs=[_run(run, examples, shards, explain) for run in runs],
-    )
+    try:
+        return environment.get_template("report.html.j2").render(
+            title=", ".join(run.folder.name for run in runs),
+            made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            version=m2i2.__version__,
+            runs=[_run(run, examples, shards, explain) for run in runs],
+        )
+    except M2I2Error:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, jinja2.TemplateError) as e:
+        raise M2I2Error(
+            f"The records in {', '.join(str(run.folder) for run in runs)} are not as a run writes them ({type(e).__name__}: {e}). "
+            f"Copy them again, or report this if nothing has changed them."
+        ) from e
 
 
 def _run(run: Run, examples: int, shards: Path | None, explain: bool) -> dict[str, Any]:

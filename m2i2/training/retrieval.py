@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from m2i2.distributed import all_gather
-from m2i2.files import write_text
+from m2i2.files import replacing, write_text
 from m2i2.precision import autocast
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.evaluators import Evaluator, Measured, undisturbed
@@ -56,7 +56,8 @@ class Retrieval(Evaluator):
             query, batch = number * self.pairs.share.batch + row, self.pairs.stored()[number]
             name = f"image-{int(batch.item[row])}.png"
             if not (self.folder / name).exists():
-                picture(batch.image[row]).save(self.folder / name)
+                with replacing(self.folder / name) as file:
+                    picture(batch.image[row]).save(file, "PNG")
             nearest = similarity[query].topk(min(_SHOWN, self.pairs.pairs))
             found = [
                 {"caption": decode(ids[i]), "similarity": round(s, 4), "right": bool(right[query, i])}

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from m2i2.config import MonitorConfig
 from m2i2.errors import M2I2Error
+from m2i2.files import write_text
 
 
 class Tracker(Protocol):
@@ -59,7 +60,7 @@ class WandB:
             raise M2I2Error("monitor.wandb needs Weights & Biases: pip install 'm2i2[wandb]'.") from e
         name = folder / "wandb-id"
         if not name.exists():
-            name.write_text(secrets.token_hex(4) + "\n")
+            write_text(name, secrets.token_hex(4) + "\n")
         try:
             self._run = wandb.init(
                 project=config.wandb_project,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from m2i2.data.images.transforms import denormalise, normalise
 from m2i2.distributed import mean_over_ranks
+from m2i2.files import replacing
 from m2i2.models.vision import patchify, unpatchify
 from m2i2.precision import autocast
 from m2i2.tasks.pretraining import PretrainingTask
@@ -46,7 +47,8 @@ class Validation(Evaluator):
             if self.pairs.process.first and self.pictures and self.task.config.objectives.mim:
                 self.folder.mkdir(exist_ok=True)
                 pictures["reconstructions"] = self.folder / f"reconstructions-{step:08d}.png"
-                self._reconstructions().save(pictures["reconstructions"])
+                with replacing(pictures["reconstructions"]) as file:
+                    self._reconstructions().save(file, "PNG")
         return Measured(dict(zip(losses, means, strict=True)), pictures)
 
     def _reconstructions(self) -> Image.Image:

@@ -15,6 +15,7 @@ from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same, re
 from m2i2.errors import M2I2Error
 from m2i2.files import MOST_JSON, parse_json, read_bytes
 from m2i2.inference.answering import Answerer
+from m2i2.models.bounds import require_described
 from m2i2.models.start import official_answering
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, read_state
@@ -61,6 +62,7 @@ def load_model(source: Path, tokenizer: str = "", settings: Sequence[str] = (), 
         if tokenizer:
             require_same(load_tokenizer(tokenizer), own, str(checkpoint))
     require_size(own, config.text.vocabulary_size, str(checkpoint))
+    require_described(config.vision, config.text, sum(t.numel() * t.element_size() for t in state.values()), str(checkpoint))
     model = VQAModel(config.vision, config.text)
     load(model, state, str(checkpoint))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from m2i2.app.door import Door, Rules
+from m2i2.app.door import Door, Rate, Rules
 
 PORT = 7860
 HOST = f"127.0.0.1:{PORT}"
@@ -122,15 +122,31 @@ def test_with_a_token_only_its_browser_is_answered(tmp_path: Path) -> None:
 def test_tokens_cannot_be_tried_for_long(tmp_path: Path) -> None:
     visit = Visit(tmp_path, token="right", guesses=3)
     assert [visit.ask(f"/?token={guess}")[0] for guess in ("a", "b", "c", "d", "right")] == [401, 401, 401, 429, 429]
-    assert visit.ask("/?token=right", address="127.0.0.2")[0] == 303
+    assert visit.ask("/?token=right", address="192.0.2.1")[0] == 303
 
 
 def test_a_client_asks_so_often_in_a_minute(visit: Visit) -> None:
     assert [visit.ask("/gradio_api/queue/join", "POST")[0] for _ in range(6)] == [200] * 5 + [429]
     status, headers = visit.ask(UPLOAD, "POST")
     assert status == 429 and 1 <= int(headers["retry-after"]) <= 61
-    assert visit.ask("/gradio_api/queue/join", "POST", address="127.0.0.2")[0] == 200
+    assert visit.ask("/gradio_api/queue/join", "POST", address="192.0.2.1")[0] == 200
     assert visit.ask("/gradio_api/queue/data")[0] == 200, "looking is free"
+
+
+def test_a_program_of_this_machine_is_one_client_whatever_its_address(tmp_path: Path) -> None:
+    visit = Visit(tmp_path, requests=2)
+    join = "/gradio_api/queue/join"
+    assert [visit.ask(join, "POST", address=f"127.0.{n}.1")[0] for n in range(4)] == [200, 200, 429, 429]
+    guesses = Visit(tmp_path, token="right", guesses=1)
+    assert [guesses.ask("/?token=a", address=f"127.1.{n}.1")[0] for n in range(3)] == [401, 429, 429]
+
+
+def test_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2i2.app.door._CLIENTS", 3)
+    rate = Rate(1)
+    for number in range(10):
+        rate.note(str(number))
+    assert rate.wait("9") > 0 and rate.wait("0") == 0
 
 
 def test_every_session_has_a_rate_of_its_own(tmp_path: Path) -> None:
@@ -151,6 +167,7 @@ BOUND = 1000 + (1 << 16)
         (413, UPLOAD, [bytes(BOUND), b"x"], ""),
         (413, UPLOAD, [bytes(BOUND), b"x"], "10"),
         (413, "/gradio_api/queue/join", [bytes(BOUND)], ""),
+        (413, UPLOAD, [b"x"], "9" * 5000),
     ],
 )
 def test_a_request_has_a_bound(visit: Visit, status: int, path: str, body: list[bytes], length: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
 from pydicom import uid
@@ -34,6 +35,7 @@ from m2i2.data.text.tokenizer import load_tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.models.weights import read_state
 from tests.fuzz.readers.medical import dicom, stream
+from tests.fuzz.readers.pictures import item_of, palette_of
 
 Image.MAX_IMAGE_PIXELS = None
 
@@ -57,6 +59,31 @@ def _scans(folder: Path) -> None:
     (folder / "image").write_bytes(jpeg[:last] + jpeg[last:-2] * 34 + jpeg[-2:])
 
 
+def _header(kind: str, pixels: NDArray[np.uint16]) -> dict[str, Any]:
+    """What makes a picture of 16-bit values one of another kind."""
+    side = len(pixels)
+    table = {"LUTDescriptor": [4096, 0, 16], "LUTData": np.arange(4096).astype("<u2").tobytes()}
+    colour = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": kind}
+    noise = np.random.default_rng(0).integers(16, 235, side * side * 3, dtype=np.uint8)
+    found: dict[str, dict[str, Any]] = {
+        "window": {"WindowCenter": 2048, "WindowWidth": 4096, "RescaleSlope": 2, "RescaleIntercept": -1024},
+        "tables": {
+            "ModalityLUTSequence": item_of(ModalityLUTType="US", **table),
+            **{"VOILUTSequence": item_of(**table), "PixelAspectRatio": ["4", "1"]},
+        },
+        "RGB": {**colour, "BitsStored": 16, "HighBit": 15, "PixelData": (noise * np.uint16(257)).tobytes()},
+        "YBR_PARTIAL_422": {
+            **{**colour, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+            "PixelData": noise[: side * side * 2].tobytes(),
+        },
+        "palette": {
+            **{**palette_of(16), "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
+            "PixelData": pixels.tobytes(),
+        },
+    }
+    return found[kind]
+
+
 def _dicom(kind: str) -> Callable[[Path], None]:
     def made(folder: Path) -> None:
         from m2i2.data.images.elements import MAX_FRAME
@@ -64,15 +91,15 @@ def _dicom(kind: str) -> Callable[[Path], None]:
         side = int(MAX_FRAME**0.5)
         pixels = (np.arange(side * side, dtype=np.uint32) % 4096).astype(np.uint16).reshape(side, side)
         small, out = Image.fromarray((pixels >> 4).astype(np.uint8)), io.BytesIO()
-        if kind == "plain":
-            content = dicom(pixels, WindowCenter=2048, WindowWidth=4096, RescaleSlope=2, RescaleIntercept=-1024)
-        elif kind == "rle":
+        if kind == "rle":
             runs = b"\x00a\xffb" * (side * side // 3)
             content = stream(struct.pack("<16I", 1, 64, *[0] * 14) + runs + b"\x00a" * 4, uid.RLELossless, side, side)
-        else:
+        elif kind.startswith("JPEG"):
             options: dict[str, Any] = {"no_jp2": True, "irreversible": False} if kind == "JPEG2000" else {}
             small.save(out, kind, **options)
             content = stream(out.getvalue(), uid.JPEG2000Lossless if options else uid.JPEGBaseline8Bit, side, side)
+        else:
+            content = dicom(pixels, **_header(kind, pixels))
         (folder / "study").write_bytes(content)
 
     return made
@@ -131,7 +158,11 @@ CLASSES: dict[str, Callable[[Path], None]] = {
     "TIFF, float, deflated": _image("F", "TIFF", compression="tiff_adobe_deflate"),
     "WebP": _image("RGBA", "WEBP", 16_000 * 16_000, lossless=True),
     "JPEG, scans": _scans,
-    "DICOM, plain": _dicom("plain"),
+    "DICOM, window": _dicom("window"),
+    "DICOM, two tables, not square": _dicom("tables"),
+    "DICOM, 16-bit colour": _dicom("RGB"),
+    "DICOM, YCbCr of partial range": _dicom("YBR_PARTIAL_422"),
+    "DICOM, palette": _dicom("palette"),
     "DICOM, JPEG": _dicom("JPEG"),
     "DICOM, JPEG 2000": _dicom("JPEG2000"),
     "DICOM, RLE": _dicom("rle"),

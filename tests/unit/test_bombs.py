@@ -66,6 +66,22 @@ def test_tables(tmp_path: Path, name: str) -> None:
     assert refuses(read, b""), "within bounds of time and memory"
 
 
+def test_statistics_that_end_arrow_s_process_are_not_shown_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pa.table({"image": [b"a"], "caption": ["b"]}), path)
+    content, column = path.read_bytes(), b"\x15\x0c\x25\x02\x18\x05image"  # of bytes, whose statistics count them
+    assert content.count(column) == 1
+    path.write_bytes(content.replace(column, b"\x15\x00" + column[2:]))  # of truth values now
+    child = os.fork()
+    if child == 0:
+        try:
+            list(open_source("captions", "parquet", path))
+        except M2I2Error:
+            os._exit(3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
 def test_pages_are_refused_by_what_they_unpack_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m2i2.data.sources.pages.MOST_DECODED", 8 << 20)  # of 256 MiB, which take a while to write
     table = pa.table({"image": repeated(bytes(40 << 20), 1500), "caption": pa.nulls(1500, pa.string())})
@@ -137,6 +153,15 @@ def test_settings_are_bounded_files(tmp_path: Path, name: str) -> None:
     with path.open("wb") as f:
         f.truncate(2 << 30)  # sparse
     assert refuses(lambda data: read(path), b"")
+
+
+def test_files_that_have_no_size_and_no_end(tmp_path: Path) -> None:
+    endless = Path("/proc/self/pagemap")
+    assert endless.stat().st_size == 0
+    with pytest.raises(M2I2Error, match=r"^/proc/self/pagemap was refused: it has more than the bound of"):
+        read_cluster_file(endless)
+    (tmp_path / "recipe.json").symlink_to(endless)
+    assert refuses(lambda data: read_recipe(tmp_path / "recipe.json"), b""), "within bounds of time and memory"
 
 
 @pytest.mark.parametrize("text", ['a: "\\U00110000"', "time: " + "9" * 5000, "time: 1-" + "9" * 5000, "a: &a [*a]", "\x00"])

@@ -57,6 +57,17 @@ def test_there_are_many() -> None:
     assert len(DOCUMENTED) > 80
 
 
+def test_the_threat_model_names_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "docs" / "security.md").read_text().splitlines() if re.search(r"::\w+` \|$", line)]
+    assert len(rows) > 50
+    for row in rows:
+        page = Path()
+        for word in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1]):
+            file, _, start = word.partition("::")
+            page = ROOT / "tests" / (file if "/" in file else f"unit/{file}") if file else page
+            assert re.search(rf"^def {start}", page.read_text(), re.MULTILINE), f"{page} has no {start}"
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):

@@ -12,7 +12,7 @@ import pytest
 
 from m2i2.cli.slurm import main as slurm
 from m2i2.cluster import start
-from m2i2.cluster.following import JobState, _Watch, verdict
+from m2i2.cluster.following import JobState, _Log, _Watch, verdict
 from m2i2.cluster.start import Outcome, outcome, result_path
 from m2i2.cluster.submission import read_record
 from m2i2.errors import M2I2Error
@@ -91,6 +91,18 @@ def test_a_result_that_is_none_counts_as_missing(tmp_path: Path, content: str) -
     path.unlink()
     os.mkfifo(path)
     assert outcome(path) == Outcome()
+
+
+def test_a_log_without_end_is_shown_from_its_end(tmp_path: Path) -> None:
+    log = _Log(tmp_path / "12_0_log.out")
+    assert log.news() == ""
+    with log.path.open("wb") as f:
+        f.truncate(1 << 40)  # sparse
+        f.seek(0, os.SEEK_END)
+        f.write(b"the end")
+    news = log.news()
+    assert news.startswith("(1099503239175 bytes left out)\n") and news.endswith("\0the end") and len(news) < 9 << 20
+    assert log.news() == ""
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775])

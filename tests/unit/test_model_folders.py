@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoPr
 from m2i2 import M2I2Config, M2I2ForVisualQuestionAnswering, M2I2Processor
 from m2i2.data.text.tokenizer import load_tokenizer
 from m2i2.errors import M2I2Error
+from m2i2.models.start import stored_architecture
+from m2i2.training.checkpoint import seal
 from m2i2.workflows.answering import load_model
 from tests.conftest import ROOT
 from tests.fuzz.harness import refuses
@@ -94,6 +96,9 @@ def rewritten(file: str, text: str) -> Callable[[Path], Any]:
         (rewritten("config.json", DEEP), "nested too deeply|JSON object"),
         (rewritten("processor_config.json", DEEP), "nested too deeply"),
         (lambda f: change(f / "processor_config.json", image_size=1 << 40), "image_size=1099511627776"),
+        (lambda f: change(f / "config.json", vision={"depth": 10**9}), "describe a model of at least"),
+        (lambda f: change(f / "config.json", vision={"image_size": 16 << 20}), "describe a model of at least"),
+        (lambda f: change(f / "config.json", text={"width": 12 << 20}), "describe a model of at least"),
         (rewritten("adapter_config.json", '{"base_model_name_or_path": "evil/model"}'), "an adapter of another model"),
         (rewritten("model.safetensors.index.json", '{"weight_map": {"a": "../x.safetensors"}}'), "a file outside its folder"),
         (rewritten("model.safetensors.index.json", '{"weight_map": {"a": "/etc/passwd"}}'), "a file outside its folder"),
@@ -107,6 +112,17 @@ def test_folders_that_are_refused(folder: Path, prepare: Callable[[Path], Any], 
 
     with pytest.raises(M2I2Error, match=message):
         read(b"")
+
+
+def test_a_checkpoint_describes_no_more_than_it_holds(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(ROOT / "tests" / "golden" / "artefacts" / "finetuning_run", tmp_path / "run"))
+    (path,) = run.rglob("step-*/config.json")
+    stored = json.loads(path.read_text())
+    change(path, text={**stored["text"], "depth": 10**9})
+    seal(path.parent)
+    for read in (load_model, lambda run: stored_architecture(path.parent)):
+        with pytest.raises(M2I2Error, match="describe a model of at least"):
+            read(run)
 
 
 # --- tokenizer.json

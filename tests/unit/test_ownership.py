@@ -210,6 +210,34 @@ def test_a_report_follows_no_link_out_of_its_run(tmp_path: Path, name: str, caps
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("log.jsonl", '{"step": "many", "loss": 1.0}'),
+        ("log.jsonl", '{"step": 1, "loss": []}'),
+        ("validation.jsonl", '{"step": 1, "image_to_text_r5": "x"}'),
+        ("settings.json", '{"training": 3}'),
+        ("results.json", '{"views": {"test": {"model": 3}}}'),
+        ("results.json", '{"views": [1]}'),
+        ("results.json", '{"answers": 3}'),
+        ("predictions.jsonl", '{"correct": false}'),
+        ("predictions.jsonl", '{"metadata": 3}'),
+        ("starts.jsonl", '{"versions": 3}'),
+    ],
+)
+def test_records_that_no_run_writes_are_an_error_like_others(
+    tmp_path: Path, file: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("settings.json", "results.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "settings.json").write_text('{"training": {}}')
+    (tmp_path / file).write_text(content + "\n")
+    code = report([str(tmp_path), "--no-gradcam"])
+    told = capsys.readouterr().err
+    assert code in (0, 2) and "Traceback" not in told
+    assert code == 0 or (told.count("\n") == 1 and "are not as a run writes them" in told)
+
+
 def test_a_report_of_a_run_that_is_named_by_a_link_is_made(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text("{}")

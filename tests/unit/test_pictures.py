@@ -328,6 +328,28 @@ def test_pixels_that_are_not_square_are_made_so() -> None:
     assert open_picture(dicom(RAMP, PixelAspectRatio=["1", "2"])).image.size == (32, 16)
 
 
+def faint() -> Image.Image:
+    """Colours that alpha hides almost wholly, over white and over black."""
+    image = Image.fromarray(COLOUR.astype(np.uint8))
+    image.putalpha(2)
+    return image
+
+
+def one_colour_palette() -> Image.Image:
+    image = Image.fromarray((COLUMNS * 4).astype(np.uint8)).convert("P")
+    image.putpalette([7, 7, 7] * 256)
+    return image
+
+
+@pytest.mark.parametrize("make", [faint, one_colour_palette])
+def test_what_varies_and_shows_nothing_is_told(make: Callable[[], Image.Image]) -> None:
+    out = io.BytesIO()
+    make().save(out, "PNG")
+    for picture in (open_picture(out.getvalue()), open_picture(make())):
+        assert np.ptp(np.asarray(picture.image), axis=(0, 1)).max() < 8
+        assert any("nearly uniform although its pixels vary" in doubt for doubt in picture.doubts)
+
+
 def test_nearly_uniform_pictures_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sparse = np.zeros((64, 64), dtype=np.uint8)
     sparse[0, :30] = np.arange(30) * 8

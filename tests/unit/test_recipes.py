@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from m2i2.cli.ablate import main as ablate
+from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import prepared, read_recipe
 from tests.conftest import ROOT
 
@@ -66,6 +67,25 @@ def test_what_leaves_the_house_is_refused_before_anything_runs(
     told = capsys.readouterr().err
     assert says in told and "recipe.json was refused" in told and told.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.json", "trap.py"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ({}, "The setting datasets.d.shards is missing"),
+        ({"seeds": 2}, "The setting datasets.d.shards is missing"),
+        ([], "The settings datasets.d must be an object"),
+        ({"shards": None}, "datasets.d.shards=None is not text"),
+        ({"shards": "s", "seeds": "2"}, ""),
+    ],
+)
+def test_plans_of_data_sets_are_whole(tmp_path: Path, plan: Any, says: str) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({**RECIPE, "datasets": {"d": plan}}))
+    if not says:
+        assert read_recipe(tmp_path / "r.json").plans["d"].seeds == 2
+        return
+    with pytest.raises(M2I2Error, match=says):
+        read_recipe(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "recipes").glob("*.json")), ids=lambda path: path.name)

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from m2i2.cli.make_shards import main
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.decoding import decode
+from m2i2.data.images.picture import open_picture
 from m2i2.data.shards.split import ShardSplit
 from m2i2.data.sources import open_source
 from m2i2.data.text.tokenizer import load_tokenizer, train_tokenizer
@@ -29,7 +30,9 @@ from m2i2.errors import M2I2Error
 from m2i2.models.start import stored_architecture
 from m2i2.models.weights import read_state as read_weights
 from m2i2.options import from_dict
+from m2i2.reporting.records import read_run
 from m2i2.training.checkpoint import flaw, read_config, read_run_state, read_tensors, seal
+from m2i2.workflows.answering import read_candidates
 from tests.fuzz.harness import refuses
 
 
@@ -277,6 +280,13 @@ READS: dict[str, Callable[[Path], Any]] = {
     "pairs.json": lambda p: sources(p, "captions", "json"),
     "pairs.jsonl": lambda p: sources(p, "captions", "json"),
     "train_captions.csv": lambda p: ((p.parent / "train").mkdir(exist_ok=True), sources(p.parent, "captions", "rocov2")),
+    "train.parquet": lambda p: sources(p.parent, "captions", "parquet"),
+    "questions.csv": lambda p: sources(p, "vqa", "json"),
+    "tokenizer.json": lambda p: load_tokenizer(p.parent),
+    "vocab.txt": lambda p: load_tokenizer(p.parent),
+    "results.json": lambda p: read_run(p.parent),
+    "answers.txt": read_candidates,
+    "image.png": open_picture,
     "qas/train_vqa.pkl": lambda p: sources(p.parent.parent, "vqa", "pathvqa"),
 }
 

@@ -2,11 +2,13 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom import uid
@@ -139,13 +141,32 @@ def wide_window() -> bytes:
     return data[:place] + struct.pack("<HHI", 0x0028, 0x1050, 2 << 20) + b"1\\" * (1 << 20) + data[place:]
 
 
+@pytest.mark.parametrize("number", ["8.1", "4.95", "4.99"], ids=["deflated frames", "deflated and elsewhere", "unknown"])
+def test_frames_of_other_kinds_reach_no_decoder(number: str) -> None:
+    data = stream(zlib.compress(bytes(1 << 20)), uid.JPEGBaseline8Bit, 10, 10)
+    other = f"1.2.840.10008.1.2.{number}".encode().ljust(22, b"\0")
+    with pytest.raises(M2I2Error, match=r"cannot be decoded|none of JPEG, JPEG-LS, JPEG 2000 and RLE"):
+        decode_dicom(data.replace(b"1.2.840.10008.1.2.4.50", other), "x")
+
+
+def float_pixels() -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(dicom(np.zeros((4, 4)))))
+    del dataset.PixelData
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated = 6000, 6000, 64
+    dataset.DoubleFloatPixelData = bytes(64)
+    out = io.BytesIO()
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: elements(30_000), "more than 20000 elements"),
+        (float_pixels, "6000 x 6000 pixels, more than the bound of 25000000"),
         (wide_window, r"its element \(0028,1050\) has 2097152 bytes"),
     ],
-    ids=["elements", "window"],
+    ids=["elements", "floats", "window"],
 )
 def test_headers_that_become_far_more_than_their_bytes(
     make: Callable[[], bytes], message: str, monkeypatch: pytest.MonkeyPatch
@@ -165,3 +186,7 @@ def test_the_app_refuses_them_too(tmp_path: Path) -> None:
     (tmp_path / "study").write_bytes(stream(content, syntax, side, side))
     with pytest.raises(gradio.Error, match=message):
         desk.open(str(tmp_path / "study"))
+    (tmp_path / "<img src=x onerror=alert(1)>.png").write_bytes(b"no picture")
+    with pytest.raises(gradio.Error) as refused:  # Gradio shows its message as HTML
+        desk.open(str(tmp_path / "<img src=x onerror=alert(1)>.png"))
+    assert "&lt;img src=x onerror=alert(1)&gt;.png" in refused.value.message and "<" not in refused.value.message

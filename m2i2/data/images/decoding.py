@@ -114,7 +114,7 @@ def _shown(image: Image.Image, wide: NDArray[Any] | None, name: str, keep_grey: 
         picture = image
     else:
         picture = to_rgb(image, found)
-    if findings is not None and nearly_uniform(picture) and varied(np.asarray(picture) if wide is None else wide):
+    if findings is not None and nearly_uniform(picture) and varied(np.asarray(image) if wide is None else wide):
         findings.doubt(UNIFORM)
     return picture if turn is None else picture.transpose(turn)
 

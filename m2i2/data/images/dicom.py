@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from m2i2.data.images.decoding import MAX_PIXELS
-from m2i2.data.images.dicom_pixels import PIXELS, to_picture
-from m2i2.data.images.elements import read_dataset
+from m2i2.data.images.dicom_pixels import to_picture
+from m2i2.data.images.elements import PIXELS, read_dataset
 from m2i2.data.images.levels import Findings
 from m2i2.errors import M2I2Error
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2i2.data.images.dicom_greys import entries, looked_up
-from m2i2.data.images.levels import Findings, NotShown, Values, to_bytes, white_of
+from m2i2.data.images.levels import Findings, NotShown, Values, by_rows, to_bytes, white_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -28,7 +28,8 @@ def palette_picture(stored: Values, dataset: "Dataset", findings: Findings) -> N
         count, first, declared = descriptor[0] or 1 << 16, descriptor[1], descriptor[2]
         if first > 1 << 15 and int(dataset.get("PixelRepresentation") or 0):
             first -= 1 << 16
-        tables = [entries(dataset[f"{colour}PaletteColorLookupTableData"].value, count, dataset) for colour in _COLOURS]
+        named = (f"{colour}PaletteColorLookupTableData" for colour in _COLOURS)
+        tables = [entries(dataset[name].value, count, dataset).astype(np.uint16) for name in named]
         colours = np.stack([looked_up(stored, table, first) for table in tables], axis=2)
         highest = max(int(table.max()) for table in tables)
     else:
@@ -135,11 +136,13 @@ def _looks_like_rgb(samples: NDArray[np.uint8]) -> bool:
 
 def _from_ycbcr(samples: NDArray[np.uint8], partial: bool) -> NDArray[np.uint8]:
     """ITU-R BT.601's YCbCr to RGB; ``partial``: black is 16, white is 235, chroma spans 16 to 240 (PS3.3 C.7.6.3.1.2)."""
-    if partial:
-        scaled = samples.astype(np.float64) - (16, 128, 128)
-        scaled = scaled * (255 / 219, 255 / 224, 255 / 224) + (0, 128, 128)
-        samples = scaled.clip(0, 255).round().astype(np.uint8)
     from pydicom.pixels import convert_color_space
 
-    rgb: NDArray[np.uint8] = convert_color_space(samples, "YBR_FULL", "RGB")
-    return rgb
+    def converted(part: Values) -> Values:
+        if partial:
+            scaled = part.astype(np.float64) - (16, 128, 128)
+            scaled = scaled * (255 / 219, 255 / 224, 255 / 224) + (0, 128, 128)
+            part = scaled.clip(0, 255).round().astype(np.uint8)
+        return convert_color_space(part, "YBR_FULL", "RGB")
+
+    return by_rows(samples, converted)

@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2i2.data.images.levels import OUTLIERS, Findings, NotShown, Values, nearly_uniform, to_bytes, value_range, varied, white_of
+from m2i2.data.images.levels import (
+    OUTLIERS,
+    Findings,
+    NotShown,
+    Values,
+    by_rows,
+    nearly_uniform,
+    to_bytes,
+    value_range,
+    varied,
+    white_of,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -76,8 +87,12 @@ def _windowed(values: Values, home: "Dataset") -> NDArray[np.uint8]:
     if centre is None or width is None or width <= 0 or function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise NotShown("no window")
     if function == "SIGMOID":
-        shares = 1 / (1 + np.exp((-4 * (values.astype(np.float64) - centre) / width).clip(-700, 700)))
-        return to_bytes(shares, 0, 1)
+        where: tuple[float, float] = centre, width
+
+        def shares(part: Values) -> Values:
+            return to_bytes(1 / (1 + np.exp((-4 * (part.astype(np.float64) - where[0]) / where[1]).clip(-700, 700))), 0, 1)
+
+        return by_rows(values, shares)
     if function == "LINEAR":
         if width < 1:
             raise NotShown("too narrow a window")
@@ -146,5 +161,9 @@ def entries(data: bytes, count: int, dataset: "Dataset") -> Values:
 
 def looked_up(values: Values, table: Values, first: int) -> Values:
     """Every value's entry of a table whose first one is for ``first``; values beyond it take its ends."""
-    places = np.floor(values).clip(first, first + len(table) - 1) - first
-    return table[places.astype(np.int64)]
+
+    def part(some: Values) -> Values:
+        places = np.floor(some).clip(first, first + len(table) - 1) - first
+        return table[places.astype(np.int64)]
+
+    return by_rows(values, part)

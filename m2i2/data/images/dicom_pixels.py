@@ -16,8 +16,6 @@ from m2i2.errors import M2I2Error
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-"""Elements that hold pixels."""
 NO_PHOTOMETRIC = "It does not say what its values stand for (photometric interpretation); {} was assumed."
 ODD_HIGH_BIT = "Its high bit does not fit its values; they were read from the lowest bit."
 NOT_SQUARE = "Its pixels are not square; the picture was resampled so that they are."

@@ -4,11 +4,13 @@ import io
 from typing import TYPE_CHECKING
 
 from m2i2.data.images.codestream import check_stream
-from m2i2.errors import M2I2Error
+from m2i2.errors import M2I2Error, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+"""Elements that hold pixels."""
 MAX_ELEMENTS = 500_000
 """Elements and items; pydicom takes up to 1.5 kB for one. A series of 5,000 frames in one file has about 400,000."""
 MAX_ELEMENT = 1 << 20
@@ -70,10 +72,11 @@ def read_dataset(encoded: bytes, name: str, *, force: bool = False) -> "Dataset"
             ) from e
         raise
     _check_elements(dataset, name)
-    if "PixelData" in dataset:
+    if any(element in dataset for element in PIXELS):
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         if rows * columns > MAX_FRAME:
             raise M2I2Error(f"The DICOM file {name} has {columns} x {rows} pixels, more than the bound of {MAX_FRAME}.")
+    if "PixelData" in dataset:
         _check_frame(dataset, name)
     return dataset
 
@@ -103,7 +106,10 @@ def _check_frame(dataset: "Dataset", name: str) -> None:
     if syntax.startswith("1.2.840.10008.1.2.4.") and (number := syntax.rsplit(".", 1)[1]).isdigit():
         kind = _KINDS.get(int(number))
     if kind is None:
-        return  # no decoder of pydicom's takes it
+        raise M2I2Error(
+            f"The DICOM file {name} was refused: it is compressed as {shown(str(syntax))}, which is none of JPEG, JPEG-LS, "
+            f"JPEG 2000 and RLE. Export it again uncompressed."
+        )
     if len(table := dataset.PixelData[:8]) == 8 and int.from_bytes(table[4:], "little") > 4 * MAX_ELEMENT:
         raise M2I2Error(f"The DICOM file {name} was refused: its table of frames is larger than {4 * MAX_ELEMENT} bytes.")
     options = as_pixel_options(dataset)

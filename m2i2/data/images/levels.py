@@ -1,5 +1,6 @@
 """Stored values of any depth to 8 bits, and whether a picture still shows what its pixels hold."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,13 +70,26 @@ def value_range(values: Values) -> tuple[float, float]:
 
 def to_bytes(values: Values, low: float, high: float) -> NDArray[np.uint8]:
     """``values`` with ``low`` and what lies below as 0, ``high`` and what lies above as 255."""
-    out = np.empty(values.shape, dtype=np.uint8)
+
+    def scaled(part: Values) -> Values:
+        shares = part.astype(np.float64)
+        shares -= low
+        shares *= 255.0 / max(high - low, 1e-9)
+        return shares.clip(0, 255, out=shares).round(out=shares).astype(np.uint8)
+
+    return by_rows(values, scaled)
+
+
+def by_rows(values: Values, function: Callable[[Values], Values]) -> Values:
+    """``function`` of [H, ...] values, some rows at a time: in float64 a whole picture would take eight times its bytes."""
     rows = max(1, _AT_ONCE // max(1, values[0].size))
-    for start in range(0, len(values), rows):  # the whole picture in float64 would take eight times its bytes
-        scaled = values[start : start + rows].astype(np.float64)
-        scaled -= low
-        scaled *= 255.0 / max(high - low, 1e-9)
-        out[start : start + rows] = scaled.clip(0, 255, out=scaled).round(out=scaled)
+    if len(values) <= rows:
+        return function(values)
+    first = function(values[:rows])
+    out = np.empty((len(values), *first.shape[1:]), dtype=first.dtype)
+    out[:rows] = first
+    for start in range(rows, len(values), rows):
+        out[start : start + rows] = function(values[start : start + rows])
     return out
 
 

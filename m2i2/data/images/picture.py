@@ -16,7 +16,7 @@ from m2i2.data.images.decoding import MAX_BYTES, MAX_PIXELS, decode, decode_open
 from m2i2.data.images.dicom import decode_dicom, is_dicom
 from m2i2.data.images.levels import UNIFORM, Findings, NotShown, Values, nearly_uniform, varied
 from m2i2.data.images.modes import over_background, wide_to_rgb
-from m2i2.errors import M2I2Error
+from m2i2.errors import MOST_MESSAGE, M2I2Error, plain
 from m2i2.files import read_bytes
 
 PictureSource = str | Path | bytes | Image.Image | Values | Tensor
@@ -86,7 +86,8 @@ def opened(source: PictureSource, name: str = "given") -> Image.Image:
     """The RGB image of `open_picture`; doubts about it are Python warnings."""
     picture = open_picture(source, name)
     for doubt in picture.doubts:
-        warnings.warn(f"The image {source if isinstance(source, str | Path) else name}: {doubt}", stacklevel=3)
+        what = plain(str(source if isinstance(source, str | Path) else name), MOST_MESSAGE)
+        warnings.warn(f"The image {what}: {doubt}", stacklevel=3)
     return picture.image
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from m2i2.config import CacheConfig
 from m2i2.data.shards.storage import Unavailable
 from m2i2.files import digest_of
-from m2i2.ownership import PRIVATE, open_plain, require_own_file, require_own_folder
+from m2i2.ownership import PRIVATE, open_plain, require_own_file, require_own_folder, user_cache
 
 _PARTIAL = ".partial"
 _OURS = re.compile(r"[0-9a-f]{64}(\.([0-9a-f]{16}\.)?partial)?")
@@ -52,8 +52,7 @@ class Cache:
     """The folder. Free of state, so that it may be pickled and forked."""
 
     def __init__(self, config: CacheConfig) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.folder = Path(config.cache_folder) if config.cache_folder else base / "m2i2" / "shards"
+        self.folder = Path(config.cache_folder) if config.cache_folder else user_cache("shards")
         self.bytes, self.patience = int(config.cache_gb * 1e9), config.cache_timeout
 
     def path(self, entry: Entry) -> Path:

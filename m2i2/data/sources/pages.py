@@ -7,6 +7,7 @@ and hands them to no one, so that they are read here (Thrift's compact protocol;
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,6 +39,26 @@ _HEADER = 1 << 20
 _DICTIONARY_PAGE = 2
 _WIDTHS = {3: 1, 7: 8, 13: 16}
 """Bytes of Thrift's types of fixed size: byte, double, UUID."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A column in a row group."""
+
+    name: str
+    """With the names of the groups of columns that it is in, separated by dots."""
+    start: int
+    """Of its first page, in bytes of the file."""
+    size: int
+    """Of all its pages, compressed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group. pyarrow's own view of one ends the process where its statistics are damaged."""
+
+    rows: int
+    chunks: list[Chunk]
 
 
 class _Thrift:
@@ -76,7 +97,7 @@ class _Thrift:
         return found
 
     def value(self, kind: int, depth: int) -> Any:
-        """A value of Thrift's type ``kind``; of binary ones the length alone."""
+        """A value of Thrift's type ``kind``."""
         if depth > MOST_DEPTH:
             raise ValueError("nested too deeply")
         if kind in (4, 5, 6):
@@ -84,7 +105,7 @@ class _Thrift:
         if kind == 8:
             length = self.number()
             self._skip(length)
-            return length
+            return self.data[self.place - length : self.place]
         if kind in (9, 10):
             head = self.data[self.place]
             self.place += 1
@@ -119,8 +140,8 @@ class _Thrift:
             raise IndexError("a value longer than its file")
 
 
-def check_footer(path: Path) -> None:
-    """M2I2Error for a parquet file that is not a regular file, or whose footer Arrow should not see."""
+def read_footer(path: Path) -> list["Group"]:
+    """The row groups of a parquet file; M2I2Error for one that is not a regular file, or whose footer Arrow should not see."""
     try:
         size = check_file(path)
         with path.open("rb") as f:
@@ -135,15 +156,33 @@ def check_footer(path: Path) -> None:
             f.seek(size - 8 - length)
             footer = _Thrift(f.read(length)).struct()
         _check_schema(footer[2])
-        rows = sum(group.get(3, 0) for group in footer.get(4, []))
+        groups = [_group(group) for group in footer.get(4, [])]
     except M2I2Error:
         raise
     except OSError as e:
         raise M2I2Error(f"Cannot read {path}: {e.strerror}.") from e
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as e:
         raise M2I2Error(f"{path} is not a readable parquet file ({str(e) or type(e).__name__}). Download it again.") from e
+    rows = sum(group.rows for group in groups)
     if not 0 <= rows <= size:
         raise M2I2Error(f"{path} was refused: it claims {rows} rows in {size} bytes, and each takes one at least.")
+    return groups
+
+
+def _group(fields: dict[int, Any]) -> "Group":
+    """RowGroup, ColumnChunk and ColumnMetaData of parquet.thrift; ValueError or LookupError where something is missing."""
+    chunks = []
+    for column in fields[1]:
+        if 3 not in column:
+            raise ValueError("its columns are encrypted")
+        described = column[3]
+        start, dictionary = described[9], described.get(11, 0)
+        name = ".".join(part.decode() for part in described[3])
+        chunks.append(Chunk(name, dictionary if 0 < dictionary < start else start, described[7]))
+    rows = fields[3]
+    if rows < 0 or any(min(chunk.start, chunk.size) < 0 for chunk in chunks):
+        raise ValueError("a negative size")
+    return Group(rows, chunks)
 
 
 def _check_schema(schema: list[dict[int, Any]]) -> None:
@@ -162,14 +201,14 @@ def _check_schema(schema: list[dict[int, Any]]) -> None:
             raise ValueError(f"columns nested more than {MOST_DEPTH} deep")
 
 
-def batches(table: "ParquetFile", path: Path, columns: Sequence[str]) -> Iterator["RecordBatch"]:
-    """The rows of a file that `check_footer` has passed, a few at a time; M2I2Error where ``columns`` take too much memory."""
+def batches(table: "ParquetFile", groups: Sequence[Group], path: Path, columns: Sequence[str]) -> Iterator["RecordBatch"]:
+    """The rows of a file with ``groups`` of `read_footer`, a few at a time; M2I2Error where ``columns`` take too much memory."""
     for name in columns:
         _check_type(table.schema_arrow.field(name).type, path, name)
     decoded, most = 0, FREE + MOST_RATIO * path.stat().st_size
     with path.open("rb") as file:
         for group in range(table.num_row_groups):
-            rows = _rows_at_once(table, file, path, group, columns)
+            rows = _rows_at_once(table, groups[group], file, f"{path} was refused: row group {group}", columns)
             for batch in table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
                 decoded += sum(map(_bytes_of, batch.columns))
                 if decoded > most:
@@ -204,34 +243,27 @@ def _check_type(kind: "DataType", path: Path, name: str, depth: int = 0) -> None
         )
 
 
-def _rows_at_once(table: "ParquetFile", file: BinaryIO, path: Path, group: int, columns: Sequence[str]) -> int:
+def _rows_at_once(table: "ParquetFile", group: Group, file: BinaryIO, what: str, columns: Sequence[str]) -> int:
     """How many rows of a group may be decoded at a time; M2I2Error where one is too many."""
-    described = table.metadata.row_group(group)
     total = 0
-    for number in range(described.num_columns):
-        chunk = described.column(number)
-        if not any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+    for number, chunk in enumerate(group.chunks):
+        if not any(chunk.name == name or chunk.name.startswith(f"{name}.") for name in columns):
             continue
-        where = f"{path} was refused: row group {group}, column {shown(chunk.path_in_schema)}"
+        where = f"{what}, column {shown(chunk.name)}"
         if table.metadata.schema.column(number).length > MOST_WIDTH:
             raise M2I2Error(f"{where}: values of more than {MOST_WIDTH} bytes each.")
-        starts = [chunk.data_page_offset, chunk.dictionary_page_offset] if chunk.has_dictionary_page else [chunk.data_page_offset]
-        start = min(start for start in starts if start is not None)
         largest = values = 0
-        for kind, size, count in _pages(file, start, start + chunk.total_compressed_size, where):
+        for kind, size, count in _pages(file, chunk.start, chunk.start + chunk.size, where):
             size += _ENTRY * count if kind == _DICTIONARY_PAGE else 0
             if size > MOST_DECODED:
                 raise M2I2Error(f"{where}: a page unpacks to {size} bytes. Write it again with smaller pages.")
             largest = max(largest, size)
             values += 0 if kind == _DICTIONARY_PAGE else count
-        if values > MOST_VALUES * max(1, described.num_rows):
-            raise M2I2Error(f"{where}: {values} values in {described.num_rows} rows.")
+        if values > MOST_VALUES * max(1, group.rows):
+            raise M2I2Error(f"{where}: {values} values in {group.rows} rows.")
         total += largest
     if total > MOST_DECODED:
-        raise M2I2Error(
-            f"{path} was refused: row group {group} unpacks to {total} bytes at a time, more than {MOST_DECODED}. Write it again "
-            f"with smaller pages."
-        )
+        raise M2I2Error(f"{what} unpacks to {total} bytes at a time, more than {MOST_DECODED}. Write it again with smaller pages.")
     return max(1, min(MOST_ROWS, MOST_DECODED // max(1, total)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2i2.data.records import ImageRecord, Kind, Question
-from m2i2.data.sources.pages import batches, check_footer
+from m2i2.data.sources.pages import batches, read_footer
 from m2i2.data.sources.reading import (
     CLOSED_FROM_ANSWER,
     Keys,
@@ -27,6 +27,7 @@ from m2i2.data.sources.reading import (
 from m2i2.data.sources.tables import one_text
 from m2i2.data.sources.vocabulary import COLUMNS, ORDER, SPLITS, missing_column, renamed_columns
 from m2i2.errors import M2I2Error
+from m2i2.files import check_file
 
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?")
 
@@ -55,7 +56,11 @@ class _ParquetSource:
         """(file, row of the split, its columns by our names)."""
         number = 0
         for file in self._files[split]:
-            refuse_foreign(file)
+            try:
+                check_file(file)  # opening a pipe would wait for its writer
+                refuse_foreign(file)
+            except OSError as e:
+                raise M2I2Error(f"Cannot read {file}: {e.strerror}.") from e
             for row in _read(file, _NEEDED[self.kind], self._renamed):
                 yield file, number, row
                 number += 1
@@ -199,7 +204,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
         from pyarrow import parquet
     except ImportError as e:
         raise M2I2Error("Parquet files need pyarrow: pip install 'm2i2[parquet]'.") from e
-    check_footer(file)
+    groups = read_footer(file)
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as table:
             header = {name.lower(): name for name in table.schema_arrow.names}
@@ -210,7 +215,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
                     ours[theirs[0]] = name
                 elif name in needed or name in renamed:
                     raise M2I2Error(f"{file} has {missing_column(name, renamed, header)}")
-            for batch in batches(table, file, list(ours)):
+            for batch in batches(table, groups, file, list(ours)):
                 yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
     except M2I2Error:
         raise

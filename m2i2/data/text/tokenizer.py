@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from m2i2.data.text.tokenizer_file import read_tokenizer_file, read_vocabulary
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import read_object
+from m2i2.files import read_object, write_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _USUAL: dict[str, bool | None] = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
@@ -75,9 +75,9 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Store it in the hub's format (tokenizer.json, vocab.txt, tokenizer_config.json)."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        write_text(folder / "tokenizer.json", self._inner.to_str(pretty=True))
         vocabulary = sorted(self._inner.get_vocab().items(), key=lambda item: item[1])
-        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8", newline="\n")
+        write_text(folder / "vocab.txt", "".join(f"{token}\n" for token, _ in vocabulary))
         settings: dict[str, object] = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
         normalizer = json.loads(self._inner.to_str()).get("normalizer") or {}
         if normalizer.get("type") == "BertNormalizer":
@@ -89,7 +89,7 @@ class Tokenizer:
             stored = {theirs: normalizer.get(ours) for theirs, ours in names.items()}
             unusual = {name: value for name, value in stored.items() if value is not _USUAL[name]}
             settings |= unusual
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
     def __getstate__(self) -> str:
         return self._inner.to_str()

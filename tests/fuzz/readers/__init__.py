@@ -3,8 +3,6 @@
 from tests.fuzz.harness import Reader
 from tests.fuzz.readers import checkpoints, images, medical, pictures, settings, shards, sources
 
-READERS: dict[str, Reader] = {
-    reader.name: reader
-    for module in (shards, sources, checkpoints, images, pictures, medical, settings)
-    for reader in module.READERS
-}
+_MODULES = (shards, sources, checkpoints, images, pictures, medical, settings)
+READERS: dict[str, Reader] = {reader.name: reader for module in _MODULES for reader in module.READERS}
+assert len(READERS) == sum(len(module.READERS) for module in _MODULES), "two readers of one name: one of them is never fuzzed"

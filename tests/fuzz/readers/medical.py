@@ -123,7 +123,7 @@ def _questions(folder: Path) -> Opened:
 
 
 READERS = [
-    Reader("DICOM", _dicom, either(lambda seeds: mutated_bytes(seeds, _WORDS), _changed_stream, _changed_stream)),
+    Reader("DICOM streams", _dicom, either(lambda seeds: mutated_bytes(seeds, _WORDS), _changed_stream, _changed_stream)),
     Reader("captions in parquet", _captions, mutated_bytes),
     Reader("questions in parquet", _questions, mutated_bytes),
 ]

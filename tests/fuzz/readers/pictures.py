@@ -44,14 +44,16 @@ def _dicom(**values: Any) -> bytes:
     return out.getvalue()
 
 
-def _item(**values: Any) -> Sequence:
+def item_of(**values: Any) -> Sequence:
+    """A sequence of one item."""
     item = Dataset()
     for key, value in values.items():
         setattr(item, key, value)
     return Sequence([item])
 
 
-def _palette(bits: int) -> dict[str, Any]:
+def palette_of(bits: int) -> dict[str, Any]:
+    """The header of a picture of 8-bit indices into 256 colours of so many bits a sample."""
     tables: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR", "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     tables["PixelData"] = (_RAMP >> 4).astype(np.uint8).tobytes()
     for number, colour in enumerate(("Red", "Green", "Blue")):
@@ -70,20 +72,20 @@ def _seeds() -> list[bytes]:
         _dicom(),
         _dicom(PhotometricInterpretation="MONOCHROME1", WindowCenter=1000, WindowWidth=800, PixelPaddingValue=0),
         _dicom(RescaleSlope=2, RescaleIntercept=-1024, WindowCenter="40", WindowWidth="400", VOILUTFunction="SIGMOID"),
-        _dicom(VOILUTSequence=_item(**table), PixelAspectRatio=["2", "1"]),
-        _dicom(ModalityLUTSequence=_item(ModalityLUTType="US", **table)),
+        _dicom(VOILUTSequence=item_of(**table), PixelAspectRatio=["2", "1"]),
+        _dicom(ModalityLUTSequence=item_of(ModalityLUTType="US", **table)),
         _dicom(
-            SharedFunctionalGroupsSequence=_item(
-                FrameVOILUTSequence=_item(WindowCenter=40, WindowWidth=400),
-                PixelValueTransformationSequence=_item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
+            SharedFunctionalGroupsSequence=item_of(
+                FrameVOILUTSequence=item_of(WindowCenter=40, WindowWidth=400),
+                PixelValueTransformationSequence=item_of(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
             )
         ),
         _dicom(PixelData=(_RAMP << 4).tobytes(), HighBit=15),
         _dicom(PixelData=(_RAMP.astype("<i2") - 2000).tobytes(), PixelRepresentation=1, BitsStored=16, HighBit=15),
         _dicom(compress=RLELossless),
         *(_dicom(PhotometricInterpretation=kind, **colour) for kind in ("RGB", "YBR_FULL")),
-        _dicom(**_palette(8)),
-        _dicom(**_palette(16)),
+        _dicom(**palette_of(8)),
+        _dicom(**palette_of(16)),
         _dicom()[128:],
         _dicom()[_dicom().index(b"\x08\x00\x60\x00CS") :],
     ]
@@ -99,7 +101,8 @@ def _stored(data: bytes) -> Any:
         return None
 
 
-def _read(data: bytes) -> None:
+def read_shown(data: bytes) -> None:
+    """Read a picture by its one door; a uniform one of varied pixels must not be silent."""
     picture = open_picture(data, "x", max_pixels=1 << 20)
     assert picture.image.mode == "RGB" and min(picture.image.size) > 0
     assert set(picture.doubts) <= set(picture.remarks)
@@ -109,7 +112,7 @@ def _read(data: bytes) -> None:
 
 
 def _dicoms(folder: Path) -> Opened:
-    return Opened(_seeds(), _read)
+    return Opened(_seeds(), read_shown)
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -137,7 +140,7 @@ def _wide(folder: Path) -> Opened:
         (Path(__file__).parents[2] / "cases" / "silent" / "signed8.tif").read_bytes(),
         (Path(__file__).parents[2] / "cases" / "silent" / "white_is_zero16.tif").read_bytes(),
     ]
-    return Opened(seeds, _read)
+    return Opened(seeds, read_shown)
 
 
 _CHUNKS = (b"tRNS", b"IHDR", b"sBIT", b"II*\0", b"MM\0*")
@@ -171,7 +174,7 @@ def _arrays(folder: Path) -> Opened:
 
 
 READERS = [
-    Reader("DICOM", _dicoms, lambda seeds: mutated_bytes(seeds, _WORDS)),
+    Reader("DICOM pictures", _dicoms, lambda seeds: mutated_bytes(seeds, _WORDS)),
     Reader(
         "wide and transparent images", _wide, lambda seeds: mutated_bytes(seeds, (b"tRNS", b"IHDR", b"sBIT", b"II*\0", b"MM\0*"))
     ),
