@@ -5,7 +5,8 @@
 
 Every figure is the median of several rounds; in a round every contender runs once, in a process of its own, with 0 workers and
 with 2. All decode and crop to the same size; peers do it by torchvision's `decode_jpeg` and its crops of tensors (bicubic,
-antialiased). The first batch is waited for before the clock starts. Peers: litdata, torchdata, webdataset, mosaicml-streaming.
+antialiased). The first batch is waited for before the clock starts. Peers: litdata, torchdata, webdataset, mosaicml-streaming, spdl
+(threads). `open` is m2i2.data.open. benchmarks/peers.py compares what loaders do beside being fast.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 HERE = Path(__file__).resolve().parent.parent
-PEERS = ("litdata", "torchdata", "webdataset", "streaming")
+PEERS = ("litdata", "torchdata", "webdataset", "streaming", "spdl")
 SIZE, SCALE = 256, (0.2, 1.0)
 
 
@@ -85,15 +86,22 @@ def batches(name: str, folder: Path, batch: int, workers: int, operations: int) 
     """Batches of a contender."""
     if name in PEERS:
         return globals()[f"by_{name}"](folder / name, batch, workers)
+    import m2i2.data
     from m2i2.data.images.transforms import Augmentation
     from m2i2.data.loading.corpus import Corpus
     from m2i2.data.loading.loader import Loader
     from m2i2.data.loading.sampling import Share
 
     ours = Augmentation(size=SIZE, crop_scale=SCALE, flip=False, randaugment=(operations, 7))
+    if name == "open":
+        return iter(m2i2.data.open(folder / "shards", "train", batch, transform=ours, collate=images_alone, workers=workers))
     rows = Rows(Tensors() if name == "tensors" else ours, torch.stack if name == "before" else default_collate)
     corpus = Corpus.open([folder / "shards"], "train", "captions")
     return iter(Loader(corpus, rows, Share(batch, 1, 0, 1), epochs=1, seed=0, window=16, workers=workers))
+
+
+def images_alone(pairs: list[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+    return default_collate([image for image, _ in pairs])
 
 
 def by_litdata(folder: Path, batch: int, workers: int) -> Iterator[Any]:
@@ -121,24 +129,38 @@ def by_webdataset(folder: Path, batch: int, workers: int) -> Iterator[Any]:
     return loaded(webdataset.WebDataset(urls, shardshuffle=False).map(Transformed("jpg")), batch, workers)
 
 
+class Reading:
+    """Items of one file of images, for libraries that bring no format."""
+
+    def __init__(self, folder: Path) -> None:
+        self.table, self.transform = np.load(folder / "table.npy"), Transformed(None)
+        self.file = os.open(folder / "images", os.O_RDONLY)
+
+    def __call__(self, items: list[int]) -> torch.Tensor:
+        return default_collate([self.transform(os.pread(self.file, *map(int, self.table[i][::-1]))) for i in items])
+
+
 def by_torchdata(folder: Path, batch: int, workers: int) -> Iterator[Any]:
     from torch.utils.data import RandomSampler
     from torchdata import nodes
 
-    class Reading:
-        def __init__(self) -> None:
-            self.table, self.transform = np.load(folder / "table.npy"), Transformed(None)
-            self.file = os.open(folder / "images", os.O_RDONLY)
-
-        def __call__(self, items: list[int]) -> torch.Tensor:
-            return default_collate([self.transform(os.pread(self.file, *map(int, self.table[i][::-1]))) for i in items])
-
-    reading = Reading()
+    reading = Reading(folder)
     node: Any = nodes.Batcher(nodes.SamplerWrapper(RandomSampler(reading.table)), batch_size=batch, drop_last=True)
     if workers:
         node = nodes.ParallelMapper(node, reading, num_workers=workers, in_order=True, method="process", max_concurrent=2 * workers)
         return iter(nodes.Loader(nodes.Prefetcher(node, prefetch_factor=2)))
     return iter(nodes.Loader(nodes.Mapper(node, reading)))
+
+
+def by_spdl(folder: Path, batch: int, workers: int) -> Iterator[Any]:
+    from spdl.pipeline import PipelineBuilder
+    from torch.utils.data import RandomSampler
+
+    reading, threads = Reading(folder), max(1, workers)
+    builder = PipelineBuilder().add_source(iter(RandomSampler(reading.table))).aggregate(batch, drop_last=True)
+    pipeline = builder.pipe(reading, concurrency=threads).add_sink(2).build(num_threads=threads)
+    with pipeline.auto_stop():
+        yield from pipeline.get_iterator()
 
 
 def prepare(name: str, folder: Path) -> None:
@@ -158,7 +180,7 @@ def prepare(name: str, folder: Path) -> None:
         with streaming.MDSWriter(out=str(folder / name), columns={"image": "bytes"}) as writer:
             for image in images:
                 writer.write({"image": image})
-    elif name == "torchdata":
+    elif name in ("torchdata", "spdl"):
         (folder / name).mkdir()
         rows, place = [], 0
         with (folder / name / "images").open("wb") as file:
@@ -222,7 +244,7 @@ def main() -> int:
         print(json.dumps(prepare(name, Path(folder)) if step == "prepare" else measure(name, Path(folder), *map(int, numbers))))
         return 0
     peers = [name for name in PEERS if importlib.util.find_spec(name)]
-    contenders = [*(["before"] if words.before else []), "after", "tensors", *peers]
+    contenders = [*(["before"] if words.before else []), "after", "open", "tensors", *peers]
     contenders = [name for name in contenders if not words.only or name in words.only]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

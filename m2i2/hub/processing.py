@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature, BertTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from m2i2.data.images.transforms import EvaluationTransform, normalise
-from m2i2.data.loading.loader import pad_rows
+from m2i2.data.loading.padding import pad_rows
 from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer
 from m2i2.errors import M2I2Error, shown

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from m2i2.data.images.picture import PictureSource, opened
 from m2i2.data.images.transforms import EvaluationTransform, normalise
-from m2i2.data.loading.loader import pad_rows
+from m2i2.data.loading.padding import pad_rows
 from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, candidate_answers, clean_question, ranked_answer
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.errors import M2I2Error

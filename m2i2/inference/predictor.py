@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from m2i2.data.images.transforms import EvaluationTransform, normalise
-from m2i2.data.loading.loader import pad_rows
+from m2i2.data.loading.padding import pad_rows
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.records import Question
 from m2i2.data.shards.split import Sample, ShardSplit

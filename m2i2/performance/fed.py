@@ -11,7 +11,8 @@ import torch
 from m2i2.config import PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.text.cleaning import clean_caption
 from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.performance.measuring import timed

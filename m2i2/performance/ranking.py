@@ -10,7 +10,7 @@ from m2i2.backends.choice import install
 from m2i2.backends.heap import keep_freed_memory
 from m2i2.config import FinetuningConfig
 from m2i2.data.images.transforms import normalise
-from m2i2.data.loading.loader import pad_rows
+from m2i2.data.loading.padding import pad_rows
 from m2i2.inference.predictor import TOP
 from m2i2.inference.ranking import Best, CandidateTree, likeliest
 from m2i2.models.flops import image_flops, ranking_flops

@@ -7,7 +7,8 @@ from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import EvaluationTransform
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.loading.sampling import Share
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.training.processes import Process

@@ -9,7 +9,7 @@ import torch
 from m2i2.config import FinetuningConfig
 from m2i2.data.loading.clean import clean_parts
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import QuestionRows
+from m2i2.data.loading.rows import QuestionRows
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.shards.opening import storage_of
 from m2i2.data.text.cleaning import clean_answer

@@ -8,7 +8,7 @@ import torch
 
 from m2i2.config import AnsweringConfig, PretrainingConfig
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows
+from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import read_index
 from m2i2.data.text.cleaning import clean_caption

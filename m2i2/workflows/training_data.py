@@ -6,7 +6,8 @@ from typing import Any
 from m2i2.config import DataConfig, TrainingConfig
 from m2i2.data.images.transforms import Augmentation
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader, QuestionRows
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows, QuestionRows
 from m2i2.data.loading.sampling import Share
 from m2i2.data.records import Kind
 from m2i2.data.shards.building import Encoding, build

@@ -7,7 +7,8 @@ import torch
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.tasks.pretraining import PretrainingTask

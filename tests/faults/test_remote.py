@@ -21,7 +21,8 @@ from m2i2.config import CacheConfig
 from m2i2.data.images.transforms import Augmentation
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.loading.sampling import Position, Share
 from m2i2.data.shards.split import ShardSplit
 from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer

@@ -3,12 +3,16 @@
 import importlib
 import re
 import shlex
+import sys
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
+from m2i2.cli.make_shards import main as make_shards
 from tests.conftest import ROOT
+from tests.launching import environment
+from tests.preloaded import run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _SCRIPT = re.compile(r"(?:launchers|tools)/(\w+)\.py")
@@ -74,9 +78,34 @@ def test_links_lead_somewhere() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_page_on_extending_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Python blocks, one after another, as one program."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+def python_of(page: str) -> str:
+    """The Python blocks of a page, one after another, as one program."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert len(blocks) >= 3
-    exec(compile("\n".join(blocks), "docs/extending.md", "exec"), {"__name__": "extending"})
+    return "\n".join(blocks)
+
+
+def make_shards_of(page: str) -> None:
+    """Run the page's commands that make shards."""
+    made = [words for words in commands((ROOT / "docs" / page).read_text()) if words[1] == "tools/make_shards.py"]
+    assert made and all(make_shards(words[2:]) == 0 for words in made)
+
+
+def test_the_page_on_extending_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_of("extending.md"), "docs/extending.md", "exec"), {"__name__": "extending"})
+
+
+def test_the_page_on_the_loader_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_shards_of("loader.md")
+    exec(compile(python_of("loader.md"), "docs/loader.md", "exec"), {"__name__": "loader"})
+
+
+def test_the_page_on_python_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_shards_of("python.md")
+    (tmp_path / "page.py").write_text(python_of("python.md"))
+    done = run([sys.executable, "page.py"], tmp_path, {**environment(), "PYTHONPATH": str(ROOT)}, 900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "image 3: " in done.stdout and (tmp_path / "explained.png").stat().st_size

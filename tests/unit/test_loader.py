@@ -13,7 +13,8 @@ from m2i2.config import preset
 from m2i2.data.images.transforms import Augmentation
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader, QuestionRows
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows, QuestionRows
 from m2i2.data.loading.sampling import Position, Share
 from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
@@ -173,7 +174,8 @@ from pathlib import Path
 import deepspeed, transformers
 from m2i2.backends.heap import keep_freed_memory
 from m2i2.data.loading.corpus import Corpus
-from m2i2.data.loading.loader import CaptionRows, Loader
+from m2i2.data.loading.loader import Loader
+from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.loading.sampling import Share
 from tests.unit.test_loader import AUGMENTATION, tokenizer_of
 keep_freed_memory()

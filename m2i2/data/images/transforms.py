@@ -33,7 +33,7 @@ class Augmentation:
         pixels = decode_pixels(encoded, name, math.ceil(self.size / math.sqrt(self.crop_scale[0])))
         image = resize(pixels, self.size, crop_box(pixels.shape[1], pixels.shape[0], self.crop_scale, rng))
         if self.flip and rng.random() < 0.5:
-            image = image[:, :, ::-1]
+            image = np.ascontiguousarray(image[:, :, ::-1])
         count, magnitude = self.randaugment
         for operation in rng.integers(len(OPERATIONS), size=count):
             if rng.random() <= 0.5:  # official: each operation is applied with probability 0.5

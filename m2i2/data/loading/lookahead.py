@@ -38,6 +38,12 @@ class Lookahead:
             )
         self._at, self._pid = (-1, -1), 0
 
+    @classmethod
+    def of(cls, corpus: Corpus, order: Order, epochs: int) -> "Lookahead | None":
+        """One for a corpus of which a part is behind a URL, else None."""
+        remote = any(part.storage.capacity is not None for part in corpus.parts)
+        return cls(corpus, order, epochs) if remote else None
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_moved"} | {"_pid": 0}
 

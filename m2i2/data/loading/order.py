@@ -20,13 +20,13 @@ class Order:
     """The order of a data set's items in every epoch.
 
     ``shard_items``: [shards] number of items of each shard; a shard's items are numbered consecutively.
-    ``fingerprint``: identity of the data set; other data, other order.
+    ``fingerprint``: identity of the data set; other data, other order. Without ``shuffle`` items come as they are numbered.
     """
 
-    def __init__(self, shard_items: NDArray[np.integer], fingerprint: str, seed: int, window: int) -> None:
+    def __init__(self, shard_items: NDArray[np.integer], fingerprint: str, seed: int, window: int, *, shuffle: bool = True) -> None:
         self.shard_items = np.asarray(shard_items, dtype=np.int64)
         self.shard_starts = np.concatenate([[0], np.cumsum(self.shard_items)])
-        self.fingerprint, self.seed, self.window = fingerprint, seed, window
+        self.fingerprint, self.seed, self.window, self.shuffle = fingerprint, seed, window, shuffle
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._window = lru_cache(maxsize=2)(self._make_window)
         self._places = lru_cache(maxsize=2)(self._make_places)
@@ -34,15 +34,17 @@ class Order:
     def __len__(self) -> int:
         return int(self.shard_starts[-1])
 
-    def __getstate__(self) -> tuple[NDArray[np.int64], str, int, int]:
-        return self.shard_items, self.fingerprint, self.seed, self.window
+    def __getstate__(self) -> tuple[NDArray[np.int64], str, int, int, bool]:
+        return self.shard_items, self.fingerprint, self.seed, self.window, self.shuffle
 
-    def __setstate__(self, state: tuple[NDArray[np.int64], str, int, int]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[NDArray[np.int64], str, int, int, bool]) -> None:
+        self.__init__(*state[:4], shuffle=state[4])  # type: ignore[misc]
 
     def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's shard permutation, and the position at which each window starts (and the last one ends)."""
-        shards = _generator("shards", self.seed, epoch, self.fingerprint).permutation(len(self.shard_items))
+        shards = np.arange(len(self.shard_items))
+        if self.shuffle:
+            shards = _generator("shards", self.seed, epoch, self.fingerprint).permutation(len(shards))
         ends = np.concatenate([[0], np.cumsum(self.shard_items[shards])])
         starts = ends[:: self.window]
         return shards, starts if starts[-1] == len(self) else np.append(starts, len(self))
@@ -51,7 +53,7 @@ class Order:
         shards, _ = self._epoch(epoch)
         mine = shards[window * self.window : (window + 1) * self.window]
         items = np.concatenate([np.arange(self.shard_starts[s], self.shard_starts[s + 1]) for s in mine])
-        return _generator("items", self.seed, epoch, self.fingerprint, window).permutation(items)
+        return _generator("items", self.seed, epoch, self.fingerprint, window).permutation(items) if self.shuffle else items
 
     def _make_places(self, epoch: int) -> NDArray[np.int64]:
         """[shards] place of each shard in the epoch's permutation."""

@@ -1,9 +1,10 @@
 """Which items meet in a step: global batches cut out of the order, and each rank's share of them.
 
-Global batch g of an epoch holds positions [g*B, (g+1)*B) of the order; the tail that fills no batch is dropped (it is
-another one in every epoch). The same samples meet in a step whatever the number of ranks and workers. Where micro-batches are
-computed together, a rank's share is a slice of the global batch, and a micro-batch a slice of that; else a micro-batch is a
-slice of the global batch, and a rank's share a slice of that, so that the same samples meet in a micro-batch too.
+Global batch g of an epoch holds positions [g*B, (g+1)*B) of the order. Training drops the tail that fills no batch (it is
+another one in every epoch); `EpochSampler` can read it too. The same samples meet in a step whatever the number of ranks and
+workers. Where micro-batches are computed together, a rank's share is a slice of the global batch, and a micro-batch a slice of
+that; else a micro-batch is a slice of the global batch, and a rank's share a slice of that, so that the same samples meet in a
+micro-batch too.
 """
 
 from collections.abc import Iterator
@@ -95,3 +96,53 @@ class StepSampler:
                 for part in share.cut(items):
                     yield [(position.epoch, int(item)) for item in part]
             position = Position(position.epoch + 1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSampler:
+    """Lists of (epoch, item), one a batch of this rank, from position ``start`` of an epoch to its end.
+
+    The tail that fills no batch is one too, unless ``drop_last``, and is shared out as evenly as possible. A tail of fewer
+    samples than ranks joins the batch before it: each rank has as many batches as the others, and none is empty.
+    """
+
+    order: Order
+    batch: int
+    """Samples of a global batch."""
+    rank: int
+    ranks: int
+    drop_last: bool
+    epoch: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        """M2I2Error for a batch that the ranks cannot share out, and for data that holds less than one."""
+        if self.batch < 1 or self.batch % self.ranks:
+            raise M2I2Error(f"batch={self.batch} does not divide by {self.ranks} ranks: it is that of all ranks together.")
+        left, least = len(self.order) - self.start, self.batch if self.drop_last else self.ranks
+        if len(self.order) < least:
+            raise M2I2Error(f"The data holds {len(self.order)} samples; a batch of all ranks needs {least}. Lower batch or ranks.")
+        if not self.drop_last and 0 < left < self.ranks:
+            raise M2I2Error(
+                f"{left} samples of epoch {self.epoch} are left, fewer than {self.ranks} ranks; finish the epoch on at most "
+                f"{left} ranks, or leave them out with drop_last=True."
+            )
+
+    def __len__(self) -> int:
+        """Batches from ``start`` on."""
+        full, tail = divmod(len(self.order) - self.start, self.batch)
+        return full + (not self.drop_last and tail >= self.ranks)
+
+    def ends(self) -> Iterator[int]:
+        """The position of the epoch that each batch ends at."""
+        at, total = self.start, len(self.order)
+        for number in range(len(self), 0, -1):
+            at = total if number == 1 and not self.drop_last else at + self.batch
+            yield at
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        at = self.start
+        for end in self.ends():
+            mine = np.array_split(self.order.items(self.epoch, at, end), self.ranks)[self.rank]
+            yield [(self.epoch, int(item)) for item in mine]
+            at = end

@@ -1,11 +1,16 @@
-"""What a loader's worker process does before it loads: which signals, threads and memory are its own."""
+"""The life of a loader's worker process: which signals, threads and memory are its own, and when it ends."""
 
+import atexit
+import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
 import signal
 import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -41,3 +46,29 @@ def _give_back_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 4 << 20)
         mallopt(_M_TRIM_THRESHOLD, 8 << 20)
         mallopt(_M_ARENA_MAX, 1)
+
+
+_WORKING: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Iterators that may have workers."""
+
+
+@contextlib.contextmanager
+def ending_with_it(batches: Any) -> Iterator[None]:
+    """End the workers of a DataLoader's iterator with the block, or with the program."""
+    _WORKING.add(batches)
+    try:
+        yield
+    finally:
+        _end_workers(batches)
+
+
+def _end_workers(batches: Any) -> None:
+    """End the workers of a DataLoader's iterator. They ignore SIGTERM, with which multiprocessing would end them at exit."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    for batches in list(_WORKING):
+        _end_workers(batches)
