@@ -1,7 +1,7 @@
 """Half-precision copies of the weights that matrix products read, in place of a cast for every product.
 
-Autocast casts every weight in every step, and every weight's gradient back: in ViT-B with BERT about 1,500 kernels. Copies that lie
-in memory as the float32 weights do are refreshed by one kernel for each stretch of memory. Gradients arrive in half precision, as
+Autocast casts every weight in every step, and every weight's gradient back, with a kernel for each. Copies that lie in memory as the
+float32 weights do are refreshed by one kernel for each stretch of memory. Gradients arrive in half precision, as
 under autocast, and become float32 together.
 """
 

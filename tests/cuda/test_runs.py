@@ -67,7 +67,7 @@ def test_a_graph_is_the_step(kind: type[Any], precision: str, gpu: torch.device)
     for one, other in zip(losses, others, strict=True):
         assert {name: float(x) for name, x in one.items()} == pytest.approx({n: float(x) for n, x in other.items()}, abs=1e-6)
     for mine, theirs in zip(graphs.state_of(launched), graphs.state_of(replayed), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(mine.double(), theirs.double(), atol=1e-6, rtol=0)
 
 
 def _steps(rank: int, ranks: int, shards: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
