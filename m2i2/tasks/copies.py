@@ -1,8 +1,8 @@
 """Half-precision copies of the weights that matrix products read, in place of a cast for every product.
 
-Autocast casts every weight in every step, and every weight's gradient back, with a kernel for each. Copies that lie in memory as the
-float32 weights do are refreshed by one kernel for each stretch of memory. Gradients arrive in half precision, as
-under autocast, and become float32 together.
+Autocast casts every weight in every step, and the gradient of every weight back, with a kernel for each. Copies that lie in memory
+as the float32 weights do are refreshed by one kernel for each stretch of memory. Gradients arrive in half precision, as under
+autocast, and become float32 together.
 """
 
 from collections.abc import Iterable, Iterator
