@@ -20,8 +20,8 @@ class Ahead(Iterator[Batch]):
         """``ahead``: default, on a GPU."""
         self._batches, self._device = batches, device
         self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._streams: Any = torch.get_device_module(device) if self._ahead else None
-        self._stream = self._streams.Stream() if self._ahead else None
+        streams: Any = torch.get_device_module(device)
+        self._streams, self._stream = streams, streams.Stream() if self._ahead else None
         self._sent: Batch | Exception | None = None
         self._waited_for_sent = 0.0
         self.waited = 0.0
