@@ -325,9 +325,13 @@ class TrainingConfig:
     log_items: bool = False
     """Write the numbers of each step's samples to items.jsonl: what was consumed, for audits."""
     kernels: Literal["auto", "apex", "fused", "plain"] = "auto"
-    """Of AdamW (and, with apex, of LayerNorm); auto takes apex where it is whole, else PyTorch's fused ones, else plain ones."""
+    """Of AdamW (and, with apex, of LayerNorm); auto takes apex where it is whole, else PyTorch's fused ones, else plain ones.
+    plain computes attention and linear layers by PyTorch's own kernels too, where the project has some for CPUs."""
     compile: bool = False
     """Let torch.compile fuse the layers' elementwise work; needs a C++ compiler, and the first steps take minutes."""
+    half_weights: Literal["auto", "on", "off"] = "auto"
+    """Keep half-precision copies of the weights for matrix products, refreshed once per step, in place of a cast for each product:
+    2 bytes for every weight of student and teacher. auto keeps them on a GPU. They need half precision and one rank."""
     graphs: bool = True
     """Record a step on one GPU as a CUDA graph for each shape of batch, and launch it as one. Without effect elsewhere."""
     checkpoint_activations: bool = False

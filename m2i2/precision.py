@@ -3,15 +3,23 @@
 import torch
 from torch import Tensor
 
+HALF = (torch.bfloat16, torch.float16)
+"""The half-precision types of matrix products."""
+
 
 def full(x: Tensor) -> Tensor:
     """``x`` in at least float32: losses are not computed in half precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.float() if is_half(x) else x
+
+
+def is_half(x: Tensor) -> bool:
+    """Whether ``x`` is in half precision."""
+    return x.dtype in HALF
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Matrix products in ``dtype`` on ``device``; float32 and float64 leave everything as it is."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype in HALF)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -20,6 +20,11 @@ TOGETHER = (
 whole, and makes the fixture once; otherwise files are shared out."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the tests of tests/cuda compute."""
+    parser.addoption("--device", choices=["cuda", "cpu"], default="cuda", help="of the tests in tests/cuda (default: %(default)s)")
+
+
 def _group(path: str) -> int:
     return next((number for number, places in enumerate(TOGETHER) if path.startswith(places)), len(TOGETHER))
 

@@ -71,8 +71,10 @@ def install(device: torch.device, training: TrainingConfig | None = None) -> Bac
     ``training``: what the settings ask for; without them, as for answering questions, the device decides alone.
     """
     backend = choose(device, training.kernels if training else "auto")
-    if device.type == "cpu":
+    if device.type == "cpu" and backend.kernel != "plain":
         ops.use(cpu.attention, cpu.linear)
+    elif device.type == "cpu":
+        ops.use()
     else:
         ops.use()
         torch.set_float32_matmul_precision("high" if training and training.tf32 else "highest")

@@ -1,11 +1,14 @@
 """What the report on a GPU measures: the lines of the table of docs/speed.md's targets, their commands and their limits."""
 
 import json
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from m2i2.errors import M2I2Error
 from m2i2.files import read_rows
@@ -23,7 +26,7 @@ _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"
 
 def jobs() -> list[Job]:
     """All of them, those first that matter most."""
-    return [*_steps(), *_rankings(), *_engines(), *_data(), *_commands(), *_variants()]
+    return [*_steps(), *_rankings(), *_engines(), *_data(), *_commands(), *_tests(), *_variants()]
 
 
 def _steps() -> list[Job]:
@@ -45,7 +48,8 @@ def _steps() -> list[Job]:
 def _variants() -> list[Job]:
     """What one choice costs or saves, at the paper's batch; nothing is asked of these."""
     found = []
-    for name, setting in (("compiled", "training.compile=true"), ("launched", "training.graphs=false")):
+    settings = {"compiled": "training.compile=true", "launched": "training.graphs=false", "cast": "training.half_weights=off"}
+    for name, setting in settings.items():
         line = Line(f"pretraining, paper, batch 32, {setting}", "pairs_per_s", None, "pairs/s")
         found.append(Job(f"pretrain-32-{name}", _benchmark("pretrain", "paper", 32, (setting,), name), 120, (line,)))
     return found
@@ -85,6 +89,12 @@ def _commands() -> list[Job]:
         Job(_VQA, _make_shards("vqa", 400, 168), 60),
         Job("evaluation", _evaluation, 150, (evaluation,), _VQA),
     ]
+
+
+def _tests() -> list[Job]:
+    """Whether what was measured is right."""
+    failed = Line("tests on the device (tests/cuda) that failed", "failed", 0, "tests", True)
+    return [Job("tests", _device_tests, 240, (Line("tests on the device that passed", "passed", None, "tests"), failed))]
 
 
 Work = Callable[[Place, float], Found]
@@ -131,6 +141,32 @@ def _two_ranks(place: Place, seconds: float) -> Found:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [*launcher, str(_ROOT / "tools" / "benchmark.py"), "engine", "--json", *_sizes(place, "paper", 32, steps=5)]
     return json_of(place.run("two-ranks", words, seconds, M2I2_SHARE_GPU="1"), "engine_host_ms")
+
+
+_OUTCOME = re.compile(r"(\d+) (passed|failed|error|skipped)")
+
+
+def _device_tests(place: Place, seconds: float) -> Found:
+    """How many tests of tests/cuda passed and failed; tests that fail are counted, and their log says why."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    some = ["-k", "attention or ahead"] if place.quick else []
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--device",
+        device,
+        str(_ROOT / "tests" / "cuda"),
+        *some,
+    ]
+    text = place.run("tests", words, seconds, accepted=(0, 1))  # 1: some have failed
+    found = {outcome: int(number) for number, outcome in _OUTCOME.findall(text.splitlines()[-1])}
+    if "passed" not in found:
+        raise M2I2Error(f"no test ran: {text.splitlines()[-1][:200]} (see {place.output / 'logs' / 'tests.txt'})")
+    return {"passed": found["passed"], "failed": found.get("failed", 0) + found.get("error", 0)}
 
 
 def _make_shards(kind: str, count: int, side: int) -> Work:

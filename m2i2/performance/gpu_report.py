@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -61,10 +61,11 @@ class Place:
     quick: bool
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, name: str, words: Sequence[str], seconds: float, **environment: str) -> str:
+    def run(self, name: str, words: Sequence[str], seconds: float, *, accepted: Collection[int] = (0,), **environment: str) -> str:
         """What a command prints; M2I2Error with its last words where it fails, or is not done in ``seconds``.
 
-        Everything it says goes to ``logs/NAME.txt``. On the limit it ends with all that it has started.
+        ``accepted``: exit codes that are no failure. Everything it says goes to ``logs/NAME.txt``. On the limit it ends with
+        all that it has started.
         """
         log = self.output / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ class Place:
             finally:
                 end(process)
         text = log.read_text(errors="replace")
-        if code:
+        if code not in accepted:
             raise M2I2Error(f"exit code {code}: {_last_words(text)} (see {log})")
         return text
 

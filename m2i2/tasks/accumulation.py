@@ -29,7 +29,7 @@ from m2i2.models.text import KeysValues
 from m2i2.models.vision import MaskedImage
 from m2i2.objectives.itc import similarities
 from m2i2.objectives.itm import rows_present
-from m2i2.precision import autocast
+from m2i2.precision import autocast, full
 from m2i2.tasks.negatives import GlobalBatch, Negatives
 from m2i2.tasks.states import Encoded, HardNegatives, PretrainingStates, encode, encode_text, fetch_negatives, leaf
 from m2i2.tasks.task import Key, Output, step_generator_seed
@@ -219,7 +219,8 @@ class _Gradients:
         later = [(total, one) for total, one in zip(self._sums, owned, strict=False) if total is not None and one is not None]
         if later:
             torch._foreach_add_([total for total, _ in later], [one for _, one in later])
-        self._sums = [one if total is None else total for total, one in zip(self._sums, owned[:count], strict=True)]
+        first = [one if one is None else full(one) for one in owned[:count]]  # micro-batches add up in at least float32
+        self._sums = [one if total is None else total for total, one in zip(self._sums, first, strict=True)]
         return [torch.zeros_like(x) if one is None else one for x, one in zip(leaves, owned[count:], strict=True)]
 
     def sums(self) -> list[Tensor]:

@@ -54,11 +54,32 @@ def together(pairs: Sequence[Pair]) -> list[Pair]:
 
     The space between them, of less than `_ALIGNMENT` bytes, is part of it.
     """
-    groups = _groups(pairs, _alike)
-    return [
-        Pair(_span(group[0].follower, group[-1].follower), _span(group[0].leader, group[-1].leader)) if len(group) > 1 else group[0]
-        for group in groups
-    ]
+    return [_run(group) for group in _groups(pairs, _alike)]
+
+
+class Runs:
+    """What `together` makes of pairs: found once, and again where a tensor has moved that begins or ends a run."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        """``pairs``: of parameters, which may be given other memory later."""
+        self._pairs, self._runs = list(pairs), list[Pair]()
+        self._ends: list[tuple[Tensor, tuple[int, int]]] = []
+
+    def __call__(self) -> list[Pair]:
+        """The runs, as `together` gives them."""
+        if not self._runs or any(_place(tensor) != place for tensor, place in self._ends):
+            groups = _groups(self._pairs, _alike)
+            ends = [tensor for group in groups for pair in (group[0], group[-1]) for tensor in pair]
+            self._runs, self._ends = [_run(group) for group in groups], [(tensor, _place(tensor)) for tensor in ends]
+        return self._runs
+
+
+def _run(group: Sequence[Pair]) -> Pair:
+    """Pairs that stand side by side, as one."""
+    first, last = group[0], group[-1]
+    if len(group) == 1:
+        return Pair(first.follower.detach(), first.leader.detach())
+    return Pair(_span(first.follower, last.follower), _span(first.leader, last.leader))
 
 
 def _alike(before: Pair, after: Pair) -> bool:
@@ -67,12 +88,15 @@ def _alike(before: Pair, after: Pair) -> bool:
 
 @torch.no_grad()
 def lay_out(pairs: Sequence[Pair]) -> None:
-    """Move the followers side by side wherever their leaders are, so that `together` finds them. They stay the objects they are."""
+    """Move the followers side by side wherever their leaders are, so that `together` finds them. They stay the objects they are.
+
+    Their dtype, the same for all, may be another one than the leaders'.
+    """
     for group in _groups(pairs, lambda before, after: True):
         if len(group) == 1:
             continue
         start = group[0].leader.storage_offset()
-        buffer = torch.zeros_like(_span(group[0].leader, group[-1].leader))
+        buffer = torch.zeros_like(_span(group[0].leader, group[-1].leader), dtype=group[0].follower.dtype)
         for follower, leader in group:
             offset = leader.storage_offset() - start
             view = buffer[offset : offset + follower.numel()].view(follower.shape)
@@ -109,4 +133,4 @@ def _distance(before: Tensor, after: Tensor) -> int | None:
 def _span(first: Tensor, last: Tensor) -> Tensor:
     """Everything from ``first`` to ``last``, as one dimension."""
     size = last.storage_offset() + last.numel() - first.storage_offset()
-    return first.as_strided((size,), (1,), first.storage_offset())
+    return first.detach().as_strided((size,), (1,), first.storage_offset())

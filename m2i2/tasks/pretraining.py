@@ -20,7 +20,7 @@ from m2i2.tasks.noise import counter_start
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.states import PretrainingStates
 from m2i2.tasks.task import Key, Output, Ramp, Task, Untouched
-from m2i2.tasks.teacher import Teacher, lay_out_beside
+from m2i2.tasks.teacher import Teacher, following
 
 
 class PretrainingTask(Task):
@@ -123,7 +123,7 @@ class PretrainingTask(Task):
 
     def placed(self) -> None:
         """Place the teacher's weights like the student's."""
-        lay_out_beside(self.teacher, self.student)
+        following(self.teacher, self.student).lay_out()
 
     def loaded(self) -> None:
         """Clamp the temperature: checkpoints written before 0.2 may hold an unclamped value."""

@@ -114,7 +114,7 @@ class Untouched:
 
 
 def _leaves(x: Tensor) -> set[int]:
-    """The ids of the parameters in the graph of ``x``."""
+    """The ids of the parameters in the graph of ``x``; of a half-precision copy (`m2i2.tasks.copies`), that of its parameter."""
     found, seen, stack = set[int](), set[Any](), [x.grad_fn]
     while stack:
         node = stack.pop()
@@ -122,7 +122,7 @@ def _leaves(x: Tensor) -> set[int]:
             continue
         seen.add(node)
         if (variable := getattr(node, "variable", None)) is not None:
-            found.add(id(variable))
+            found.add(id(getattr(variable, "copy_of", variable)))
         stack.extend(following for following, _ in node.next_functions)
     return found
 

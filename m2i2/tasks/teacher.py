@@ -13,32 +13,43 @@ from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
 from m2i2.models.pretraining import Encoders, PretrainingModel
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
-from m2i2.tasks.flat import Pair, lay_out, together
+from m2i2.tasks.flat import Pair, Runs, lay_out
 
 
-@torch.no_grad()
-def move_towards(teacher: nn.Module, student: nn.Module, momentum: float, applied: Tensor | None = None) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter of the same name.
+class Following:
+    """A teacher's weights beside those of the student that it follows, by their names."""
 
-    ``applied``: [] bool, whether to do it, for decisions that only the device knows; None means yes.
-    """
-    pairs = _pairs(teacher, student)
-    dtype, device = pairs[0].leader.dtype, pairs[0].leader.device
-    share = torch.full((), 1 - momentum, dtype=dtype, device=device)
-    if applied is not None:
-        share = share * applied
-    for one in together(pairs):
-        one.follower.lerp_(one.leader, share)
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        students = dict(student.named_parameters())
+        self._pairs = [Pair(parameter, students[name]) for name, parameter in teacher.named_parameters()]
+        self._runs = Runs(self._pairs)
+        self.student = student
+
+    @torch.no_grad()
+    def move(self, momentum: float, applied: Tensor | None = None) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student.
+
+        ``applied``: [] bool, whether to do it, for decisions that only the device knows; None means yes.
+        """
+        runs = self._runs()
+        dtype, device = runs[0].leader.dtype, runs[0].leader.device
+        share = torch.full((), 1 - momentum, dtype=dtype, device=device)
+        if applied is not None:
+            share = share * applied
+        for one in runs:
+            one.follower.lerp_(one.leader, share)
+
+    def lay_out(self) -> None:
+        """Place the teacher's weights in memory as the student's are, so that few kernels move all of them."""
+        lay_out(self._pairs)
 
 
-def lay_out_beside(teacher: nn.Module, student: nn.Module) -> None:
-    """Place the teacher's weights in memory as the student's are, so that few kernels move all of them."""
-    lay_out(_pairs(teacher, student))
-
-
-def _pairs(teacher: nn.Module, student: nn.Module) -> list[Pair]:
-    students = dict(student.named_parameters())
-    return [Pair(parameter, students[name].detach()) for name, parameter in teacher.named_parameters()]
+def following(teacher: nn.Module, student: nn.Module) -> Following:
+    """The pairs of these two, which the teacher keeps for the next time."""
+    kept: Following | None = teacher.__dict__.get("_following")
+    if kept is None or kept.student is not student:
+        kept = teacher.__dict__["_following"] = Following(teacher, student)
+    return kept
 
 
 def initialise_from(teacher: nn.Module, student: nn.Module) -> None:
@@ -68,7 +79,7 @@ class Teacher(Encoders):
 
     def update(self, student: PretrainingModel, momentum: float, applied: Tensor | None = None) -> None:
         """Move towards the student, once per optimizer step that was ``applied``."""
-        move_towards(self, student, momentum, applied)
+        following(self, student).move(momentum, applied)
 
     @torch.no_grad()
     def targets(self, batch: CaptionBatch, mask_ratio: float) -> TeacherTargets:
@@ -91,7 +102,7 @@ class VQATeacher(VQAModel):
 
     def update(self, student: VQAModel, momentum: float, applied: Tensor | None = None) -> None:
         """Move towards the student, once per optimizer step that was ``applied``."""
-        move_towards(self, student, momentum, applied)
+        following(self, student).move(momentum, applied)
 
     @torch.no_grad()
     def targets(self, batch: QuestionBatch) -> Tensor:

@@ -13,7 +13,7 @@ from m2i2.models.vqa import VQAModel
 from m2i2.objectives.answers import answer_loss
 from m2i2.precision import autocast
 from m2i2.tasks.task import Output, Ramp, Task
-from m2i2.tasks.teacher import VQATeacher, lay_out_beside
+from m2i2.tasks.teacher import VQATeacher, following
 
 
 class VQATask(Task):
@@ -50,7 +50,7 @@ class VQATask(Task):
     def placed(self) -> None:
         """Place the teacher's weights like the student's."""
         if self.teacher is not None:
-            lay_out_beside(self.teacher, self.student)
+            following(self.teacher, self.student).lay_out()
 
     def flops(self, batch: QuestionBatch) -> float:
         """As `finetuning_flops` counts them at the lengths of the padded questions and answers."""

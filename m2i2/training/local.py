@@ -3,17 +3,21 @@
 It waits for nothing: whether a step is applied is decided on the device, so that a step can be captured and replayed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from m2i2.backends.choice import Backend
-from m2i2.config import OptimizerConfig
+from m2i2.config import OptimizerConfig, TrainingConfig
+from m2i2.errors import M2I2Error
+from m2i2.precision import HALF
+from m2i2.tasks.copies import HalfCopies
 from m2i2.tasks.flat import Flat
 from m2i2.tasks.task import Output
 from m2i2.training.engine import Engine, or_nan
 from m2i2.training.optimizer import MOMENTS, build, parameter_groups, required, steps_done
+from m2i2.training.runtime import Runtime
 from m2i2.training.scaling import LossScale
 
 
@@ -46,15 +50,28 @@ class LocalEngine(Engine):
         self._clip, self._accumulation, self._micro = config.clip, accumulation, 0
         self.applied = torch.ones((), dtype=torch.bool, device=device)
         self.scale = LossScale(device) if scaled else None
+        self.copies: HalfCopies | None = None
+        """What matrix products read in place of the weights; None: the weights themselves."""
 
     def forward(self, compute: Callable[[], Output]) -> Output:
         """See `Engine.forward`."""
-        return compute()
+        if self.copies is None:
+            return compute()
+        if not self._micro:
+            self.copies.refresh()
+        with self.copies.in_use():
+            return compute()
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
         loss = or_nan(loss / self._accumulation if self._accumulation > 1 else loss)
-        (loss * self.scale.value if self.scale else loss).backward()
+        loss = loss * self.scale.value if self.scale else loss
+        if self.copies is None:
+            loss.backward()
+            return
+        with self.copies.in_use():
+            loss.backward()
+        self.copies.collect(first=not self._micro)
 
     def micro_step(self) -> bool:
         """See `Engine.micro_step`."""
@@ -127,3 +144,21 @@ class LocalEngine(Engine):
                 for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
                     name = self._names[id(parameter)]
                     view.copy_(required(moments, f"{key}.{name}", name, parameter.shape))
+
+
+def keep_copies(engine: Engine, modules: Sequence[nn.Module], training: TrainingConfig, runtime: Runtime) -> None:
+    """Give ``engine`` half-precision copies of the weights of ``modules``, where the settings and the device ask for them.
+
+    The weights have their places in memory. M2I2Error where copies are asked for and cannot be kept.
+    """
+    possible = runtime.dtype in HALF and isinstance(engine, LocalEngine)
+    if training.half_weights == "on" and not possible:
+        raise M2I2Error(
+            "training.half_weights=on needs training.precision=bfloat16 or float16, and one rank without offloading; "
+            "training.half_weights=auto keeps copies where it can."
+        )
+    wanted = training.half_weights == "on" or (training.half_weights == "auto" and runtime.device.type == "cuda")
+    if wanted and possible and isinstance(engine, LocalEngine):
+        engine.copies = HalfCopies(modules, runtime.dtype)
+        name = str(runtime.dtype).removeprefix("torch.")
+        engine.remarks = (f"Matrix products read {name} copies of the weights, refreshed once per step.",)

@@ -1,7 +1,6 @@
 """The trainer, the same for pretraining and finetuning: one optimizer step after another, measured, saved and resumed."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m2i2.backends import attention
 from m2i2.backends.choice import fuse_and_compile
 from m2i2.backends.graphs import Replayed, recorder
 from m2i2.config import FinetuningConfig, PretrainingConfig
@@ -19,13 +19,14 @@ from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ra
 from m2i2.errors import M2I2Error
 from m2i2.options import differences, to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
+from m2i2.training.ahead import Ahead
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_json, write_tensors
 from m2i2.training.deepspeed.configuration import complete_config, offloads
 from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.engine import Engine
 from m2i2.training.evaluators import Evaluator, Measured
 from m2i2.training.lines import StepLines
-from m2i2.training.local import LocalEngine
+from m2i2.training.local import LocalEngine, keep_copies
 from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import adamw, learning_rate
@@ -42,6 +43,7 @@ _CHANGEABLE_ON_RESUME = (
         "training.accumulation",
         "training.kernels",
         "training.compile",
+        "training.half_weights",
         "training.graphs",
         "training.tf32",
         "training.profile",
@@ -74,6 +76,8 @@ class Trainer:
         fuse_and_compile(modules, runtime.backend, config.training)
         self.engine = self._engine()
         task.placed()
+        keep_copies(self.engine, modules, config.training, runtime)
+        self._compute_attention_by(attention.chosen(config, loader.share.micro_batch, runtime.device, runtime.dtype))
         tape, self._recording = recorder(runtime.backend, config.training, loader.share.ranks)
         self._work = Replayed(self._micro_batch, tape, task.forget, self.process.say) if tape else self._micro_batch
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, config.training.keep_every)
@@ -81,7 +85,7 @@ class Trainer:
         self.nonfinite = NonFiniteGuard(allowed, self.process)
         self.done, self.saved = 0, -1
         """Optimizer steps done, and the step of the newest checkpoint that this trainer has written or resumed from."""
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Ahead | None = None
         self._resumed = False
 
     def _engine(self) -> Engine:
@@ -95,6 +99,11 @@ class Trainer:
             return LocalEngine(student, optimizer, backend, share.passes, scaled=scaled)
         steps_by = replace(backend, kernel="fused") if offloads(deepspeed) else backend  # apex steps on GPUs only
         return ShardedEngine(student, adamw(student, optimizer, steps_by), deepspeed)
+
+    def _compute_attention_by(self, order: Sequence[str]) -> None:
+        """Let attention try its kernels in this order; empty: in PyTorch's."""
+        self.attention = tuple(order)
+        attention.use(order)
 
     @property
     def last(self) -> int:
@@ -113,6 +122,8 @@ class Trainer:
         result = StepResult(lr)
         for micro in range(self.loader.share.passes):
             result.losses.append(self._pass(Key(training.seed, self.done, micro), result))
+            if self._batches and (micro + 1 < self.loader.share.passes or self.done + 1 < self.last):
+                self._batches.send()
         self.done += 1
         self.runtime.backend.after_step(self.done)
         result.applied = self.engine.applied.clone()
@@ -143,13 +154,11 @@ class Trainer:
 
     def _next_batch(self, result: StepResult) -> Batch:
         """The next micro-batch on the device; what it cost is noted in ``result``."""
-        started = time.monotonic()
         if self._batches is None:
-            self._batches = iter(self.loader)
+            self._batches = Ahead(iter(self.loader), self.runtime.device)
         batch = next(self._batches)
-        result.waited += time.monotonic() - started
+        result.waited += self._batches.waited
         result.unreadable += batch.unreadable
-        batch = batch.to(self.runtime.device)
         result.items.append(batch.item)
         result.flops += self.task.flops(batch)
         return batch
@@ -173,7 +182,8 @@ class Trainer:
             self.folder, self.config.data.max_unreadable, len(self.loader.corpus), self.process, self.done
         )
         settings = to_dict(self.config)
-        self._batches = iter(self.loader)  # before the log starts threads: loader workers are forked
+        # before the log starts threads: loader workers are forked
+        self._batches = Ahead(iter(self.loader), self.runtime.device)
         run_log = RunLog(
             self.folder, self.config.monitor, settings, active=self.process.first, total_steps=self.last, done_steps=self.done
         )
@@ -216,8 +226,15 @@ class Trainer:
             f"{share.accumulation}, {self.runtime}"
             + (" Ranks share weights and gradients in /dev/shm." if self.engine.shares_memory else "")
         )
+        kernels = [f"Attention takes the first of these kernels that can compute it: {', '.join(self.attention)}."]
         recording = [self._recording] if self._recording else []
-        for remark in (*recording, *self.engine.remarks, *share.remarks, *self.task.remarks(share)):
+        for remark in (
+            *(kernels if self.attention else ()),
+            *recording,
+            *self.engine.remarks,
+            *share.remarks,
+            *self.task.remarks(share),
+        ):
             self.process.say(remark)
 
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
@@ -319,6 +336,7 @@ class Trainer:
             "data": self.loader.corpus.fingerprint,
             "ranks": self.loader.share.ranks,
             **({"loss_scale": self.engine.scale.state()} if self.engine.scale else {}),
+            **({"attention": list(self.attention)} if self.attention else {}),
         }
 
     def resume(self) -> None:
@@ -341,6 +359,8 @@ class Trainer:
             self.engine.load_moments(read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
             if self.engine.scale and "loss_scale" in state:
                 self.engine.scale.load(state["loss_scale"])
+            if self.attention and set(state.get("attention", ())) == set(self.attention):
+                self._compute_attention_by(state["attention"])  # what was measured at the first start
             self.done = self.saved = state["step"]
             self.nonfinite.skipped = state["skipped_steps"]
             self.process.say(f"Resuming after step {self.done} from {path}.")

@@ -33,13 +33,14 @@ from m2i2.training.optimizer import adamw, learning_rate
 from tests.golden import cases
 
 M = TypeVar("M", bound=nn.Module)
+CPU = torch.device("cpu")
 
 
 class Session:
     """A run of ``case`` on this rank, in double precision, before its first step."""
 
-    def __init__(self, case: cases.Case, rank: int, ranks: int) -> None:
-        self.case = case
+    def __init__(self, case: cases.Case, rank: int, ranks: int, device: torch.device = CPU) -> None:
+        self.case, self.device = case, device
         vision, text, optimizer = VisionConfig(**cases.VISION), TextConfig(**cases.TEXT), OptimizerConfig(**cases.OPTIMIZER)
         training = TrainingConfig(epochs=cases.EPOCHS, batch=cases.BATCH, accumulation=case.accumulation, precision="float32")
         self.optimization = optimizer
@@ -59,6 +60,8 @@ class Session:
             )
             self.task = VQATask(answerer, settings, torch.float64)
         self.student: nn.Module = self.task.student.train()
+        for module in (self.student, *self.task.beside.values()):
+            module.to(device)
         self.optimizer = adamw(self.student, optimizer, choose(torch.device("cpu"), "plain"))
 
     def begin_step(self, step: int) -> None:
@@ -70,11 +73,11 @@ class Session:
     def losses(self, seen: cases.Micro, step: int, micro: int) -> dict[str, Tensor]:
         """Losses of a micro-batch by name, ``loss`` to be differentiated: the forward pass, with the negatives given."""
         kind = CaptionBatch if self.case.kind == "pretraining" else QuestionBatch
-        batch = kind(**_padded({name: tensor.clone() for name, tensor in seen.batch.items()}))
+        batch = kind(**_padded({name: tensor.clone() for name, tensor in seen.batch.items()})).to(self.device)
         key = Key(0, step, micro)
         if isinstance(self.task, PretrainingTask):
             self.task.begin_micro_batch(key)
-            output = self.task.compute(batch, _forced(seen.image_negatives, seen.text_negatives))
+            output = self.task.compute(batch, self._forced(seen.image_negatives, seen.text_negatives))
         else:
             output = self.task.forward(batch, key)
         return {"loss": output.loss, **output.losses}
@@ -82,9 +85,9 @@ class Session:
     def losses_together(self, seen: Sequence[cases.Micro], step: int) -> dict[str, Tensor]:
         """Losses of this rank's micro-batches together, as of one, with the negatives given."""
         assert isinstance(self.task, PretrainingTask)
-        batches = [CaptionBatch(**_padded({name: x.clone() for name, x in one.batch.items()})) for one in seen]
+        batches = [CaptionBatch(**_padded({name: x.clone() for name, x in one.batch.items()})).to(self.device) for one in seen]
         images, texts = ([row for one in seen for row in getattr(one, f"{kind}_negatives")] for kind in ("image", "text"))
-        output = self.task.forward_together(batches, Key(0, step, 0), _forced(images, texts))
+        output = self.task.forward_together(batches, Key(0, step, 0), self._forced(images, texts))
         return {"loss": output.loss, **output.losses}
 
     def end_step(self) -> None:
@@ -94,6 +97,11 @@ class Session:
     def state(self) -> dict[str, Mapping[str, Tensor]]:
         """Tensors of student, teacher and queue under their official names (the teacher's without ``_m``)."""
         return {"student": self.student.state_dict(), **{k: module.state_dict() for k, module in self.task.beside.items()}}
+
+    def _forced(self, images: Sequence[int], texts: Sequence[int]) -> Negatives:
+        """The given rows of the global batch as hard negatives; -1 where there is none."""
+        image, text = torch.tensor(images, device=self.device), torch.tensor(texts, device=self.device)
+        return Negatives(image.clamp_min(0), text.clamp_min(0), image >= 0, text >= 0)
 
 
 def _weighted(model: M) -> M:
@@ -114,9 +122,3 @@ def _padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     more = cases.TEXT["positions"] - batch["labels"].shape[1]
     padded = {name: pad(batch[name], (0, more), value=value) for name, value in longer.items()}
     return {**batch, **padded, "places": torch.from_numpy(places_of(padded["labels"].numpy(), 0.15))}
-
-
-def _forced(images: Sequence[int], texts: Sequence[int]) -> Negatives:
-    """The given rows of the global batch as hard negatives; -1 where there is none."""
-    image, text = torch.tensor(images), torch.tensor(texts)
-    return Negatives(image.clamp_min(0), text.clamp_min(0), image >= 0, text >= 0)

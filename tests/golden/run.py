@@ -8,18 +8,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.golden import cases
-from tests.golden.adapter import Session
+from tests.golden.adapter import CPU, Session
 
 Record = dict[str, Any]
 """``losses``: each step's by name; ``student``, ``teacher``, ``queue``: each tensor's sum, norm and product with its probe."""
 
 
-def run(case: cases.Case, rank: int, ranks: int, together: int = 1) -> Record:
+def run(case: cases.Case, rank: int, ranks: int, together: int = 1, device: torch.device = CPU) -> Record:
     """The record of a run on this rank; losses are means over micro-batches and ranks.
 
     ``together``: micro-batches that the rank's rows are cut into, with losses over all of them.
     """
-    session = Session(case, rank, ranks)
+    session = Session(case, rank, ranks, device)
     trained = {name: p for name, p in session.student.named_parameters() if p.requires_grad}
     history: list[dict[str, float]] = []
     for step in range(cases.STEPS):
@@ -60,7 +60,7 @@ def run_together(rank: int, ranks: int) -> Record:
 
 def measure(name: str, tensor: Tensor) -> list[float]:
     """Sum, norm and product with a fixed vector: what a tensor is recorded as."""
-    values = tensor.detach().double().flatten()
+    values = tensor.detach().double().flatten().cpu()
     return [float(values.sum()), float(values.norm()), float(values @ cases.probe(name, len(values)))]
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tests.parity.fixture import has_answering, largest_difference, tensors
-from tests.parity.steps import answering_step, pretraining_step
+from tests.parity.steps import CPU, answering_step, pretraining_step
 
 EXACT = 1e-9
 """Values reproduced to this are the same computation."""
@@ -27,25 +28,25 @@ class Row(NamedTuple):
 def differences(ours: Mapping[str, Tensor], official: Mapping[str, Tensor]) -> Differences:
     """Of every official tensor; one that is missing in ``ours``, or of another size, is infinitely far."""
     return {
-        name: largest_difference(ours[name].double(), tensor.double())
+        name: largest_difference(ours[name].double().cpu(), tensor.double())
         if name in ours and ours[name].numel() == tensor.numel()
         else float("inf")
         for name, tensor in official.items()
     }
 
 
-def of_pretraining(folder: Path) -> Differences:
-    """Of the pretraining step; a gradient that we have and the folder has not is infinitely far too."""
-    ours, official = pretraining_step(folder), tensors(folder, "pretrain_outputs")
+def of_pretraining(folder: Path, device: torch.device = CPU) -> Differences:
+    """Of the pretraining step, computed on ``device``; a gradient that we have and the folder has not is infinitely far too."""
+    ours, official = pretraining_step(folder, device), tensors(folder, "pretrain_outputs")
     more = {name for name in ours if name.startswith("grad.")} - set(official)
     return {**differences(ours, official), **dict.fromkeys(more, float("inf"))}
 
 
-def of_answering(folder: Path) -> Differences:
-    """Of the VQA part: its outputs, and the weights that it starts from."""
+def of_answering(folder: Path, device: torch.device = CPU) -> Differences:
+    """Of the VQA part, computed on ``device``: its outputs, and the weights that it starts from."""
     official, state = tensors(folder, "vqa_outputs"), tensors(folder, "vqa_state_dict")
     official["fused_states"] = official["fused_states"] * tensors(folder, "vqa_inputs")["question_mask"].unsqueeze(2)
-    ours = answering_step(folder)
+    ours = answering_step(folder, device)
     starts = {f"start.{name}": tensor for name, tensor in state.items() if f"start.{name}" in ours}
     missing = {name for name in ours if name.startswith("start.")} - set(starts)
     return {**differences(ours, {**official, **starts}), **dict.fromkeys(missing, float("inf"))}

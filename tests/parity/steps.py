@@ -22,36 +22,40 @@ from m2i2.tasks.states import PretrainingStates
 from m2i2.tasks.teacher import Teacher, VQATeacher
 from tests.parity.fixture import Sizes, fitting, sizes, tensors
 
+CPU = torch.device("cpu")
 
-def pretraining_step(folder: Path) -> dict[str, Tensor]:
+
+def pretraining_step(folder: Path, device: torch.device = CPU) -> dict[str, Tensor]:
     """One pretraining step: losses, features, matching logits, queue, all of the teacher after it and every gradient."""
     model, state, inputs = sizes(folder), tensors(folder, "pretrain_state_dict"), tensors(folder, "pretrain_inputs")
     objectives, rows = model.objectives, len(inputs["image"])
-    student = PretrainingModel(model.vision, model.text, objectives).double()
+    places = torch.from_numpy(places_of(inputs["mlm_labels"].numpy(), objectives.text_mask_ratio)).to(device)
+    inputs = _on(device, inputs)
+    student = PretrainingModel(model.vision, model.text, objectives).double().to(device)
     student.load_state_dict(dict(fitting(student, state)))
-    teacher = Teacher(student)
+    teacher = Teacher(student).to(device)
     teacher.load_state_dict(dict(fitting(teacher, state, "_m")))
-    queue = FeatureQueue(objectives.queue, objectives.projection).double()
+    queue = FeatureQueue(objectives.queue, objectives.projection).double().to(device)
     queue.image.copy_(state["image_queue"].T)
     queue.text.copy_(state["text_queue"].T)
     queue.pointer.copy_(state["queue_ptr"].reshape(()))
     batch = CaptionBatch(
         image=inputs["image"],
-        item=torch.arange(rows),
+        item=torch.arange(rows, device=device),
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         masked_input_ids=inputs["mlm_input_ids"],
         labels=inputs["mlm_labels"],
-        places=torch.from_numpy(places_of(inputs["mlm_labels"].numpy(), objectives.text_mask_ratio)),
+        places=places,
         student_noise=inputs["mim_noise_student"],
         teacher_noise=inputs["mim_noise_teacher"],
-        image_id=torch.arange(rows),
-        caption_id=torch.arange(rows),
+        image_id=torch.arange(rows, device=device),
+        caption_id=torch.arange(rows, device=device),
     )
     teacher.update(student, objectives.momentum)  # the official order: the average moves before it is used
     targets = teacher.targets(batch, objectives.image_mask_ratio)
     global_batch = GlobalBatch.gather(targets, batch, queue, local=False)
-    there = torch.ones(rows, dtype=torch.bool)
+    there = torch.ones(rows, dtype=torch.bool, device=device)
     forced = Negatives(inputs["negative_image_for_text"], inputs["negative_text_for_image"], there, there)
     reads = frozenset({"matching", "words"})
     states = PretrainingStates(student, objectives, batch, targets, global_batch, objectives.distillation, forced, reads)
@@ -77,13 +81,13 @@ def pretraining_step(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def answering_step(folder: Path) -> dict[str, Tensor]:
+def answering_step(folder: Path, device: torch.device = CPU) -> dict[str, Tensor]:
     """Plain and distilled loss with all gradients, multimodal states (0 at padding), the ranking, and the key surgery's result."""
-    model, inputs = sizes(folder), tensors(folder, "vqa_inputs")
+    model, inputs = sizes(folder), _on(device, tensors(folder, "vqa_inputs"))
     outputs, mask = tensors(folder, "vqa_outputs"), inputs["question_mask"]
     batch = QuestionBatch(
         image=inputs["image"],
-        item=torch.arange(len(inputs["image"])),
+        item=torch.arange(len(inputs["image"]), device=device),
         question_ids=inputs["question_ids"],
         question_mask=mask,
         answer_ids=inputs["candidate_ids"][inputs["target_candidate"]],
@@ -92,11 +96,11 @@ def answering_step(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     pretraining = tensors(folder, "pretrain_state_dict")
     for kind in ("plain", "distill"):
-        student = answering_model(model, tensors(folder, "vqa_state_dict"))
+        student = answering_model(model, tensors(folder, "vqa_state_dict")).to(device)
         share, logits = 0.0, None
         if kind == "distill":
             # the official code starts this teacher from the pretraining teacher, and averages before it uses it
-            teacher = VQATeacher(student)
+            teacher = VQATeacher(student).to(device)
             teacher.load_state_dict({**teacher.state_dict(), **_teacher_start(pretraining, student)})
             teacher.update(student, model.objectives.momentum)
             share, logits = model.objectives.distillation, teacher.targets(batch)
@@ -138,9 +142,13 @@ def _teacher_start(pretraining: Mapping[str, Tensor], student: VQAModel) -> dict
     for name in set(state) - set(found):
         layer = re.sub(r"\d+", lambda number: str(int(number[0]) + student.text.fusion_layer), name, count=1)
         source = layer.replace("text_decoder.", "text_encoder.")
-        if source in theirs and torch.equal(pretraining[source], state[name]):
+        if source in theirs and torch.equal(pretraining[source], state[name].cpu()):
             found[name] = theirs[source]
     return found
+
+
+def _on(device: torch.device, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in found.items()}
 
 
 def _gradients(module: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Task
 from m2i2.tasks.vqa import VQATask
 from m2i2.training import trainer as trainer_module
+from m2i2.training.ahead import Ahead
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
 from tests.golden import cases
@@ -156,7 +157,7 @@ def test_a_step_that_is_not_finite_changes_nothing_in_a_replay() -> None:
         bias = trainer.task.student.get_parameter("itm_head.bias")
         kept = bias.clone()
         bias.fill_(torch.inf)
-    trainer._batches = iter([drawn_captions(config, 4, BATCHES[-1])])
+    trainer._batches = Ahead(iter([drawn_captions(config, 4, BATCHES[-1])]), trainer.runtime.device)
     result = trainer.step()
     with torch.no_grad():
         bias.copy_(kept)

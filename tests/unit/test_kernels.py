@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from m2i2.backends import cpu
 from m2i2.backends.choice import Backend, choose, fuse_and_compile, install
 from m2i2.backends.cuda import apex_problem, fuse_norms
 from m2i2.config import TrainingConfig, preset
 from m2i2.errors import M2I2Error
+from m2i2.models import ops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.training.optimizer import build
 
@@ -61,6 +64,33 @@ def test_states_move_between_fused_and_plain() -> None:
         return weight.detach()
 
     torch.testing.assert_close(steps(["fused", "plain", "fused"]), steps(["plain"] * 3), atol=1e-7, rtol=0)
+
+
+def test_plain_kernels_are_pytorchs_own() -> None:
+    install(CPU)
+    assert (ops._kernels.attention, ops._kernels.linear) == (cpu.attention, cpu.linear)
+    install(CPU, TrainingConfig(kernels="plain"))
+    assert (ops._kernels.attention, ops._kernels.linear) == (ops.plain_attention, ops.plain_linear)
+
+
+def test_layers_are_compiled_once_for_each_shape() -> None:
+    """By a compiler that keeps the graphs as they are; all layers of a kind share theirs."""
+    model = small()
+    fuse_and_compile([model], choose(CPU), TrainingConfig(compile=True))
+    encoder, patches, side = model.visual_encoder, model.vision.patches, model.vision.image_size
+
+    def step(rows: int) -> int:
+        encoder(torch.randn(rows, 3, side, side), torch.rand(rows, patches), 0.5).states.sum().backward()
+        return int(counters["stats"]["unique_graphs"])
+
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        before = int(counters["stats"]["unique_graphs"])
+        first = step(2)
+        second = step(3)
+        assert 1 <= first - before < len(encoder.blocks) * 2 and second - first <= first - before
+        assert [step(rows) for rows in (2, 3, 2, 3)] == [second] * 4
+    torch._dynamo.reset()
 
 
 def test_what_is_asked_for_is_used_or_refused_with_the_reason() -> None:

@@ -1,26 +1,31 @@
 """A step of one rank reads nothing back from its device: on tensors without values any such read raises.
 
-What a step would wait for on a GPU: ``.item()``, ``nonzero``, a Python branch on a tensor. The engine's own reads (DeepSpeed's
-check for overflow) come after it.
+What a step would wait for on a GPU: ``.item()``, ``nonzero``, a Python branch on a tensor. On several ranks the engine's own reads
+(DeepSpeed's check for overflow) come after it.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from m2i2.config import preset
-from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
+from m2i2.backends.choice import choose
+from m2i2.config import FinetuningConfig, PretrainingConfig, preset
+from m2i2.data.loading.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.objectives.registry import BUILT_IN
 from m2i2.objectives.states import States
 from m2i2.performance.training import drawn_captions, drawn_questions
+from m2i2.tasks.copies import HalfCopies
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Task
 from m2i2.tasks.vqa import VQATask
+from m2i2.training.local import LocalEngine
 
 PRETRAINING, FINETUNING = preset("tiny")
 READS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -65,6 +70,43 @@ def _nonzero(states: States) -> Tensor:
 
 def _branch(states: States) -> Tensor:
     return states.contrast.loss if states.contrast.loss > 1 else states.image_features.sum()
+
+
+def _whole_step(kind: type[Any], precision: str, batch: Batch) -> None:
+    """A step by the trainer's own parts: the engine of one rank, its update and its copies of the weights."""
+    config = PRETRAINING if kind is PretrainingConfig else FINETUNING
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    task: Task
+    if isinstance(config, PretrainingConfig):
+        task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, dtype)
+    else:
+        task = VQATask(VQAModel(config.vision, config.text), config, dtype)
+    engine = LocalEngine(task.student, replace(config.optimizer, clip=1.0), choose(torch.device("cpu")), 1)
+    task.placed()
+    if dtype == torch.bfloat16:
+        engine.copies = HalfCopies((task.student, *task.beside.values()), dtype)
+    task.begin_step(500, 1000)
+    task.begin_micro_batch(Key(0, 500, 0))
+    output = engine.forward(lambda: task.compute(batch))
+    engine.backward(output.loss)
+    assert engine.micro_step()
+    task.end_step(engine.applied)
+
+
+@pytest.mark.parametrize("kind", [PretrainingConfig, FinetuningConfig])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nothing_of_a_whole_step_reads(kind: type[Any], precision: str, valueless: tuple[CaptionBatch, QuestionBatch]) -> None:
+    """Losses, gradients, clipping, AdamW, teacher and queue."""
+    _whole_step(kind, precision, valueless[0] if kind is PretrainingConfig else valueless[1])
+
+
+def test_a_read_planted_in_the_update_is_found(
+    valueless: tuple[CaptionBatch, QuestionBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divisor = LocalEngine._divisor
+    monkeypatch.setattr(LocalEngine, "_divisor", lambda engine, norm: divisor(engine, norm) if norm > 1 else None)
+    with pytest.raises(READS):
+        _whole_step(FinetuningConfig, "bfloat16", valueless[1])
 
 
 @pytest.mark.parametrize("planted", [_item, _nonzero, _branch])

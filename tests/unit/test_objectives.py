@@ -13,7 +13,7 @@ from m2i2.objectives.itm import itm_loss, rows_present
 from m2i2.objectives.mlm import mlm_loss
 from m2i2.tasks.negatives import draw_negatives
 from m2i2.tasks.queue import FeatureQueue
-from m2i2.tasks.teacher import move_towards
+from m2i2.tasks.teacher import following
 
 
 def gumbel(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_a_teacher_absorbs_a_drift_that_half_precision_would_lose() -> None:
     with torch.no_grad():
         student.weight += 1e-3
     for _ in range(1000):
-        move_towards(teacher, student, 0.995)
+        following(teacher, student).move(0.995)
     torch.testing.assert_close(teacher.weight - start, torch.full((4, 4), 1e-3), atol=1e-5, rtol=0)
 
 
