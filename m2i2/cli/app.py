@@ -71,7 +71,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         try:
             from m2i2.app.page import Limits, build_page, draw_examples, serve_page
         except ImportError as e:
-            raise M2I2Error(f"The app needs Gradio ({e}): pip install 'm2i2[app]'.") from e
+            raise M2I2Error(f"The app needs Gradio ({e}): pip install '.[app]'.") from e
         limits = Limits(
             megabytes=arguments.max_megabytes,
             megapixels=arguments.max_megapixels,

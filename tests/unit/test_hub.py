@@ -81,6 +81,10 @@ def test_auto_classes(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     make(M2I2ForVisualQuestionAnswering, tmp_path).save_pretrained(tmp_path / "saved")
+    with pytest.raises(M2I2Error, match="answers questions, not a pretrained model; load it with M2I2ForVisualQuestionAnswering"):
+        M2I2ForPretraining.from_pretrained(tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved" / "config.json").read_text())
+    (tmp_path / "saved" / "config.json").write_text(json.dumps({**stored, "architectures": None}))
     with pytest.raises(M2I2Error, match="does not hold the weights of M2I2ForPretraining: missing or unknown are itm_head"):
         M2I2ForPretraining.from_pretrained(tmp_path / "saved")
 
