@@ -28,7 +28,7 @@ LARGEST_SIDE = 1024
 """Pixels; pictures on the page are scaled down to it. The model sees the whole image."""
 QUESTIONS = 300
 """Longest question, characters."""
-EXAMPLES = ((2, "what kind of lesion is shown?"), (4, "on which side is the lesion?"), (5, "is there a lesion?"))
+EXAMPLES = ((0, "what kind of lesion is shown?"), (16, "on which side is the lesion?"), (5, "is there a lesion?"))
 """Numbers of drawn phantoms of the split ``test``, with a question to each."""
 
 
@@ -117,11 +117,11 @@ def draw_examples(folder: Path) -> list[list[str]]:
 
 
 def build_page(answerer: Answerer, limits: Limits, examples: list[list[str]], title: str) -> gr.Blocks:
-    """The page of a model; `serve_page` serves it."""
+    """The page of a model; `serve_page` serves it. ``title``: a line that names the model."""
     desk = Desk(answerer, limits)
     # uploads and pictures are looked for every minute and deleted after a quarter of an hour
     with gr.Blocks(title="M2I2", analytics_enabled=False, delete_cache=(60, 900)) as page:
-        gr.Markdown(f"# Ask about a radiograph\n\n{NOTICE}\n\nModel: {title}", elem_id="notice")
+        gr.Markdown(f"# Ask about a radiograph\n\n{NOTICE}\n\n{title}", elem_id="notice")
         with gr.Row():
             with gr.Column():
                 label = f"PNG, JPEG or DICOM, at most {limits.megabytes} MB and {limits.megapixels} megapixels"

@@ -105,13 +105,15 @@ def run_demo(out: Path) -> int:
         raise M2I2Error(
             f"There are no launchers in {ROOT}: the demo runs from a checkout of the project. Clone it, then: make demo."
         )
-    out = out.absolute()  # commands run in the checkout
+    out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
+    if out.is_relative_to(ROOT):  # commands run there, and are printed to be repeated
+        out = out.relative_to(ROOT)
     ranks, log = found_ranks(), out / "deepspeed.log"
     say(f"Training with {ranks}. What DeepSpeed's launcher says goes to {log}.")
     started = time.monotonic()
     todo = steps(out, ranks, _free_port())
-    with log.open("a", encoding="utf-8") as file:
+    with (ROOT / log).open("a", encoding="utf-8") as file:
         for number, (what, words) in enumerate(todo, 1):
             say(f"\n[{number}/{len(todo)}] {what}\n$ {shlex.join(words)}", flush=True)
             begun = time.monotonic()
@@ -119,7 +121,7 @@ def run_demo(out: Path) -> int:
                 say(f"error: step {number} ended with exit code {code}; what it said stands above and in {log}.", file=sys.stderr)
                 return code
             say(f"({time.monotonic() - begun:.0f} s)", flush=True)
-    say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {out / 'report.html'} in a browser, or ask the model:")
+    say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. The report is {ROOT / out / 'report.html'}. To ask the model:")
     say(f"$ python tools/app.py --checkpoint {out / 'finetune'} --candidates {out / 'shards' / 'vqa'}")
     return 0
 

@@ -25,6 +25,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from m2i2.demo import FOLDER, NOTICE
 from tests.conftest import ROOT
 from tests.launching import environment
 from tests.phantom_model import lesion_questions, phantoms
@@ -37,14 +38,14 @@ SCREENSHOT = os.environ.get("M2I2_SCREENSHOT", "")
 
 
 @pytest.fixture(scope="module")
-def server(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the running app."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the running app, with the demo model, which it opens where no --checkpoint is given."""
     folder = tmp_path_factory.mktemp("app")
     (folder / "answers.txt").write_text("nodule\ncyst\nmass\nleft\nright\nupper\nlower\n")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = ["--checkpoint", str(phantom_run), "--candidates", "answers.txt", "--port", str(port)]
+    words = ["--candidates", "answers.txt", "--port", str(port)]
     words += ["--max-megabytes", "1", "--max-megapixels", "1"]
     (folder / "temporary").mkdir()
     with (folder / "log").open("w") as log:
@@ -135,7 +136,7 @@ def page(server: str) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Phantoms as PNG files with a question about their lesion that the model answers correctly, and the answer.
 
     Those come first whose map lies best on the lesion.
@@ -144,7 +145,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
     from m2i2.inference.localisation import localise
     from m2i2.workflows.answering import load_model
 
-    answerer = load_model(phantom_run).answerer(("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
+    answerer = load_model(FOLDER).answerer(("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
     folder, found = tmp_path_factory.mktemp("cases"), []
     for number, phantom in enumerate(phantoms("test", 60)):
         image = Image.fromarray(phantom.image).convert("RGB")
@@ -162,7 +163,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
 
 
 def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, str, str]]) -> None:
-    assert "not a medical device" in page.find("#notice").text
+    assert "not a medical device" in page.find("#notice").text and NOTICE in page.find("#notice").text
     path, question, answer = cases[0]
     page.upload(path)
     shown = page.picture("picture")
@@ -314,11 +315,11 @@ def test_no_upload_that_failed_leaves_a_file(server: str, tmp_path_factory: pyte
     assert [path.name for path in folder.iterdir() if path.is_file()] == []
 
 
-def test_no_question_is_answered_politely(phantom_run: Path) -> None:
+def test_no_question_is_answered_politely() -> None:
     from m2i2.app.page import Desk, Limits, draw_examples
     from m2i2.workflows.answering import load_model
 
-    desk = Desk(load_model(phantom_run).answerer(("nodule", "cyst")), Limits())
+    desk = Desk(load_model(FOLDER).answerer(("nodule", "cyst")), Limits())
     with tempfile.TemporaryDirectory() as folder:
         path = draw_examples(Path(folder) / "examples")[0][0]
         for question in (None, "", " \n"):
@@ -326,11 +327,11 @@ def test_no_question_is_answered_politely(phantom_run: Path) -> None:
                 desk.ask(path, question)
 
 
-def test_a_token_is_asked_for_and_the_end_removes_everything(phantom_run: Path, tmp_path: Path) -> None:
+def test_a_token_is_asked_for_and_the_end_removes_everything(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = [sys.executable, str(ROOT / "tools" / "app.py"), "--checkpoint", str(phantom_run), "--port", str(port), "--token"]
+    words = [sys.executable, str(ROOT / "tools" / "app.py"), "--checkpoint", str(FOLDER), "--port", str(port), "--token"]
     with (tmp_path / "log").open("w") as log:
         app = start(words, tmp_path, environment(), log, log)
         try:
