@@ -16,7 +16,7 @@ PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chr
 
 help:
 	@echo "make setup   a virtual environment in .venv with the tested versions; HASHES=no for builds of PyTorch from elsewhere"
-	@echo "make demo    the main job end to end on built-in data: shards, pretraining, finetuning, evaluation"
+	@echo "make demo    the main job end to end on drawn images, on the GPUs or the CPU cores that are there"
 	@echo "make test    all tests (and lint)"
 	@echo "make test-oldest  unit, parity and distributed tests with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint    ruff, mypy, and the direction of imports"
@@ -36,12 +36,12 @@ $(BIN)/python:
 	  else echo "Python cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; fi; }
 
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard requirements/*.txt) tools/setup.sh $(BIN)/python
-	@echo "Installing the tested versions into $(VENV) (several GB, a few minutes) ..."
+	@echo "Installing the tested versions into $(VENV) ..."
 	@sh tools/setup.sh $(BIN)/python $(HASHES)
 	@touch $@
 
 demo: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
+	@$(BIN)/python tools/demo.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -1,6 +1,9 @@
 """See --help, and m2i2/cli/slurm.py."""
 
-from m2i2.cli.slurm import main
+try:
+    from m2i2.cli.slurm import main
+except ModuleNotFoundError as e:
+    raise SystemExit(f"error: {e} in this Python. Run `make setup` once, then `source .venv/bin/activate`.") from None
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,6 +20,7 @@ Status = Literal["ok", "note", "fault"]
 """``note``: it works, but something is missing that some uses need; ``fault``: training cannot run."""
 
 GIB = 1 << 30
+INSTALL = "make setup, then source .venv/bin/activate (or pip install -c constraints.txt -e . in the checkout)."
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,7 +41,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         try:
             yield from (Finding(subject, *rest) for rest in check(folder))
         except Exception as e:  # a broken installation raises almost anything when it is imported
-            yield Finding(subject, "fault", f"{type(e).__name__}: {e}".splitlines()[0], "Repair or reinstall it.")
+            remedy = INSTALL if isinstance(e, ModuleNotFoundError) else "Repair or reinstall it."
+            yield Finding(subject, "fault", f"{type(e).__name__}: {e}".splitlines()[0], remedy)
 
 
 _Row = tuple[Status, str, str]
@@ -56,6 +58,9 @@ def _python(folder: Path) -> Iterator[_Row]:
 
 def _packages(folder: Path) -> Iterator[_Row]:
     """What setup.py requires, and, in a checkout, the versions of constraints.txt."""
+    if _version("m2i2") is None:
+        yield "fault", f"m2i2 is not installed in this Python; this is its checkout in {_ROOT}", INSTALL
+        return
     from packaging.requirements import Requirement
 
     missing, old = [], []
@@ -70,7 +75,7 @@ def _packages(folder: Path) -> Iterator[_Row]:
             old.append(f"{wanted.name} {version}, {wanted.specifier} is required")
     if missing or old:
         found = "; ".join([*(f"{name} is not installed" for name in missing), *old])
-        yield "fault", found, "pip install -c constraints.txt -e . (or pip install --upgrade m2i2)."
+        yield "fault", found, INSTALL
     else:
         yield "ok", "everything that is required is installed", ""
     constraints = _ROOT / "constraints.txt"
@@ -274,7 +279,7 @@ def _slurm(folder: Path) -> Iterator[_Row]:
         yield "ok", "no SLURM on this machine (only launchers for clusters need it)", ""
         return
     if _version("submitit") is None:
-        yield "note", "SLURM is here, but submitit is not installed", "pip install 'm2i2[slurm]'."
+        yield "note", "SLURM is here, but submitit is not installed", "pip install '.[slurm]'."
     try:
         done = subprocess.run(["sacct", "-n", "-X"], capture_output=True, text=True, timeout=20)
         working = done.returncode == 0
@@ -308,7 +313,7 @@ def _extras(folder: Path) -> Iterator[_Row]:
         yield (
             "note",
             f"not installed: {what}",
-            f"pip install 'm2i2[{','.join(extra for extra, _ in lack.values())}]' where you want them.",
+            f"pip install '.[{','.join(extra for extra, _ in lack.values())}]' where you want them.",
         )
 
 

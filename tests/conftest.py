@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = (
     ("tests/slurm/",),
     tuple(f"tests/faults/test_{name}.py" for name in ("kills", "world_sizes", "checkpoints", "data", "disks")),
-    ("tests/app/", "tests/end_to_end/test_explaining.py"),
+    ("tests/app/",),
 )
 """Tests that share a dear fixture, or take long, the longest first: with two processes (``make test``) one takes such a group as a
 whole, and makes the fixture once; otherwise files are shared out."""
@@ -70,11 +70,3 @@ def parity_folder() -> Path:
 def shared_data() -> Path:
     """Real data sets."""
     return _folder("M2I2_TEST_DATA", "data")
-
-
-@pytest.fixture(scope="session")
-def phantom_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a small model that answers questions about the lesion of a phantom (see tests/phantom_model.py)."""
-    from tests.phantom_model import train
-
-    return train(tmp_path_factory.mktemp("phantom-model"))

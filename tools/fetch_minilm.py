@@ -1,6 +1,9 @@
 """MiniLM-L6 as a text start: python tools/fetch_minilm.py --help"""
 
-from m2i2.cli.fetch_minilm import main
+try:
+    from m2i2.cli.fetch_minilm import main
+except ModuleNotFoundError as e:
+    raise SystemExit(f"error: {e} in this Python. Run `make setup` once, then `source .venv/bin/activate`.") from None
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,9 @@
 """Where in an image an answer comes from: python tools/gradcam.py --help"""
 
-from m2i2.cli.gradcam import main
+try:
+    from m2i2.cli.gradcam import main
+except ModuleNotFoundError as e:
+    raise SystemExit(f"error: {e} in this Python. Run `make setup` once, then `source .venv/bin/activate`.") from None
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,9 @@
 """Turn data sets into shards: python tools/make_shards.py --help"""
 
-from m2i2.cli.make_shards import main
+try:
+    from m2i2.cli.make_shards import main
+except ModuleNotFoundError as e:
+    raise SystemExit(f"error: {e} in this Python. Run `make setup` once, then `source .venv/bin/activate`.") from None
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,9 @@
 """Plan a run on many GPUs: python tools/plan.py --help"""
 
-from m2i2.cli.plan import main
+try:
+    from m2i2.cli.plan import main
+except ModuleNotFoundError as e:
+    raise SystemExit(f"error: {e} in this Python. Run `make setup` once, then `source .venv/bin/activate`.") from None
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,6 +7,9 @@ hashes=${2:-yes}
 kind=$("$python" -c 'import platform as p, sys; print(sys.platform, p.machine(), p.python_implementation().lower(), "%d.%d" % sys.version_info[:2], sep="-")')
 install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
+# sizes of the files of requirements/linux-x86_64-cpython-3.11.txt, and of .venv after it; other systems' wheels are smaller
+echo "Downloading about 3.3 GB: 3.0 GB PyTorch and NVIDIA's libraries, 0.3 GB some 180 other packages. .venv will take 6.7 GB."
+echo "Nothing is shown while pip works, some minutes with a fast connection."
 if [ "$hashes" = yes ] && [ -e "requirements/$kind.txt" ]; then
     install --require-hashes --no-deps -r requirements/build.txt
     # what comes as source is built with what was just installed, not with what an index has newest

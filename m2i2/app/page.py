@@ -5,6 +5,7 @@ that several requests may run at once.
 """
 
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ Do not upload images that identify a person."""
 
 LARGEST_SIDE = 1024
 """Pixels; pictures on the page are scaled down to it. The model sees the whole image."""
+PICTURE = 340
+"""Height of a picture on the page, pixels: image, overlay and answers are in view together on a screen of 1280 x 800."""
+WHERE = "Where the answer comes from"
 QUESTIONS = 300
 """Longest question, characters."""
-EXAMPLES = ((2, "what kind of lesion is shown?"), (4, "on which side is the lesion?"), (5, "is there a lesion?"))
+EXAMPLES = ((0, "what kind of lesion is shown?"), (16, "on which side is the lesion?"), (5, "is there a lesion?"))
 """Numbers of drawn phantoms of the split ``test``, with a question to each."""
 
 
@@ -68,18 +72,24 @@ class Desk:
             raise _refusal(str(e), "Not an image that can be read") from e
         return picture.image, "\n".join(f"- {remark}" for remark in picture.remarks)
 
-    def show(self, path: str | None) -> tuple[Image.Image | None, str, None, None]:
+    def show(self, path: str | None) -> tuple[Image.Image | None, str, None, None, str]:
         """A new file: its picture and remarks, and no answer any more."""
         if not path:
-            return None, "", None, None
+            return None, "", None, None, WHERE
         image, remarks = self.open(path)
-        return _small(image), remarks, None, None
+        return _small(image), remarks, None, None, WHERE
 
-    def ask(self, path: str | None, question: str | None) -> tuple[dict[str, float], dict[str, Any]]:
-        """The answers with their probabilities, and the overlay of the likeliest."""
+    def ask(self, path: str | None, question: str | None) -> tuple[Any, Any, Any]:
+        """The answers with their probabilities, the overlay of the likeliest, and what stands above it.
+
+        Where the image or the question is missing, a hint says so, and the page stays as it is.
+        """
+        for missing, hint in ((not path, "Upload a radiograph"), (not (question or "").strip(), "Type a question about the image")):
+            if missing:
+                gr.Info(f"{hint} first, or pick an example below.", title="Almost there")
+                return gr.skip(), gr.skip(), gr.skip()
+        assert path and question
         image, _ = self.open(path)
-        if not question or not question.strip():
-            raise _refusal("Type a question about the image first.", "No question")
         if len(question) > QUESTIONS:
             raise _refusal(f"The question has more than {QUESTIONS} characters.", "Question too long")
         try:
@@ -87,7 +97,7 @@ class Desk:
             cam = self.answerer.explain(image, question, answers[0][0])
         except M2I2Error as e:
             raise _refusal(str(e), "No answer") from e
-        return dict(answers), gr.update(value=overlay(_small(image), cam.map), label=f'where "{answers[0][0]}" comes from')
+        return dict(answers), overlay(_small(image), cam.map), f"Where *{_plain_markdown(answers[0][0])}* comes from"
 
 
 def _refusal(message: str, title: str) -> gr.Error:
@@ -96,6 +106,11 @@ def _refusal(message: str, title: str) -> gr.Error:
     Gradio takes the message for HTML, and it may quote a file's name.
     """
     return gr.Error(html.escape(message, quote=False), title=title, print_exception=False)
+
+
+def _plain_markdown(text: str) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+.!|~&$-])", r"\\\1", " ".join(text.split()))
 
 
 def _small(image: Image.Image) -> Image.Image:
@@ -117,30 +132,49 @@ def draw_examples(folder: Path) -> list[list[str]]:
 
 
 def build_page(answerer: Answerer, limits: Limits, examples: list[list[str]], title: str) -> gr.Blocks:
-    """The page of a model; `serve_page` serves it."""
+    """The page of a model; `serve_page` serves it. ``title``: a line that names the model."""
     desk = Desk(answerer, limits)
     # uploads and pictures are looked for every minute and deleted after a quarter of an hour
-    with gr.Blocks(title="M2I2", analytics_enabled=False, delete_cache=(60, 900)) as page:
-        gr.Markdown(f"# Ask about a radiograph\n\n{NOTICE}\n\nModel: {title}", elem_id="notice")
+    with gr.Blocks(title="M2I2", analytics_enabled=False, delete_cache=(60, 900), fill_width=True) as page:
+        gr.Markdown(f"## Ask about a radiograph\n\n{NOTICE} {title}", elem_id="notice")
         with gr.Row():
-            with gr.Column():
-                label = f"PNG, JPEG or DICOM, at most {limits.megabytes} MB and {limits.megapixels} megapixels"
-                upload = gr.File(label=label, type="filepath", height=120, elem_id="upload")
-                picture = gr.Image(label="what the model sees", interactive=False, format="png", elem_id="picture", buttons=[])
+            label = f"PNG, JPEG or DICOM, at most {limits.megabytes} MB and {limits.megapixels} megapixels"
+            upload = gr.File(label=label, type="filepath", height=96, elem_id="upload", min_width=320)
+            with gr.Column(scale=2, min_width=320), gr.Row(equal_height=True):
+                hint = "a question about the image; Enter asks"
+                question = gr.Textbox(
+                    label="question", lines=1, max_length=QUESTIONS, placeholder=hint, elem_id="question", scale=4, min_width=200
+                )
+                button = gr.Button("Ask", variant="primary", elem_id="ask", scale=1, min_width=90)
+        with gr.Row():  # what is above the pictures says what they are: a label would cover a corner, where side markers are
+            shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": [], "show_label": False, "height": PICTURE}
+            with gr.Column(min_width=320):
+                gr.Markdown("What the model sees")
+                picture = gr.Image(elem_id="picture", **shown)
+            with gr.Column(min_width=320):
+                where = gr.Markdown(WHERE, elem_id="where")
+                heat = gr.Image(elem_id="overlay", **shown)
+            with gr.Column(min_width=320):
+                gr.Markdown("The likeliest answers")
+                answers = gr.Label(show_label=False, num_top_classes=5, elem_id="answers")
                 remarks = gr.Markdown(elem_id="remarks")
-            with gr.Column():
-                question = gr.Textbox(label="question", lines=1, max_length=QUESTIONS, elem_id="question")
-                button = gr.Button("Ask", variant="primary", elem_id="ask")
-                answers = gr.Label(label="answers", num_top_classes=5, elem_id="answers")
-                heat = gr.Image(label="where it comes from", interactive=False, format="png", elem_id="overlay", buttons=[])
-        gr.Examples(examples, [upload, question], label="drawn examples, which carry no medical truth", cache_examples=False)
+        gr.Markdown("Drawn examples, which carry no medical truth:")
+        thumbnails = gr.Dataset(
+            components=[gr.Image(render=False)],
+            samples=[[file] for file, _ in examples],
+            type="index",
+            show_label=False,
+            elem_id="examples",
+        )
         hidden: dict[str, Any] = {"api_visibility": "private"}  # for the page alone, in no document
-        upload.change(desk.show, upload, [picture, remarks, answers, heat], concurrency_limit=limits.at_once, **hidden)
+        thumbnails.click(lambda number: examples[number], thumbnails, [upload, question], queue=False, **hidden)
+        results = [answers, heat, where]
+        upload.change(desk.show, upload, [picture, remarks, *results], concurrency_limit=limits.at_once, **hidden)
         gr.on(
             [button.click, question.submit],
             desk.ask,
             [upload, question],
-            [answers, heat],
+            results,
             concurrency_limit=limits.at_once,
             concurrency_id="model",
             **hidden,

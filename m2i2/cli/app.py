@@ -12,12 +12,14 @@ from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 from m2i2.terminal import say
 
-DESCRIPTION = """Ask a finetuned model about radiographs in a browser: upload a PNG, JPEG or DICOM file, ask, and see the likeliest
-answers with their probabilities and where in the image the first one comes from. It is research software, not a medical
+DESCRIPTION = """Ask a finetuned model about radiographs in a browser. Without --checkpoint it is the demo model, which ships with
+the program and knows drawn images only. Upload a PNG, JPEG or DICOM file, ask, and see the likeliest answers with their
+probabilities and where in the image the first one comes from. It is research software, not a medical
 device. It listens on 127.0.0.1 alone and serves its own page only; uploads are deleted after a quarter of an hour and when it
 ends. With --token it answers only a browser that was opened with the address that it prints, which other users need not know."""
 
 EXAMPLES = """examples:
+  python tools/app.py                                    the demo model, with drawn examples
   python tools/app.py --checkpoint runs/rad --candidates shards/vqa_rad
   python tools/app.py --checkpoint hub/m2i2-rad --port 8000 --max-megabytes 50
   python tools/app.py --checkpoint runs/rad --token      on a machine with other users
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="MODEL", help="a finetuning run, a checkpoint, or a Hugging Face folder")
+    model = "a finetuning run, a checkpoint, or a Hugging Face folder (default: the demo model)"
+    add("--checkpoint", type=Path, metavar="MODEL", help=model)
     add(
         "--candidates",
         type=Path,
@@ -63,22 +66,27 @@ def _serve(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # they end it as Ctrl-C does, so that the uploads are deleted
         if signal.getsignal(number) != signal.SIG_IGN:  # by nohup
             signal.signal(number, signal.default_int_handler)
-    candidates = read_candidates(arguments.candidates) if arguments.candidates else ()
-    answerer = load_model(arguments.checkpoint).answerer(candidates)
+    source, title, given = arguments.checkpoint, "", arguments.candidates
+    if source is None:
+        from m2i2.demo import ANSWERS, FOLDER, NOTICE
+
+        say(NOTICE)
+        source, title, given = FOLDER, NOTICE, given or ANSWERS
+    answerer = load_model(source).answerer(read_candidates(given) if given else ())
     with tempfile.TemporaryDirectory(prefix="m2i2-app-") as folder:
         # Gradio reads these when it is imported
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
             from m2i2.app.page import Limits, build_page, draw_examples, serve_page
         except ImportError as e:
-            raise M2I2Error(f"The app needs Gradio ({e}): pip install 'm2i2[app]'.") from e
+            raise M2I2Error(f"The app needs Gradio ({e}): pip install '.[app]'.") from e
         limits = Limits(
             megabytes=arguments.max_megabytes,
             megapixels=arguments.max_megapixels,
             total_megabytes=arguments.max_total_megabytes,
             requests=arguments.max_requests,
         )
-        page = build_page(answerer, limits, draw_examples(Path(folder) / "examples"), arguments.checkpoint.name)
+        page = build_page(answerer, limits, draw_examples(Path(folder) / "examples"), title or f"Model: {source.name}")
         try:
             serve_page(page, limits, Path(folder), arguments.port, secrets.token_urlsafe(16) if arguments.token else "")
         except OSError as e:

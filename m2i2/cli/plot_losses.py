@@ -35,7 +35,7 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
     try:
         import matplotlib
     except ImportError as e:
-        raise M2I2Error("matplotlib is not installed; pip install 'm2i2[plots]'.") from e
+        raise M2I2Error("matplotlib is not installed; pip install '.[plots]'.") from e
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

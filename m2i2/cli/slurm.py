@@ -38,8 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
-    arguments = parser().parse_args(words[:cut])
-    return guarded(lambda: _run(arguments, words[cut + 1 :]))
+    arguments, unknown = parser().parse_known_args(words[:cut])
+    return guarded(lambda: _refuse(words[:cut], unknown) if unknown else _run(arguments, words[cut + 1 :]))
+
+
+def _refuse(words: Sequence[str], unknown: Sequence[str]) -> int:
+    """Options that are not for the cluster: they belong behind "--", or, of a pipeline, into its own options."""
+    at = words.index(unknown[0])
+    if words[0] == "pipeline":
+        remedy = 'Options of a pipeline\'s launchers stand in quotes: --pretrain, --finetune, --evaluate "OPTIONS".'
+    else:
+        meant = shlex.join([*words[:at], "--", *words[at:]])
+        remedy = f'Options of the launcher stand behind "--": python launchers/slurm.py {meant}'
+    raise M2I2Error(f"slurm.py has no option {unknown[0]!r} of the cluster. {remedy}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two folders that evaluation wrote; M2I2Error where they have no question in common."""
-    results = [read_object(folder / "results.json", "results") for folder in (first, second)]
+    results = [read_object(_results_in(folder), "results") for folder in (first, second)]
     rows = [_predictions(folder) for folder in (first, second)]
     shared = [key for key in rows[0] if key in rows[1]]
     if not shared:
@@ -56,6 +56,24 @@ def compare(first: Path, second: Path) -> Comparison:
         interval=(100 * low, 100 * high),
         warnings=tuple(_warnings(results, [len(mine) - len(shared) for mine in rows])),
     )
+
+
+def _results_in(folder: Path) -> Path:
+    """results.json of an evaluation's folder; M2I2Error that says where it is instead."""
+    path = folder / "results.json"
+    if path.exists():
+        return path
+    if folder.is_file():
+        raise M2I2Error(
+            f"{folder} is a file; name the folder that holds results.json and predictions.jsonl, such as {folder.parent}."
+        )
+    inner = sorted(str(found.parent) for found in folder.glob("*/results.json"))
+    where = (
+        f"The evaluations are one folder below: name {' or '.join(inner[:8])}."
+        if inner
+        else "Name a folder that evaluate.py wrote."
+    )
+    raise M2I2Error(f"{folder} has no results.json. {where}")
 
 
 def _predictions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:

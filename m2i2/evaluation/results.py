@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -110,7 +111,7 @@ def write_results(folder: Path, results: dict[str, Any], given: Sequence[Predict
     write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
-_NAMES = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
+_ROWS = {"model": "this model", "question_only": "question only", "most_frequent": "most frequent"}
 KINDS = ("closed", "open", "overall")
 
 
@@ -123,17 +124,23 @@ def with_interval(score: Mapping[str, Any]) -> str:
 
 
 def show(results: dict[str, Any], console: Console | None = None) -> None:
-    """The table of every view: a row for the model, each baseline, and each published result under the same protocol."""
+    """The table of every view: a row for the model, each baseline, and each published result under the same protocol.
+
+    On 80 columns every figure stays whole; only a long name of a published method is wrapped.
+    """
     console = console or Console()
     for name, view in results["views"].items():
         total = view["model"]["overall"]["total"]
-        rules = f"protocol {results['protocol']['name']}, answers in the form {results['normalisation']}"
-        table = Table(title=Text(plain(f"{name} ({total} questions, {rules})")), title_justify="left")
-        table.add_column("accuracy, % [95 % interval]")
+        rules = f"protocol {results['protocol']['name']}, in the form {results['normalisation']}"
+        title = Text(plain(f"{name}: {total} questions, {rules}"))
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("% right", overflow="fold")
         for kind in KINDS:
-            table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right")
-        for who, label in _NAMES.items():
+            table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right", no_wrap=True)
+        for who, label in _ROWS.items():
             table.add_row(label, *(with_interval(view[who][kind]) for kind in KINDS), end_section=who == "most_frequent")
         for row in view["published"]:
-            table.add_row(f"published: {row['method']}", *(f"{row[kind]:.1f}" for kind in KINDS))
+            table.add_row(Text(plain(f"{row['method']} (published)")), *(f"{row[kind]:.1f}" for kind in KINDS))
         console.print(table)
+    if results["views"]:
+        console.print("In brackets: the 95 % interval. question only, most frequent: baselines that do not see the image.")

@@ -234,7 +234,7 @@ def _plot(by_dataset: dict[str, list[Scored]], path: Path) -> None:
     try:
         import matplotlib
     except ImportError as e:
-        raise M2I2Error("matplotlib is not installed; pip install 'm2i2[plots]', then --report.") from e
+        raise M2I2Error("matplotlib is not installed; pip install '.[plots]', then --report.") from e
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from m2i2.backends.choice import install
 from m2i2.data.images.picture import PictureSource
 from m2i2.errors import M2I2Error
-from m2i2.files import write_text
+from m2i2.files import read_object, write_text
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
 from m2i2.hub.processing import M2I2Processor
@@ -77,6 +77,7 @@ class M2I2PreTrainedModel(PreTrainedModel, Generic[N]):
         wanted = kwargs.pop("output_loading_info", False)
         kwargs |= {"trust_remote_code": False, "use_safetensors": True}
         if Path(pretrained_model_name_or_path).is_dir():
+            _check_kind(Path(pretrained_model_name_or_path), cls.__name__)
             check_folder(Path(pretrained_model_name_or_path))
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model: Any = loaded[0]
@@ -117,6 +118,31 @@ class M2I2PreTrainedModel(PreTrainedModel, Generic[N]):
                 f"The model has no processor ({str(e).splitlines()[0]}); save one beside it with "
                 f"M2I2Processor.save_pretrained, or assign it: model.processor = processor."
             ) from e
+
+
+_KINDS = {"M2I2ForPretraining": "a pretrained model", "M2I2ForVisualQuestionAnswering": "a model that answers questions"}
+
+
+def _check_kind(folder: Path, wanted: str) -> None:
+    """M2I2Error for a folder of a run, and for a model of the other kind than ``wanted``, with what to do."""
+    if (folder / "checkpoints").is_dir() or (folder / "manifest.json").exists():
+        raise M2I2Error(
+            f"{folder} is a run or a checkpoint of it, not a Hugging Face folder. Convert it first: "
+            f"python tools/convert.py {folder} --to hugging-face --output hub/{folder.name}"
+        )
+    if not (folder / "config.json").exists():
+        return
+    names = read_object(folder / "config.json", "model's configuration").get("architectures") or [wanted]
+    found = str(names[0]) if isinstance(names, list) else wanted
+    if found == wanted or found not in _KINDS:
+        return
+    first = f"load it with {found}"
+    if found == "M2I2ForPretraining":
+        first = (
+            f"to ask it questions, finetune first: python tools/convert.py {folder} --to checkpoint --output runs/NAME, then "
+            f"python launchers/finetune.py --checkpoint runs/NAME --shards QUESTIONS. To use it as it is, {first}"
+        )
+    raise M2I2Error(f"{folder} is {_KINDS[found]}, not {_KINDS[wanted]}; {first}.")
 
 
 @dataclass

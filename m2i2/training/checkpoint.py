@@ -248,8 +248,25 @@ def find_checkpoint(source: str | Path, best: bool = False) -> Path:
     newest, passed_over = Checkpoints(path / "checkpoints").newest()
     if newest is None:
         why = f" ({'; '.join(f'{name}: {reason}' for name, reason in passed_over.items())})" if passed_over else ""
-        raise M2I2Error(f"{path} holds no complete checkpoint{why}; name a run's folder or a checkpoint in it.")
+        raise M2I2Error(f"{path} holds no complete checkpoint{why}; {_instead(path)}")
     return newest
+
+
+STAGES = {"PretrainingConfig": "pretraining", "FinetuningConfig": "finetuning"}
+"""What a checkpoint calls its stage, and what people call it."""
+
+
+def _instead(path: Path) -> str:
+    """What to do with a folder that was named as a run and is none."""
+    if (path / "config.json").exists():
+        return f"it is a Hugging Face folder. Convert it first: python tools/convert.py {path} --to checkpoint --output runs/NAME"
+    if (path / "results.json").exists():
+        return f"it holds an evaluation. Name the run that was evaluated, such as {path.parent}."
+    if (path / "index.json").exists():
+        return "it holds shards. Name the folder of a run, or a checkpoint in it."
+    if (path / "settings.json").exists():
+        return "the run has saved nothing yet. Start it again with the same command, and wait for its first checkpoint."
+    return "name a run's folder or a checkpoint in it."
 
 
 def require_same_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
@@ -278,13 +295,14 @@ def copy_into(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> N
             tensor.copy_(state[name])
 
 
-def read_config(kind: type[C], checkpoint: Path) -> C:
-    """The settings stored with a checkpoint; M2I2Error where they are another stage's or damaged."""
+def read_config(kind: type[C], checkpoint: Path, remedy: str = "") -> C:
+    """The settings stored with a checkpoint; M2I2Error where they are another stage's (``remedy`` ends it) or damaged."""
     path = checkpoint / "config.json"
     stored = read_object(path, "checkpoint's settings", " Name another checkpoint.")
     stage = stored.pop("stage", None)
     if stage != kind.__name__:
-        raise M2I2Error(f"{checkpoint} is a checkpoint of {shown(stage)}, not of {kind.__name__}.")
+        found = STAGES.get(str(stage)) or f"something else ({shown(stage)})"
+        raise M2I2Error(f"{checkpoint} is a checkpoint of {found}, not of {STAGES[kind.__name__]}.{remedy}")
     return from_dict(kind, completed(stored))
 
 

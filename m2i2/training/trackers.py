@@ -57,7 +57,7 @@ class WandB:
         try:
             import wandb
         except ImportError as e:
-            raise M2I2Error("monitor.wandb needs Weights & Biases: pip install 'm2i2[wandb]'.") from e
+            raise M2I2Error("monitor.wandb needs Weights & Biases: pip install '.[wandb]'.") from e
         name = folder / "wandb-id"
         if not name.exists():
             write_text(name, secrets.token_hex(4) + "\n")
@@ -98,7 +98,7 @@ def open_trackers(folder: Path, config: MonitorConfig, settings: dict[str, Any],
     found: list[Tracker] = []
     installed = importlib.util.find_spec("tensorboard") is not None
     if config.tensorboard == "on" and not installed:
-        raise M2I2Error("monitor.tensorboard=on needs TensorBoard: pip install 'm2i2[tensorboard]'.")
+        raise M2I2Error("monitor.tensorboard=on needs TensorBoard: pip install '.[tensorboard]'.")
     if config.tensorboard != "off" and installed:
         found.append(TensorBoard(folder, done_steps))
     if config.wandb != "off":

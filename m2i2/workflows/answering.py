@@ -74,8 +74,17 @@ def load_model(source: Path, tokenizer: str = "", settings: Sequence[str] = (), 
 _Found = tuple[FinetuningConfig, dict[str, torch.Tensor], Tokenizer, Path, dict[str, str]]
 
 
+def finetune_first(run: Path) -> str:
+    """What to do with a pretrained model that is asked questions."""
+    return (
+        f" It answers no questions yet. Finetune it first: python launchers/finetune.py --checkpoint {run} --shards QUESTIONS "
+        f"--output runs/FINETUNED; then name runs/FINETUNED."
+    )
+
+
 def _from_run(checkpoint: Path) -> _Found:
-    config = read_config(FinetuningConfig, checkpoint)
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+    config = read_config(FinetuningConfig, checkpoint, finetune_first(run))
     protocol = config.answering.protocol + (", with rewrites of test questions" if config.answering.rewrites else "")
     chosen = Checkpoints(checkpoint.parent).best() == checkpoint
     trained = {
@@ -104,7 +113,10 @@ def _from_hugging_face(folder: Path) -> _Found:
 
     weights = read(folder)
     if not isinstance(weights.settings, FinetuningConfig) or weights.tokenizer is None:
-        raise M2I2Error(f"{folder} is a pretrained model, which answers no questions; finetune it first.")
+        raise M2I2Error(
+            f"{folder} is a pretrained model, not a finetuned one. Convert it first: python tools/convert.py {folder} "
+            f"--to checkpoint --output runs/NAME.{finetune_first(Path('runs/NAME'))}"
+        )
     trained = {"protocol": weights.settings.answering.protocol, "step": folder.name, "chosen_by": "unknown"}
     return weights.settings, weights.student, weights.tokenizer, folder, trained
 

@@ -72,7 +72,8 @@ def settled(config: C, run: Path, process: Process) -> C:
                 f"Other settings stay as they are, optimizer.lr too."
             )
         return fitting
-    stored, ranks = read_config(type(config), newest), read_run_state(newest).get("ranks")
+    stored = read_config(type(config), newest, f" {run} belongs to that run: choose another --output.")
+    ranks = read_run_state(newest).get("ranks")
     if isinstance(ranks, int) and ranks > 0 and stored.training.batch != config.training.batch:
         as_begun = replace(config, training=replace(config.training, accumulation=stored.training.accumulation))
         if for_ranks(as_begun, ranks).training.batch == stored.training.batch:

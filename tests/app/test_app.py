@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from m2i2.demo import FOLDER, NOTICE
 from tests.conftest import ROOT
 from tests.launching import environment
 from tests.phantom_model import lesion_questions, phantoms
@@ -37,14 +37,14 @@ SCREENSHOT = os.environ.get("M2I2_SCREENSHOT", "")
 
 
 @pytest.fixture(scope="module")
-def server(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the running app."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the running app, with the demo model, which it opens where no --checkpoint is given."""
     folder = tmp_path_factory.mktemp("app")
     (folder / "answers.txt").write_text("nodule\ncyst\nmass\nleft\nright\nupper\nlower\n")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = ["--checkpoint", str(phantom_run), "--candidates", "answers.txt", "--port", str(port)]
+    words = ["--candidates", "answers.txt", "--port", str(port)]
     words += ["--max-megabytes", "1", "--max-megapixels", "1"]
     (folder / "temporary").mkdir()
     with (folder / "log").open("w") as log:
@@ -71,15 +71,19 @@ def server(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 class Page:
     """One user's browser."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, size: str = "1280,800") -> None:
+        """``size``: of the window, pixels."""
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
-        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1150", "--disable-gpu"):
+        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={size}", "--disable-gpu"):
             options.add_argument(word)
         driver = shutil.which("chromedriver")
         if not options.binary_location or not driver:
             pytest.skip("Chromium is not there: apt-get install chromium chromium-driver")
         self.browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        width, height = map(int, size.split(","))
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # a window is never narrower than 500
         self.browser.get(address)
         self.wait(lambda: self.find("#ask"))
 
@@ -122,6 +126,13 @@ class Page:
         found = re.findall(r"([a-z]+)\s+(\d+)%", text)
         return {answer: int(percent) for answer, percent in found}
 
+    def place(self, selector: str) -> dict[str, float]:
+        """Where an element is in the window: left, top, right and bottom, pixels."""
+        script = "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
+        return self.browser.execute_script(
+            f"{script} return {{left: r.left, top: r.top, right: r.right, bottom: r.bottom}}", selector
+        )
+
     def toast(self) -> str:
         """What an error on the page says."""
         return self.wait(lambda: self.find(".toast-body").text)
@@ -135,7 +146,7 @@ def page(server: str) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Phantoms as PNG files with a question about their lesion that the model answers correctly, and the answer.
 
     Those come first whose map lies best on the lesion.
@@ -144,7 +155,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
     from m2i2.inference.localisation import localise
     from m2i2.workflows.answering import load_model
 
-    answerer = load_model(phantom_run).answerer(("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
+    answerer = load_model(FOLDER).answerer(("nodule", "cyst", "mass", "left", "right", "upper", "lower"))
     folder, found = tmp_path_factory.mktemp("cases"), []
     for number, phantom in enumerate(phantoms("test", 60)):
         image = Image.fromarray(phantom.image).convert("RGB")
@@ -162,7 +173,7 @@ def cases(phantom_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[A
 
 
 def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, str, str]]) -> None:
-    assert "not a medical device" in page.find("#notice").text
+    assert "not a medical device" in page.find("#notice").text and NOTICE in page.find("#notice").text
     path, question, answer = cases[0]
     page.upload(path)
     shown = page.picture("picture")
@@ -174,9 +185,64 @@ def test_upload_ask_see_answer_and_overlay(page: Page, cases: list[tuple[Path, s
     assert heat.shape == shown.shape and (shown[..., 0] == shown[..., 2]).all()
     assert (heat[..., 0] - heat[..., 2]).max() > 60, "something is hot, on however light a lesion"
     assert np.median(abs(heat - shown)) < 30, "and most of it is not"
+    for what in ("#question", "#picture img", "#overlay img", "#answers"):
+        place = page.place(what)
+        assert place["top"] >= 0 and place["bottom"] <= 800 and place["left"] >= 0 and place["right"] <= 1280, (what, place)
+    assert answer in page.find("#where").text
+    assert covering(page, "#picture img") == covering(page, "#overlay img") == []
     if SCREENSHOT:
         time.sleep(2)
         page.browser.save_screenshot(SCREENSHOT)
+
+
+def covering(page: Page, image: str) -> list[str]:
+    """What lies over the corners, edges and middle of an image, where side markers are: nothing but itself."""
+    script = """
+    const image = document.querySelector(arguments[0]), r = image.getBoundingClientRect(), found = [];
+    for (const x of [0.02, 0.25, 0.5, 0.75, 0.98]) for (const y of [0.02, 0.5, 0.98]) {
+        const top = document.elementFromPoint(r.left + x * r.width, r.top + y * r.height);
+        if (top !== image && !top.contains(image)) found.push(top.outerHTML.slice(0, 200));
+    }
+    return found"""
+    return page.browser.execute_script(script, image)
+
+
+def test_at_the_width_of_a_phone_nothing_is_cut_off(server: str, cases: list[tuple[Path, str, str]]) -> None:
+    user = Page(server, "390,844")
+    try:
+        path, question, answer = cases[0]
+        user.upload(path)
+        user.picture("picture")
+        user.ask(question)
+        assert next(iter(user.answers())) == answer
+        user.picture("overlay")
+        assert user.browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        for what in ("#notice", "#upload", "#question", "#ask", "#picture img", "#overlay img", "#answers", "#examples"):
+            place = user.place(what)
+            assert place["left"] >= 0 and place["right"] <= 390, (what, place)
+        if SCREENSHOT:
+            user.browser.execute_script("window.scrollTo(0, 0)")
+            time.sleep(2)
+            user.browser.save_screenshot(SCREENSHOT.replace(".png", "-phone.png"))
+    finally:
+        user.browser.quit()
+
+
+def test_enter_asks_and_what_is_missing_is_a_hint(page: Page, cases: list[tuple[Path, str, str]]) -> None:
+    """The page stays as it is: an answer that is there is not replaced by an error."""
+    path, question, answer = cases[0]
+    box = page.find("#question textarea, #question input")
+    box.send_keys(question, Keys.ENTER)
+    assert "Upload a radiograph first" in page.toast()
+    page.upload(path)
+    page.picture("picture")
+    box.send_keys(Keys.ENTER)
+    assert next(iter(page.answers())) == answer
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(Keys.BACKSPACE, Keys.ENTER)
+    page.wait(lambda: "Type a question about the image first" in page.browser.page_source)
+    assert next(iter(page.answers())) == answer
+    assert not page.browser.find_elements(By.CSS_SELECTOR, ".toast-body.error")
 
 
 def test_a_dicom_file_is_shown_with_what_its_user_must_know(page: Page, tmp_path: Path) -> None:
@@ -231,7 +297,10 @@ def test_two_users_at_once_get_their_own_answers(server: str, cases: list[tuple[
 
 
 def test_a_drawn_example_is_one_click(page: Page) -> None:
-    page.wait(lambda: page.browser.find_elements(By.CSS_SELECTOR, "table tr.tr-body, .gallery-item"))[0].click()
+    thumbnails = page.wait(lambda: page.browser.find_elements(By.CSS_SELECTOR, "#examples .gallery-item img"))
+    assert len(thumbnails) == 3
+    page.wait(lambda: page.browser.execute_script("return arguments[0].naturalWidth", thumbnails[0]))
+    page.find("#examples .gallery-item").click()
     assert page.picture("picture").shape == (384, 384, 3)
     page.wait(lambda: page.find("#question textarea, #question input").get_attribute("value"))
     page.find("#ask").click()
@@ -314,23 +383,11 @@ def test_no_upload_that_failed_leaves_a_file(server: str, tmp_path_factory: pyte
     assert [path.name for path in folder.iterdir() if path.is_file()] == []
 
 
-def test_no_question_is_answered_politely(phantom_run: Path) -> None:
-    from m2i2.app.page import Desk, Limits, draw_examples
-    from m2i2.workflows.answering import load_model
-
-    desk = Desk(load_model(phantom_run).answerer(("nodule", "cyst")), Limits())
-    with tempfile.TemporaryDirectory() as folder:
-        path = draw_examples(Path(folder) / "examples")[0][0]
-        for question in (None, "", " \n"):
-            with pytest.raises(Exception, match="Type a question about the image first"):
-                desk.ask(path, question)
-
-
-def test_a_token_is_asked_for_and_the_end_removes_everything(phantom_run: Path, tmp_path: Path) -> None:
+def test_a_token_is_asked_for_and_the_end_removes_everything(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = [sys.executable, str(ROOT / "tools" / "app.py"), "--checkpoint", str(phantom_run), "--port", str(port), "--token"]
+    words = [sys.executable, str(ROOT / "tools" / "app.py"), "--checkpoint", str(FOLDER), "--port", str(port), "--token"]
     with (tmp_path / "log").open("w") as log:
         app = start(words, tmp_path, environment(), log, log)
         try:

@@ -17,7 +17,6 @@ from m2i2.cli.report import main as report
 from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.reporting.records import read_run
 from tests.launching import launch
-from tests.phantom_model import SETTINGS
 from tests.unit.test_answer_forms import PAIRS
 
 LOST = ("words", "none", "letters", "sign", "cmp", "zh")
@@ -25,6 +24,25 @@ LOST = ("words", "none", "letters", "sign", "cmp", "zh")
 ANSWERS = [answer for kind in LOST for answer in PAIRS[kind]]
 SEPARATORS = ("\u2028", "\u2029", "\x85", "\x0c", "\x0b")
 SPLITS = {"train": 8, "val": 1, "test": 3}
+SETTINGS = [
+    "--preset=tiny",
+    "vision.depth=1",
+    "vision.width=64",
+    "text.width=64",
+    "text.intermediate=128",
+    "text.initializer_range=0.08",
+    "optimizer.lr=2e-3",
+    "optimizer.clip=0",
+    "optimizer.warmup_epochs=1.0",
+    "answering.distillation=0",
+    "data.crop_scale=0.98,1",
+    "data.workers=0",
+    "training.batch=32",
+    "training.epochs=18",
+    "training.precision=float32",
+    "training.save_every=5000",
+    "training.log_every=100",
+]
 SIZE = ["vision.image_size=32", "text.depth=2", "text.fusion_layer=1", "text.decoder_depth=1", "training.batch=16"]
 LENGTH = ["training.epochs=31", "training.max_steps=180"]
 """The last of 31 epochs of 6 steps is left out."""

@@ -96,7 +96,7 @@ def test_ranking_exactly_and_officially_mostly_agree(folder: Path) -> None:
         ("finetune", ["--shards", "captions", "--checkpoint", "pre", "--preset", "tiny"], "captions holds captions shards"),
         ("finetune", ["--shards", "vqa", "--preset", "tiny"], "Which tokenizer?"),
         ("finetune", ["--shards", "vqa", "--checkpoint", "empty", "--preset", "tiny"], "empty holds no complete checkpoint"),
-        ("evaluate", ["--shards", "vqa", "--checkpoint", "pre"], "is a checkpoint of 'PretrainingConfig', not of FinetuningConfig"),
+        ("evaluate", ["--shards", "vqa", "--checkpoint", "pre"], "is a checkpoint of pretraining, not of finetuning"),
         ("evaluate", ["--shards", "vqa", "--checkpoint", "fine", "--protocol", "mine"], "There is no protocol 'mine'"),
         ("evaluate", ["--shards", "vqa", "--checkpoint", "fine", "--split", "dev"], "no split 'dev'; it has train, val, test"),
     ],

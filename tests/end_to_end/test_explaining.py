@@ -1,4 +1,4 @@
-"""Grad-CAM of a model that was really trained: it looks at the lesion when it answers questions about the lesion."""
+"""Grad-CAM of the demo model, which was really trained: it looks at the lesion when it answers questions about the lesion."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,24 @@ import pytest
 from PIL import Image
 
 from m2i2.cli.gradcam import main
+from m2i2.demo import FOLDER
 from m2i2.inference.localisation import localise
 from m2i2.workflows.answering import load_model
-from tests.phantom_model import TEST_IMAGES, lesion_questions, phantoms
+from tests.phantom_model import TEST_IMAGES, lesion_questions, phantoms, write_as_slake
 
 ANSWERS = ("nodule", "cyst", "mass", "left", "right", "upper", "lower")
 
 
-def test_the_maps_of_right_answers_lie_on_the_lesion(phantom_run: Path) -> None:
-    answerer = load_model(phantom_run).answerer(ANSWERS)
+@pytest.fixture(scope="module")
+def slake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms in SLAKE's layout."""
+    folder = tmp_path_factory.mktemp("slake")
+    write_as_slake(folder)
+    return folder
+
+
+def test_the_maps_of_right_answers_lie_on_the_lesion() -> None:
+    answerer = load_model(FOLDER).answerer(ANSWERS)
     asked, found = 0, []
     for phantom in phantoms("test", TEST_IMAGES):
         image = Image.fromarray(phantom.image).convert("RGB")
@@ -32,10 +41,10 @@ def test_the_maps_of_right_answers_lie_on_the_lesion(phantom_run: Path) -> None:
     assert np.mean([f.gain for f in found]) >= 3
 
 
-def test_overlays_from_the_command_line(phantom_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = phantom_run.parent / "slake" / "imgs" / "test0" / "source.jpg"
+def test_overlays_from_the_command_line(slake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = slake / "imgs" / "test0" / "source.jpg"
     (tmp_path / "answers.txt").write_text("\n".join(ANSWERS))
-    words = ["--checkpoint", phantom_run, "--image", image, "--candidates", tmp_path / "answers.txt", "--output", tmp_path / "cam"]
+    words = ["--checkpoint", FOLDER, "--image", image, "--candidates", tmp_path / "answers.txt", "--output", tmp_path / "cam"]
     assert main([*map(str, words), "--question", "On which side is the lesion?", "--each-token"]) == 0
     report = json.loads((tmp_path / "cam" / "gradcam.json").read_text())
     assert report["explained"] == report["best"][0][0] in ("left", "right")
@@ -49,9 +58,9 @@ def test_overlays_from_the_command_line(phantom_run: Path, tmp_path: Path, capsy
     assert "There is no multimodal layer 7" in capsys.readouterr().err
 
 
-def test_boxes_in_slakes_layout_are_measured(phantom_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_in_slakes_layout_are_measured(slake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "localisation.json"
-    assert main(["--checkpoint", str(phantom_run), "--slake", str(phantom_run.parent / "slake"), "--output", str(output)]) == 0
+    assert main(["--checkpoint", str(FOLDER), "--slake", str(slake), "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     assert {(line["layer"], line["answers"]) for line in found["summary"]} >= {("all", "right"), (0, "wrong"), (1, "right")}
     right = found["summary"][0]

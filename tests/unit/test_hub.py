@@ -81,6 +81,10 @@ def test_auto_classes(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     make(M2I2ForVisualQuestionAnswering, tmp_path).save_pretrained(tmp_path / "saved")
+    with pytest.raises(M2I2Error, match="answers questions, not a pretrained model; load it with M2I2ForVisualQuestionAnswering"):
+        M2I2ForPretraining.from_pretrained(tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved" / "config.json").read_text())
+    (tmp_path / "saved" / "config.json").write_text(json.dumps({**stored, "architectures": None}))
     with pytest.raises(M2I2Error, match="does not hold the weights of M2I2ForPretraining: missing or unknown are itm_head"):
         M2I2ForPretraining.from_pretrained(tmp_path / "saved")
 
@@ -181,7 +185,7 @@ def test_every_command_of_the_wheel_explains_itself(installed: Path) -> None:
     (listed,) = installed.glob("m2i2-*.dist-info/entry_points.txt")
     commands = [line.split(" = ")[1] for line in listed.read_text().splitlines() if " = " in line]
     names = {script.stem for folder in ("tools", "launchers") for script in (ROOT / folder).glob("*.py")}
-    assert {command.split(".")[-1].removesuffix(":main") for command in commands} == names - {"ablate", "benchmark"}
+    assert {command.split(".")[-1].removesuffix(":main") for command in commands} == names - {"ablate", "benchmark", "demo"}
     place = {**environment(), "PYTHONPATH": str(installed)}
     for command in commands:
         module = command.removesuffix(":main")

@@ -1,11 +1,13 @@
 """Scores of fixed predictions: exact match, F1, intervals over images, McNemar's test, consistency, and their comparison."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from m2i2.cli.compare import main as compare_command
 from m2i2.data.records import Question
@@ -14,7 +16,7 @@ from m2i2.errors import M2I2Error
 from m2i2.evaluation.comparison import compare, mcnemar
 from m2i2.evaluation.literature import differences_to_paper, literature, published, published_beside
 from m2i2.evaluation.protocols import PROTOCOLS
-from m2i2.evaluation.results import show, summarise, write_results
+from m2i2.evaluation.results import KINDS, show, summarise, write_results
 from m2i2.evaluation.scoring import (
     Answered,
     accuracy,
@@ -137,6 +139,30 @@ def test_a_fixed_prediction_file_scores_as_by_hand(tmp_path: Path, capsys: pytes
     show(results)
     out = capsys.readouterr().out
     assert "published" not in out and "50.0 [" in out and "in the form official" in out
+
+
+def test_nothing_published_is_named_under_drawn_images() -> None:
+    for source, named in (("slake", True), ("phantoms", False)):
+        assert any("published" in habit for habit in PROTOCOLS["paper"].habits(source)) is named
+
+
+def test_figures_stay_whole_on_80_columns(tmp_path: Path) -> None:
+    """Also where all are right, and beside a published method with the longest name."""
+    results = results_of(tmp_path, [True] * 40)
+    best = {"accuracy": 100.0, "interval": [97.5, 100.0], "total": 1499}
+    for view in results["views"].values():
+        for who in ("model", "question_only", "most_frequent"):
+            view[who] = dict.fromkeys(KINDS, best)
+        view["published"] = [{"method": "M2I2 without pretraining", "closed": 80.1, "open": 60.2, "overall": 72.3}]
+    out = io.StringIO()
+    show(results, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for label in ("this model", "question only", "most frequent"):
+        rows = [line for line in lines if line.strip().startswith(label)]
+        assert [row.count("100.0 [97.5, 100.0]") for row in rows] == [3, 3], lines
+    assert any("closed (1499)" in line and "open (1499)" in line and "overall (1499)" in line for line in lines)
+    assert any(all(figure in line for figure in ("80.1", "60.2", "72.3")) for line in lines)
 
 
 def test_two_results_are_compared_and_unlike_ones_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

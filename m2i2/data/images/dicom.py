@@ -61,7 +61,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     try:
         import pydicom  # noqa: F401
     except ImportError as e:
-        raise M2I2Error(f"Reading the DICOM file {name} needs pydicom: pip install 'm2i2[dicom]'.") from e
+        raise M2I2Error(f"Reading the DICOM file {name} needs pydicom: pip install '.[dicom]'.") from e
     if _DEFLATED in encoded:
         raise M2I2Error(f"The DICOM file {name} is deflated, so that it may unpack to any size; store it uncompressed first.")
     try:
@@ -78,7 +78,7 @@ def decode_dicom(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Rad
     except Exception as e:  # pydicom and its decoders raise almost anything; their words may quote the header
         raise M2I2Error(
             f"The DICOM file {name} cannot be decoded ({type(e).__name__}): it is damaged, or compressed in a way that needs a "
-            f"decoder which is not installed (pip install 'm2i2[dicom]')."
+            f"decoder which is not installed (pip install '.[dicom]')."
         ) from e
     return Radiograph(image, modality, tuple(found.remarks), tuple(found.doubts))
 

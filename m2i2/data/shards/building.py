@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from m2i2.data.records import ImageRecord, Source
-from m2i2.data.shards.encoding import Encoded, Encoding, Reject, encode
+from m2i2.data.shards.encoding import MISSING, Encoded, Encoding, Reject, encode
 from m2i2.data.shards.exclusion import Excluding
 from m2i2.data.shards.identity import by_shard, identity, keys_digest, records_digest, together
 from m2i2.data.shards.split import FORMAT, ITEM, SPLIT_NAME, read_index, read_table
@@ -130,13 +130,17 @@ def _build(
         notes += source.missed(builder.excluded)
         left_out["excluded by the audit"] = builder.excluded.total()
     if total == lost + builder.excluded.total():
-        raise M2I2Error(f"Of {total} records of {source.name} none became a sample; see {output / REJECTS}.")
+        first = "".join(f" ({count} x {reason})" for reason, count in reasons.most_common(1))
+        raise M2I2Error(
+            f"Of {total} records of {source.name} none became a sample{first}; see {output / REJECTS}.{_advice(rejects)}"
+        )
     if lost > max_rejects * total or len(rejects) - lost > max_rejects * questions:
         first = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         also = f" and {len(rejects) - lost} of {questions} questions" if len(rejects) > lost else ""
         raise M2I2Error(
             f"{lost} of {total} records{also} were rejected, more than --max-rejects {max_rejects:g} allows ({first}). "
             f"They are listed in {output / REJECTS}. Fix the data, or raise --max-rejects; no index was written."
+            f"{_advice(rejects)}"
         )
     if builder.samples().get("train") == 0:
         raise M2I2Error(
@@ -163,6 +167,14 @@ def _build(
         notes=index["notes"],
         doubts=len(builder.doubts),
         resumed_shards=builder.resumed,
+    )
+
+
+def _advice(rejects: list[Reject]) -> str:
+    """Where images were looked for that are not there."""
+    file = next((reject.file for reject in rejects if reject.reason == MISSING), "")
+    return (
+        f" An image was looked for at {file}: is that its place? --image-root names the folder where paths start." if file else ""
     )
 
 

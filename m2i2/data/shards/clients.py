@@ -35,7 +35,7 @@ def connect(url: str, config: CacheConfig) -> Any:
 
         connection = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options(url, config))
     except ImportError as e:
-        raise M2I2Error(f"Shards behind {scheme}:// need a package that is not installed ({e}): pip install 'm2i2[remote]'.") from e
+        raise M2I2Error(f"Shards behind {scheme}:// need a package that is not installed ({e}): pip install '.[remote]'.") from e
     if scheme in ("s3", "s3a"):
         connection.retries = 1
     return connection

@@ -64,6 +64,10 @@ class Encoded(NamedTuple):
     """Those of them that may mean that the sample is wrong; a line of doubts.jsonl each."""
 
 
+MISSING = "image file missing"
+"""The reason of a reject whose image is not where it was looked for."""
+
+
 def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     """A record as the bytes of its sample, or why it cannot be one. Runs in the workers.
 
@@ -84,7 +88,7 @@ def encode(record: ImageRecord, encoding: Encoding) -> Encoded | Reject:
     try:
         original = read_bytes(record.image, MAX_BYTES) if isinstance(record.image, Path) else record.image
     except FileNotFoundError:
-        return reject("image file missing")
+        return reject(MISSING)
     except (OSError, ValueError) as e:
         return reject(f"image file unreadable: {e}")
     if not original and not file:

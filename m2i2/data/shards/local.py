@@ -1,6 +1,7 @@
 """A shard folder of this machine."""
 
 import os
+import shlex
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +33,8 @@ class LocalStorage(Storage):
         """The content of index.json."""
         try:
             return read_bytes(self.folder / INDEX, MOST_JSON)
-        except FileNotFoundError as e:
-            what = "was not finished" if self.folder.is_dir() and any(self.folder.iterdir()) else "holds no shards"
-            raise M2I2Error(f"{self.folder} has no {INDEX}: it {what}; run tools/make_shards.py with it as --output.") from e
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise M2I2Error(f"{self.folder} has no {INDEX}: {_instead(self.folder)}") from e
 
     def check(self, shards: list[Shard]) -> None:
         """M2I2Error for a shard that is not there or has another size than the index says."""
@@ -81,3 +81,23 @@ class LocalStorage(Storage):
             self._files[file] = os.open(self.folder / file, os.O_RDONLY)
         self._files.move_to_end(file)
         return self._files[file]
+
+
+def _instead(path: Path) -> str:
+    """What a path is that was named as a folder of shards, and what to do."""
+    if not path.exists():
+        return "there is no such folder. Name one that tools/make_shards.py has written."
+    making = f"python tools/make_shards.py captions (or vqa) SOURCE {shlex.quote(str(path))} --output shards/{path.stem or 'data'}"
+    if path.is_file():
+        unpacked = "Unpack it first. " if path.suffix.lower() in (".zip", ".gz", ".tgz", ".tar") else ""
+        return f"it is a file, not a folder of shards. {unpacked}Make shards of the data: {making}; then name that folder."
+    if (path / "building.json").exists():
+        return "its build was not finished. Give the same tools/make_shards.py command again; it continues."
+    if (path / "settings.json").exists():
+        return "it is the folder of a run, not of shards. Name the shards that tools/make_shards.py has written."
+    names = sorted(inner.name for inner in path.iterdir())
+    if inner := [str(path / name) for name in names if (path / name / INDEX).exists()]:
+        return f"the shards are one folder below. Name one: {', '.join(inner[:8])}."
+    if not names:
+        return "it is empty and holds no shards. Name a folder that tools/make_shards.py has written."
+    return f"it holds no shards, but {', '.join(names[:3])}{' ...' if names[3:] else ''}. Make shards of raw data first: {making}"

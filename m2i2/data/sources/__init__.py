@@ -120,8 +120,17 @@ def open_source(kind: Kind, name: str, path: Path | None, **options: Any) -> Sou
         raise M2I2Error(f"The source {name} does not take --{extra[0].replace('_', '-')}; it takes {takes}.")
     if name == "phantoms":
         path = None
-    elif path is None or not path.exists():
-        raise M2I2Error(f"The source {name} needs the path of its data; {path or 'none'} is not there. {entry.about}.")
+    elif path is None:
+        raise M2I2Error(
+            f"The source {name} needs the path of its data, and none was given ({entry.about}). "
+            f"Name it behind {name}: python tools/{entry.example}"
+        )
+    elif not path.exists():
+        raise M2I2Error(f"The source {name} needs the path of its data; {path} is not there ({entry.about}).")
+    if (root := options.get("image_root")) is not None and not Path(root).is_dir():
+        raise M2I2Error(
+            f"--image-root {root} is not a folder. Image paths of the data start there: name the folder that holds them."
+        )
     module, name_of_class = entry.reader.split(":")
     reader = getattr(import_module(module), name_of_class)
     return reader(**options) if path is None else reader(path, **options)

@@ -203,7 +203,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
     try:
         from pyarrow import parquet
     except ImportError as e:
-        raise M2I2Error("Parquet files need pyarrow: pip install 'm2i2[parquet]'.") from e
+        raise M2I2Error("Parquet files need pyarrow: pip install '.[parquet]'.") from e
     groups = read_footer(file)
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as table:
