@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,14 @@ def resampled_means(values: Sequence[float], clusters: Sequence[str], resamples:
     """Means of ``values`` over bootstrap samples of whole ``clusters``; the same for the same input."""
     numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums, sizes = np.bincount(numbers, weights=np.asarray(values, dtype=float)), np.bincount(numbers)
-    drawn = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
+    drawn = _drawn(len(sizes), resamples)
     return (drawn @ sums) / (drawn @ sizes)
+
+
+@lru_cache(maxsize=4)
+def _drawn(clusters: int, resamples: int) -> NDArray[np.float64]:
+    """[resamples, clusters]: how often each cluster is in each bootstrap sample; kept, because many means share it."""
+    return np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(float)
 
 
 def share_interval(right: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:

@@ -145,6 +145,7 @@ def _evaluation(evaluation: Evaluation, examples: Examples) -> dict[str, Any]:
         "form": results.get("normalisation", "?"),
         "remarks": remarks(results["answers"]) if "answers" in results else [],
         "views": [_view(name, view) for name, view in results.get("views", {}).items()],
+        "rules": [_rules(name, found) for name, found in results.get("rules", {}).items()],
         "types": _by_type(evaluation.predictions),
         "yes_no": _yes_no(evaluation.predictions),
         "questions": len(evaluation.predictions),
@@ -176,6 +177,18 @@ def _score(score: Mapping[str, Any]) -> dict[str, Any]:
         "low": interval[0] if interval else None,
         "high": interval[1] if interval else None,
     }
+
+
+def _rules(view: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """One view's answers by every rule in use: scores, and what each is worth against the first."""
+    first = next(iter(found), "")
+    lines = []
+    for name, scores in found.items():
+        cells = [{**_score({**scores[kind], "accuracy": scores[kind]["score"]}), **scores[kind]} for kind in _KINDS]
+        lines.append(
+            {"name": name, "about": scores["about"], "source": scores["source"], "cells": cells, **scores[f"less_{first}"]}
+        )
+    return {"name": view, "first": first, "lines": lines}
 
 
 def _by_type(rows: Rows) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(folder: Path, monkeypat
         "question only (no image)",
         "recall, image to text",
         "Confusion by question type",
+        "The same answers by every rule in use",
         "objectives.queue",
         "deepspeed",
     ):
