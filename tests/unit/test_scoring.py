@@ -92,7 +92,10 @@ def test_paraphrases_pair_by_link_image_and_true_answer() -> None:
         answered(8, "para", "x", "yes", "no", key="other image"),
     ]
     found = paraphrase_consistency(rows)
+    assert found is not None
+    low, high = found.pop("same_answer_interval")
     assert found == {"pairs": 3, "same_answer": 2, "same_answer_percent": 66.67, "both_right": 1, "one_right": 1}
+    assert 0 < low < 66.67 < high <= 100
     assert paraphrase_consistency(rows[:1]) is None
     assert agreement([("yes", "Yes"), ("no", "yes")]) == {"same": 1, "total": 2, "percent": 50.0}
     assert agreement([]) is None
