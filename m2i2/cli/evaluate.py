@@ -1,15 +1,18 @@
 """``launchers/evaluate.py``: ask a finetuned model the questions of a split and score its answers."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from m2i2.cli import retrieval
 from m2i2.cli.settings import add_cache_options, cache_of
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 
 DESCRIPTION = """Ask a finetuned model every question of a split, score its answers under a protocol, and set the result beside
-baselines that do not see the image. Writes results.json and predictions.jsonl."""
+baselines that do not see the image. Writes results.json and predictions.jsonl. "evaluate.py retrieval --help": what a
+pretrained model finds."""
 
 EXAMPLES = """examples:
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad
@@ -64,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["retrieval"]:
+        pairs = retrieval.parse(words[1:])
+        return guarded(lambda: retrieval.retrieval(pairs))
+    arguments = parse(words)
     return guarded(lambda: _evaluate(arguments))
 
 
