@@ -1,6 +1,6 @@
 """The rules by which systems in use score an answer, as functions of prediction, true answer and kind of question.
 
-Each is written anew from its source, which it names. None asks a language model to judge. Contractions ("dont" as "don't"),
+Each is written again from its source, which it names. None asks a language model to judge. Contractions ("dont" as "don't"),
 which LLaVA-Med's clean-up restores, are not: no answer of VQA-RAD, SLAKE or VQA-Med 2019 has one.
 """
 

@@ -141,7 +141,7 @@ def test_vqa_med_2019_comes_with_its_categories(tmp_path: Path) -> None:
         (
             "VQAMed2019_Test_Questions_w_Ref_Answers.txt",
             "\nt1|size|how large?|big\n",
-            "line 2: the category 'size' is none of modality",
+            "line 2: the category 'size' is not one of modality",
         ),
         ("C1_Modality_train.txt", None, "must hold one file C1_Modality_train.txt, or a questions.csv; there is none"),
     ],

@@ -70,7 +70,7 @@ class VqaMed2019:
             image, *told, question, answer = fields
             kind = category or told[0].lower()
             if kind not in CATEGORIES.values():
-                raise M2I2Error(f"{path}, line {number}: the category {kind!r:.40} is none of {', '.join(CATEGORIES.values())}.")
+                raise M2I2Error(f"{path}, line {number}: the category {kind!r:.40} is not one of {', '.join(CATEGORIES.values())}.")
             yield (
                 image,
                 find_image(images, image),
