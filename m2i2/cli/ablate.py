@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2i2.errors import M2I2Error
 from m2i2.exits import EXIT_FAULT, guarded
 from m2i2.terminal import say
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Train and evaluate every cell of a recipe: variants (full, no pretraining, no MIM, ...) x seeds x data sets under
 one fixed budget. A finished cell is one small JSON file in --results, which may be committed: on another machine only the
-missing cells run. Afterwards, or with --report alone, the table, the plot and the text are written from those files only."""
+missing cells run. Afterwards, or with --report alone, the table, the plot and the text are written from those files only.
+
+A file with "cells" is a screening: many changes under a small budget, of which the best go on to a larger one by held-out
+figures (docs/evaluation.md)."""
 
 EXAMPLES = """examples:
   python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small --jobs 2
@@ -26,6 +30,7 @@ EXAMPLES = """examples:
       one cell, and the pretraining that it needs
   python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results results/small --cluster lab.yaml
       every cell as a job of SLURM arrays (docs/clusters.md); later, with --collect instead of --cluster, records and report
+  python launchers/ablate.py screening.json --data ../shared/data --work runs/screening --results results/screening --jobs 2
 """
 
 
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--collect", action="store_true", help="record the cells that a cluster has finished, write the report, and end")
     add("--list", action="store_true", help="say which cells there are and which are done, and end")
     add("--report", action="store_true", help="write the report from the records there are, and end")
-    add("--output", type=Path, default=Path("docs/RESULTS.md"), metavar="FILE", help="the report (%(default)s)")
+    add("--output", type=Path, metavar="FILE", help="the report (docs/RESULTS.md; of a screening README.md in --results)")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _ablate(arguments))
 
@@ -59,8 +64,12 @@ def _ablate(arguments: argparse.Namespace) -> int:
     from m2i2.experiments.recipe import cells, read_recipe
     from m2i2.experiments.report import write_report
     from m2i2.experiments.running import prepare, record_path, run
+    from m2i2.experiments.screening import is_screening
 
+    if is_screening(arguments.recipe):
+        return _screen(arguments)
     recipe = read_recipe(arguments.recipe)
+    output = arguments.output or Path("docs/RESULTS.md")
     if arguments.list:
         for cell in cells(recipe):
             state = "done" if record_path(arguments.results, cell).exists() else "missing"
@@ -75,15 +84,46 @@ def _ablate(arguments: argparse.Namespace) -> int:
             say(f"{name}: recorded")
     elif not arguments.report:
         work.mkdir(parents=True, exist_ok=True)
-        prepare(recipe, arguments.data, work)
+        prepare(recipe.prepare, arguments.data, work)
         if arguments.cluster:
             return _submit(recipe, work, arguments)
         jobs = {"jobs": arguments.jobs, "threads": arguments.threads}
         failed = run(recipe, work, arguments.results, **jobs, only=arguments.only, tell=_tell)
-    write_report(recipe, arguments.recipe, arguments.results, arguments.output)
-    say(f"report written to {arguments.output}")
+    write_report(recipe, arguments.recipe, arguments.results, output)
+    say(f"report written to {output}")
     if failed:
         say(f"{len(failed)} cells failed or wait for one that failed: {', '.join(failed)}")
+    return EXIT_FAULT if failed else 0
+
+
+def _screen(arguments: argparse.Namespace) -> int:
+    from m2i2.experiments.running import prepare
+    from m2i2.experiments.screening import going_on, read_screening, run_name
+    from m2i2.experiments.screening_run import record_path, scores, screen, write_table
+
+    screening = read_screening(arguments.recipe)
+    if arguments.cluster or arguments.collect or arguments.only:
+        raise M2I2Error(
+            f"{arguments.recipe} is a screening, which takes no --cluster, --collect and --only; it runs on this machine."
+        )
+    if arguments.list:
+        found = scores(screening, arguments.results)
+        for stage in range(min(len(found) + 1, len(screening.epochs))):
+            for cell in going_on(screening, found[:stage]):
+                state = "done" if record_path(screening, arguments.results, cell, stage).exists() else "missing"
+                say(f"{state:<8} {run_name(screening, cell, stage)}")
+        return 0
+    failed: list[str] = []
+    if not arguments.report:
+        work: Path = (arguments.work or Path("runs") / f"screening-{screening.name}").resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        prepare(screening.prepare, arguments.data, work)
+        failed = screen(screening, work, arguments.results, jobs=arguments.jobs, threads=arguments.threads, tell=_tell)
+    output = arguments.output or arguments.results / "README.md"
+    write_table(screening, arguments.results, output)
+    say(f"table written to {output}")
+    if failed:
+        say(f"{len(failed)} runs failed and went no further: {', '.join(failed)}; remove their records to run them again")
     return EXIT_FAULT if failed else 0
 
 

@@ -1,21 +1,25 @@
 """``launchers/evaluate.py``: ask a finetuned model the questions of a split and score its answers."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from m2i2.cli import probe, retrieval
 from m2i2.cli.settings import add_cache_options, cache_of
+from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 
 DESCRIPTION = """Ask a finetuned model every question of a split, score its answers under a protocol, and set the result beside
-baselines that do not see the image. Writes results.json and predictions.jsonl."""
+baselines that do not see the image. Writes results.json and predictions.jsonl. "evaluate.py retrieval --help": what a
+pretrained model finds; "evaluate.py probe --help": what an image encoder knows."""
 
 EXAMPLES = """examples:
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad --mode rank-official --k 128
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad --protocol clean --generate-too
   python launchers/evaluate.py --checkpoint official_vqa.pth --tokenizer bert-base-uncased --shards shards/vqa_rad
-  python launchers/evaluate.py --checkpoint runs/slake --shards shards/slake --split val --mode generate
+  python launchers/evaluate.py --checkpoint runs/slake --shards shards/slake --split val --mode generate --image-dependence 0
   python launchers/evaluate.py --checkpoint runs/rad --shards s3://bucket/vqa_rad --cache-folder /scratch/cache
 """
 
@@ -46,6 +50,15 @@ def parser() -> argparse.ArgumentParser:
     add("--generate-too", action="store_true", help="let beam search answer beside a ranking, and count how often they agree")
     add("--k", type=int, default=128, help="candidates that rank-official re-ranks (%(default)s)")
     add("--beams", type=int, default=3, help="beams of generate (%(default)s)")
+    add(
+        "--image-dependence",
+        type=int,
+        default=1000,
+        dest="dependence",
+        metavar="N",
+        help="ask at most N questions again with a blank, a noise and another question's image, which takes three times as long "
+        "as these questions did (%(default)s; 0: leave it out)",
+    )
     add("--batch", type=int, default=16, help="questions at a time (%(default)s)")
     add_cache_options(made)
     add("--precision", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="as in training (%(default)s)")
@@ -54,7 +67,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["retrieval"]:
+        pairs = retrieval.parse(words[1:])
+        return guarded(lambda: retrieval.retrieval(pairs))
+    if words[:1] == ["probe"]:
+        images = probe.parse(words[1:])
+        return guarded(lambda: probe.probe(images))
+    arguments = parse(words)
     return guarded(lambda: _evaluate(arguments))
 
 
@@ -74,7 +94,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from m2i2.workflows.evaluation import Asked, evaluate
 
     protocol(arguments.protocol)  # a wrong name is said before anything is loaded
-    names = ("shards", "split", "protocol", "mode", "k", "beams", "generate_too", "batch", "precision")
+    if arguments.dependence < 0:
+        raise M2I2Error(f"--image-dependence {arguments.dependence} must not be negative; 0 leaves it out.")
+    names = ("shards", "split", "protocol", "mode", "k", "beams", "generate_too", "batch", "precision", "dependence")
     asked = Asked(**{name: getattr(arguments, name) for name in names})
     loaded = load_model(arguments.checkpoint, arguments.tokenizer or "", arguments.settings, best=True)
     evaluate(loaded, asked, arguments.output, cache_of(arguments))

@@ -16,6 +16,7 @@ from m2i2.errors import plain
 from m2i2.evaluation.baselines import most_frequent, question_only
 from m2i2.evaluation.literature import published_beside
 from m2i2.evaluation.protocols import Candidates, Protocol
+from m2i2.evaluation.rosetta import scored_by_every_rule
 from m2i2.evaluation.scoring import Answered, agreement, by_field, by_kind, is_correct, mean_f1, paraphrase_consistency
 from m2i2.files import write_text
 from m2i2.inference.predictor import Prediction
@@ -44,7 +45,7 @@ def summarise(
         "most_frequent": most_frequent(train, questions, normalisation),
     }
     answered = {who: _scored(given, predictions, normalisation) for who, predictions in answers.items()}
-    views = {}
+    views, by_rule = {}, {}
     rules = protocol.name if normalisation == "official" else f"{protocol.name}, {normalisation}"  # published numbers are official
     languages = "+".join(sorted({question.metadata.get("language") or "en" for question in questions}))
     for view in protocol.views(source, split):
@@ -53,6 +54,7 @@ def summarise(
         table = {"dataset": source, "view": view.name, "split": split, "language": languages, "questions": sum(inside)}
         if any(inside):
             views[view.name] = {**_scores(rows, normalisation), "published": published_beside(rules, table)}
+            by_rule[view.name] = scored_by_every_rule([(a.key, a.question, a.prediction) for a in rows["model"]], source)
     written = [(g.best[0][0], g.generated) for g in given if g.generated is not None]
     return {
         "protocol": {"name": protocol.name, "habits": list(protocol.habits(source, normalisation))},
@@ -60,6 +62,7 @@ def summarise(
         "training_questions": len(train),
         "normalisation": normalisation,
         "views": views,
+        "rules": by_rule,
         "ranking_and_generation_agree": agreement(written, normalisation),
         "paraphrases": paraphrase_consistency(answered["model"], normalisation),
     }

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,24 @@ def resampled_means(values: Sequence[float], clusters: Sequence[str], resamples:
     """Means of ``values`` over bootstrap samples of whole ``clusters``; the same for the same input."""
     numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums, sizes = np.bincount(numbers, weights=np.asarray(values, dtype=float)), np.bincount(numbers)
-    drawn = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
+    drawn = _drawn(len(sizes), resamples)
     return (drawn @ sums) / (drawn @ sizes)
+
+
+def resampled_medians(values: Sequence[float], clusters: Sequence[str], resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """Lower medians of ``values`` over the same bootstrap samples as `resampled_means`."""
+    numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    order = np.argsort(np.asarray(values, dtype=float), kind="stable")
+    ordered = np.asarray(values, dtype=float)[order]
+    drawn = _drawn(int(numbers.max()) + 1, resamples)
+    found = [np.cumsum(row[numbers[order]]) for row in drawn]
+    return np.array([ordered[np.searchsorted(below, below[-1] / 2)] for below in found])
+
+
+@lru_cache(maxsize=4)
+def _drawn(clusters: int, resamples: int) -> NDArray[np.float64]:
+    """[resamples, clusters]: how often each cluster is in each bootstrap sample; kept, because many means share it."""
+    return np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(float)
 
 
 def share_interval(right: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
@@ -179,11 +196,13 @@ def paraphrase_consistency(answers: Sequence[Answered], normalisation: Normalisa
     ]
     if not pairs:
         return None
-    same = sum(is_correct(a.prediction, b.prediction, normalisation) for a, b in pairs)
+    alike = [is_correct(a.prediction, b.prediction, normalisation) for a, b in pairs]
+    low, high = share_interval(alike, [a.key for a, _ in pairs])
     return {
         "pairs": len(pairs),
-        "same_answer": same,
-        "same_answer_percent": round(100 * same / len(pairs), 2),
+        "same_answer": sum(alike),
+        "same_answer_percent": round(100 * sum(alike) / len(pairs), 2),
+        "same_answer_interval": [round(100 * low, 2), round(100 * high, 2)],
         "both_right": sum(a.correct and b.correct for a, b in pairs),
         "one_right": sum(a.correct != b.correct for a, b in pairs),
     }

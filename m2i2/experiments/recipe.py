@@ -31,7 +31,7 @@ MOST_SEEDS = 1000
 _SAME_PRETRAINING = {"with rewrites": "full"}
 TOOLS = ("make_shards.py", "fetch_minilm.py", "fetch_vit.py", "convert.py")
 """What a recipe may prepare with: tools of this project, by name."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _SETTING = re.compile(r"[a-z0-9_]+\.[a-z0-9_.]+=")
 _DATA = "{data}"
 
@@ -127,31 +127,34 @@ def read_recipe(path: Path) -> Recipe:
 
 def _check(recipe: Recipe) -> None:
     """M2I2Error for a recipe that would run something else than this project's tools, or leave its folders."""
-    if not _NAME.fullmatch(recipe.name):
+    if not NAME.fullmatch(recipe.name):
         raise M2I2Error(f"The name {shown(recipe.name)} is not valid: a name consists of letters, digits, spaces, dots, _ and -.")
     for line in recipe.prepare:
         prepared(line, Path(_DATA))
     plans = recipe.plans.values()
     settings = (recipe.start, recipe.pretraining, recipe.finetuning, *(plan.settings for plan in plans))
     for word in itertools.chain(*settings):
-        if not _SETTING.match(word):
-            raise M2I2Error(f"{shown(word)} is not a setting; write section.key=value, for example training.epochs=5.")
-        if word.startswith("objectives.plugins="):
-            raise M2I2Error(
-                f"{shown(word)} would import a module by its name, which a recipe may not do; train such a run by hand."
-            )
-        _require_inside(word)
+        refuse_setting(word)
     for word in (recipe.preset, *recipe.pretraining_shards, *(plan.shards for plan in plans)):
         if word.startswith("-"):
             raise M2I2Error(f"{shown(word)} starts with -; name a preset, or a folder of shards.")
-        _require_inside(word)
+        refuse_paths(word)
     for word in recipe.evaluation:
         if word.partition("=")[0] in ("--output", "--checkpoint", "--shards"):
             raise M2I2Error(f"evaluation: the recipe's cells set {shown(word)} themselves; leave it out.")
-        _require_inside(word)
+        refuse_paths(word)
 
 
-def _require_inside(word: str) -> None:
+def refuse_setting(word: str) -> None:
+    """M2I2Error for a word that is not a setting, imports a module, or names a path outside the recipe's folders."""
+    if not _SETTING.match(word):
+        raise M2I2Error(f"{shown(word)} is not a setting; write section.key=value, for example training.epochs=5.")
+    if word.startswith("objectives.plugins="):
+        raise M2I2Error(f"{shown(word)} would import a module by its name, which a recipe may not do; train such a run by hand.")
+    refuse_paths(word)
+
+
+def refuse_paths(word: str) -> None:
     """M2I2Error for a word with a path that leaves its folder: absolute, from a home folder, or upwards."""
     for part in re.split(r"[=,]", word):
         if part.startswith(("/", "~", "\\")) or ".." in re.split(r"[/\\]", part) or not part.isprintable():
@@ -174,7 +177,7 @@ def prepared(line: str, data: Path) -> tuple[str, list[str], str]:
     for word in words:
         if word != _DATA and _DATA in word.removeprefix(f"{_DATA}/"):
             raise M2I2Error(f"prepare: in {shown(word)} {_DATA} is not the beginning of a path.")
-        _require_inside(word.removeprefix(_DATA + "/"))
+        refuse_paths(word.removeprefix(_DATA + "/"))
     outputs = [after for option, after in itertools.pairwise(words) if option == "--output"]
     if len(outputs) != 1 or outputs[0].startswith(("-", _DATA)) or any(word.startswith("--output=") for word in words):
         raise M2I2Error(f"prepare: {shown(line)} needs one --output FOLDER, below the work folder.")

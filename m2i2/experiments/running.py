@@ -41,9 +41,9 @@ def record_path(results: Path, cell: Cell) -> Path:
     return results / f"{cell.name}.json"
 
 
-def prepare(recipe: Recipe, data: Path, work: Path) -> None:
-    """Weights and shards: each command of the recipe, once; its --output says whether it has been done."""
-    for line in recipe.prepare:
+def prepare(lines: Sequence[str], data: Path, work: Path) -> None:
+    """Weights and shards: each command of a recipe's ``prepare``, once; its --output says whether it has been done."""
+    for line in lines:
         tool, words, folder = prepared(line, data.resolve())
         output = work / folder
         if (output / "index.json").exists() or (output / "model.safetensors").exists():
@@ -57,15 +57,16 @@ def prepare(recipe: Recipe, data: Path, work: Path) -> None:
 class CellRun:
     """A cell in progress: its launchers one after another, their output in ``work/logs``; resumable, as each of them is."""
 
-    def __init__(self, recipe: Recipe, cell: Cell, work: Path, threads: int) -> None:
-        self.cell, self._work = cell, work
-        self._commands = list(commands(recipe, cell))
+    def __init__(self, name: str, commands: Sequence[list[str]], work: Path, threads: int) -> None:
+        """``commands``: the launchers as words, each resumable."""
+        self.name, self._work = name, work
+        self._commands = list(commands)
         self._environment = {
             **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")},
             "OMP_NUM_THREADS": str(threads),
             "M2I2_THREADS": str(threads),
         }
-        self.log = work / "logs" / f"{cell.name}.log"
+        self.log = work / "logs" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,6 +114,7 @@ def run(
     """
     waiting, running, failed = unfinished(recipe, results, only), list[CellRun](), list[str]()
     done: set[str] = set()
+    by_name = {cell.name: cell for cell in waiting}
     with _stop_signals() as stopped:
         while waiting or running:
             if stopped():
@@ -122,23 +124,44 @@ def run(
             while len(running) < jobs and (cell := _ready(waiting, done)):
                 waiting.remove(cell)
                 tell(f"{cell.name}: started ({len(waiting)} more cells wait)")
-                running.append(CellRun(recipe, cell, work, threads))
+                running.append(CellRun(cell.name, list(commands(recipe, cell)), work, threads))
             for one in list(running):
                 if one.goes_on():
                     continue
                 running.remove(one)
                 if one.code:
-                    failed.append(one.cell.name)
-                    tell(f"{one.cell.name}: failed with exit code {one.code}; see {one.log}")
-                    lost = [cell for cell in waiting if cell.needs == one.cell.name]
+                    failed.append(one.name)
+                    tell(f"{one.name}: failed with exit code {one.code}; see {one.log}")
+                    lost = [cell for cell in waiting if cell.needs == one.name]
                     failed += [cell.name for cell in lost]
                     waiting = [cell for cell in waiting if cell not in lost]
                 else:
-                    done.add(one.cell.name)
-                    record(recipe, one.cell, work, results, time.time() - one.started)
-                    tell(f"{one.cell.name}: done in {(time.time() - one.started) / 60:.1f} min")
+                    done.add(one.name)
+                    record(recipe, by_name[one.name], work, results, time.time() - one.started)
+                    tell(f"{one.name}: done in {(time.time() - one.started) / 60:.1f} min")
             time.sleep(0.2)
     return failed
+
+
+def run_together(runs: Sequence[CellRun], jobs: int, done: Callable[[CellRun], None], tell: Callable[[str], None]) -> None:
+    """Run what waits for nothing, ``jobs`` at a time; each is given to ``done`` when it has ended, well or not (`CellRun.code`)."""
+    waiting, running = list(runs), list[CellRun]()
+    with _stop_signals() as stopped:
+        while waiting or running:
+            if stopped():
+                for one in running:
+                    one.stop()
+                raise SystemExit(EXIT_STOPPED)
+            while waiting and len(running) < jobs:
+                running.append(waiting.pop(0))
+                running[-1].started = time.time()
+                tell(f"{running[-1].name}: started ({len(waiting)} more wait)")
+            for one in [one for one in running if not one.goes_on()]:
+                running.remove(one)
+                done(one)
+                end = f"failed with exit code {one.code}; see {one.log}" if one.code else "done"
+                tell(f"{one.name}: {end} in {(time.time() - one.started) / 60:.1f} min")
+            time.sleep(0.2)
 
 
 def _ready(waiting: Sequence[Cell], done: set[str]) -> Cell | None:

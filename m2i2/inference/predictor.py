@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from m2i2.data.images.transforms import EvaluationTransform, normalise
+from m2i2.data.images.transforms import normalise
 from m2i2.data.loading.padding import pad_rows
 from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.records import Question
@@ -18,6 +18,7 @@ from m2i2.data.text.cleaning import TEST_WORDS, Normalisation, clean_question, r
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.inference.generation import LONGEST, beam_search
 from m2i2.inference.ranking import CandidateTree, likeliest, rank_official
+from m2i2.inference.substitution import Sight, own
 from m2i2.models.vqa import VQAModel
 from m2i2.precision import autocast
 from m2i2.terminal import say
@@ -68,7 +69,6 @@ class Predictor:
         self.model = model.to(device).eval()
         self.tokenizer, self.candidates, self.method = tokenizer, tuple(candidates), method
         self.device, self.dtype, self.batch = device, dtype, batch
-        self.transform = EvaluationTransform(size=model.vision.image_size)
         self.nodes_read: list[int] = []
         """Of each question that was ranked: nodes of the tree of candidates that were read."""
         form = method.normalisation
@@ -78,29 +78,36 @@ class Predictor:
             self.tree = CandidateTree.build(tokens).to(device)
             self.ids, self.ids_mask = (t.to(device) for t in pad_rows(tokens, tokenizer.pad_id))
 
-    def predict(self, split: ShardSplit | SelectedSplit, progress: bool = True) -> Iterator[Prediction]:
-        """Every question of ``split``, in the order of its shards."""
+    def predict(
+        self, split: ShardSplit | SelectedSplit, progress: bool = True, sight: Sight | None = None, what: str = "questions"
+    ) -> Iterator[Prediction]:
+        """Every question of ``split``, in the order of its shards; with ``sight`` those that it names, as it shows them."""
         console = Console(stderr=True)
-        starts = range(0, len(split), self.batch)
-        steps = track(starts, "questions", console=console) if progress and console.is_terminal else starts
+        sight = own(range(len(split)), self.model.vision.image_size) if sight is None else sight
+        total = len(sight.items)
+        starts = range(0, total, self.batch)
+        steps = track(starts, what, console=console) if progress and console.is_terminal else starts
         for start in steps:
             if progress and not console.is_terminal and start and start % (20 * self.batch) == 0:
-                say(f"{start} of {len(split)} questions", file=sys.stderr, flush=True)
-            yield from self._ask([split.read(i) for i in range(start, min(start + self.batch, len(split)))])
+                say(f"{start} of {total} {what}", file=sys.stderr, flush=True)
+            items = sight.items[start : start + self.batch]
+            yield from self._ask(sight, list(items), [split.read(item) for item in items])
 
     def reading(self) -> dict[str, float]:
         """How much of the tree of candidates was read: its nodes, and the mean over the questions."""
         return {"nodes": len(self.tree.ids), "read_per_question": round(sum(self.nodes_read) / len(self.nodes_read), 1)}
 
     @torch.inference_mode()
-    def _ask(self, samples: list[Sample]) -> Iterator[Prediction]:
+    def _ask(self, sight: Sight, items: list[int], samples: list[Sample]) -> Iterator[Prediction]:
         images: dict[str, int] = {}
-        pixels = []
-        for sample in samples:
-            if sample.image_sha256 not in images:
-                images[sample.image_sha256] = len(images)
-                pixels.append(self.transform(sample.image, sample.key))
-        image_of = torch.tensor([images[sample.image_sha256] for sample in samples], device=self.device)
+        pixels, numbers = [], []
+        for item, sample in zip(items, samples, strict=True):
+            name = sight.name(item, sample)
+            if name not in images:
+                images[name] = len(images)
+                pixels.append(sight.pixels(item, sample))
+            numbers.append(images[name])
+        image_of = torch.tensor(numbers, device=self.device)
         questions = [sample.question for sample in samples if sample.question is not None]
         texts = [clean_question(q.question, TEST_WORDS, self.method.normalisation) for q in questions]
         rows = [self.tokenizer.encode(text, self.model.text.positions) for text in texts]

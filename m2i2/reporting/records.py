@@ -23,6 +23,8 @@ class Evaluation:
     folder: Path
     results: dict[str, Any]
     predictions: Rows
+    localisation: dict[str, Any] = field(default_factory=dict)
+    """What tools/gradcam.py --slake has written beside it, or in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def read_run(folder: Path) -> Run:
 
 
 def _evaluation(folder: Path, run: Path) -> Evaluation:
-    return Evaluation(folder, _object(folder / "results.json", run), _rows(folder / "predictions.jsonl", run))
+    localisation = next((found for place in (folder, run) if (found := _object(place / "localisation.json", run))), {})
+    return Evaluation(folder, _object(folder / "results.json", run), _rows(folder / "predictions.jsonl", run), localisation)
 
 
 def _content(path: Path, run: Path, most: int) -> bytes | None:

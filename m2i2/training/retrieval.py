@@ -77,8 +77,16 @@ def recalls(similarity: Tensor, right: Tensor) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, scores, truth in (("image_to_text", similarity, right), ("text_to_image", similarity.T, right.T)):
-        best = scores.masked_fill(~truth, -torch.inf).amax(dim=1, keepdim=True)
-        place = ((scores >= best) & ~truth).sum(dim=1)
+        place = places(scores, truth)
         for k in PLACES:
             found[f"{name}_r{k}"] = 100 * float((place < k).float().mean())
     return found
+
+
+def places(scores: Tensor, right: Tensor) -> Tensor:
+    """[N] the place, from 0, of the best right answer (``right`` [N, M] bool) in each row's order by ``scores`` [N, M].
+
+    A wrong answer with the same score stands before it.
+    """
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+    return ((scores >= best) & ~right).sum(dim=1)

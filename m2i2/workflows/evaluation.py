@@ -9,18 +9,21 @@ from typing import Any
 from m2i2.backends.heap import keep_freed_memory
 from m2i2.config import CacheConfig
 from m2i2.data.loading.clean import clean_parts
-from m2i2.data.loading.subset import SelectedSplit, questions_of
+from m2i2.data.loading.subset import SelectedSplit, questions_of, spread
 from m2i2.data.records import Question
 from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.data.shards.storage import Storage
 from m2i2.data.text.fit import misfit
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.calibration import calibration
+from m2i2.evaluation.dependence import CONDITIONS, certificate, sentence
 from m2i2.evaluation.literature import differences_to_paper, literature
 from m2i2.evaluation.protocols import protocol
 from m2i2.evaluation.reach import Writing, answers_in_reach, remarks
 from m2i2.evaluation.results import show, summarise, write_results
-from m2i2.inference.predictor import Method, Predictor
+from m2i2.inference.predictor import Method, Prediction, Predictor
+from m2i2.inference.substitution import blank, noise, shuffled
 from m2i2.options import to_dict
 from m2i2.precision import autocast_dtype
 from m2i2.provenance import provenance
@@ -46,6 +49,8 @@ class Asked:
     batch: int = 16
     """Questions at a time."""
     precision: str = "auto"
+    dependence: int = 1000
+    """Questions at most that are asked again with other images; 0: none."""
 
     @property
     def folder_name(self) -> str:
@@ -81,12 +86,15 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     started = time.monotonic()
     given = list(predictor.predict(split))
     seconds = time.monotonic() - started
+    reading = {"candidate_tree": predictor.reading()} if predictor.nodes_read else {}
     source = str(read_index(shards)["source"])
     results: dict[str, Any] = {
         **summarise(given, train, rules, candidates, source, form, asked.split),
         "answers": answers_in_reach([g.question for g in given], train, candidates.answers, writing, method.max_tokens),
         "method": vars(method),
-        **({"candidate_tree": predictor.reading()} if predictor.nodes_read else {}),
+        **reading,
+        **({"image_dependence": image_dependence(predictor, split, given, asked.dependence)} if asked.dependence else {}),
+        "calibration": calibration(given, form),
         "split": asked.split,
         "splits": counts,
         "trained": loaded.trained,
@@ -102,13 +110,35 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     if any(view["published"] for view in results["views"].values()):
         results["differs_from_published"] = differences_to_paper(results["configuration"])
         notes.append(f"Published rows: {literature()['source']}. What differs: {'; '.join(results['differs_from_published'])}.")
-    folder = output or _run_of(loaded.checkpoint) / asked.folder_name
+    folder = output or run_of(loaded.checkpoint) / asked.folder_name
     write_results(folder, results, given, form)
     show(results)
+    if "image_dependence" in results:
+        say(f"image dependence: {results['image_dependence']['sentence']}")
     for note in notes:
         say(f"note: {note}")
     say(f"{len(given)} questions in {seconds:.0f} s; written to {folder}.")
     return results
+
+
+def image_dependence(
+    predictor: Predictor, split: ShardSplit | SelectedSplit, given: Sequence[Prediction], most: int
+) -> dict[str, Any]:
+    """For results.json: the certificate of at most ``most`` questions, evenly spaced among those of ``split``, and its seconds.
+
+    ``given``: the answers to all questions of ``split`` with their own images.
+    """
+    started = time.monotonic()
+    items, size = spread(len(split), most), predictor.model.vision.image_size
+    instead: dict[str, list[Prediction]] = {}
+    sights = {"shuffled": shuffled(items, size, split), "blank": blank(items, size), "noise": noise(items, size)}
+    for name, sight in sights.items():
+        if sight is not None:
+            answers = predictor.predict(split, sight=sight, what=f"questions with {CONDITIONS[name]}")
+            by_item = dict(zip(sight.items, answers, strict=True))
+            instead[name] = [by_item[item] for item in items]
+    found = certificate([given[item] for item in items], instead, predictor.method.normalisation)
+    return {"sentence": sentence(found), **found, "seconds": round(time.monotonic() - started, 2)}
 
 
 def _questions(
@@ -157,7 +187,8 @@ def _cautions(protocol: str, trained: str, form: str) -> list[str]:
     return found
 
 
-def _run_of(checkpoint: Path) -> Path:
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to; beside an official file, one of its name."""
     if checkpoint.is_file():
         return checkpoint.with_suffix("")
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint

@@ -100,3 +100,34 @@ def test_a_bad_recipe_is_one_paragraph(
     (tmp_path / "bad.json").write_text(json.dumps({**RECIPE, **change}))
     assert ablate([str(tmp_path / "bad.json"), "--results", str(tmp_path), "--list"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_screening_lets_the_best_go_on_and_resumes_from_its_records(folder: Path) -> None:
+    small = ["training.batch=8", "data.workers=0", "start.tokenizer=tokenizer", "vision.image_size=32", "training.log_every=1"]
+    screening = {
+        "name": "drawn",
+        "preset": "tiny",
+        "prepare": ["make_shards.py captions phantoms --count 24 --side 32 --output shards/screened"],
+        "shards": ["shards/screened"],
+        "held_out": ["shards/screened"],
+        "split": "train",
+        "settings": [*small, "training.max_steps=2"],
+        "epochs": [1, 2],
+        "keep": 0.5,
+        "cells": {"reference": {}, "fails": {"settings": ["training.nothing=1"], "why": "unknown"}},
+    }
+    (folder / "screening.json").write_text(json.dumps(screening))
+    words = ["screening.json", "--work", "work", "--results", "screened", "--jobs", "2"]
+    done = launch("ablate", words, folder)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "fails-stage-1: failed with exit code 2" in done.stdout and "reference-stage-2: done" in done.stdout
+    assert "fails-stage-2" not in done.stdout
+    records = {path.stem: json.loads(path.read_text()) for path in (folder / "screened").glob("*.json")}
+    assert sorted(records) == ["fails-stage-1", "reference-stage-1", "reference-stage-2"]
+    assert records["fails-stage-1"]["score"] is None and 0 <= records["reference-stage-2"]["score"] <= 100
+    assert not (folder / "work" / "runs" / "reference-stage-1" / "checkpoints").exists()
+    assert (folder / "work" / "runs" / "reference-stage-2" / "checkpoints").exists(), "the last stage's are kept"
+    report = (folder / "screened" / "README.md").read_text()
+    assert "| fails | `training.nothing=1` | unknown |" in report and "| ran to the end |" in report
+    out = succeed("ablate", words, folder)
+    assert "started" not in out and "stage 2: 1 cells of 2 epochs, 0 to run" in out

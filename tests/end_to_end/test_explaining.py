@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2i2.cli.evaluate import main as evaluate
 from m2i2.cli.gradcam import main
+from m2i2.cli.make_shards import main as make_shards
 from m2i2.demo import FOLDER
 from m2i2.inference.localisation import localise
 from m2i2.workflows.answering import load_model
@@ -39,6 +41,18 @@ def test_the_maps_of_right_answers_lie_on_the_lesion() -> None:
     assert len(found) > 0.55 * asked, "it answers by looking (chance: 0.44)"
     assert mass >= 3 * chance
     assert np.mean([f.gain for f in found]) >= 3
+
+
+def test_the_certificate_says_that_it_looks(slake: Path, tmp_path: Path) -> None:
+    assert make_shards(["vqa", "slake", str(slake), "--output", str(tmp_path / "shards"), "--side", "64"]) == 0
+    words = ["--checkpoint", FOLDER, "--shards", tmp_path / "shards", "--output", tmp_path / "evaluation"]
+    assert evaluate([*map(str, words)]) == 0
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    found = results["image_dependence"]["overall"]
+    assert found["right_image"]["accuracy"] == results["views"]["test"]["model"]["overall"]["accuracy"]
+    assert found["shuffled"]["lost"] > 5, "a model that guesses by question loses nothing"
+    assert all(found[name]["changed"] > 10 for name in ("shuffled", "blank", "noise"))
+    assert "need the image" in results["image_dependence"]["sentence"]
 
 
 def test_overlays_from_the_command_line(slake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

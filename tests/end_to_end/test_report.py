@@ -74,12 +74,17 @@ def test_the_page_holds_everything_and_refers_to_nothing(folder: Path, monkeypat
     sheets = [picture(source) for alt, source in page.images if "reconstructed" in alt]
     assert [sheet.size for sheet in sheets] == [(200, 14 + 6 * 68)] * 2, "the first and the last validation"
     results = json.loads((folder / "fine" / "evaluation-test-rank" / "results.json").read_text())
+    assert results["image_dependence"]["sentence"] in page.text
     for kind in ("closed", "open", "overall"):
         assert f"{results['views']['test']['model'][kind]['accuracy']:.1f}" in page.text
     for word in (
         "question only (no image)",
         "recall, image to text",
         "Confusion by question type",
+        "The same answers by every rule in use",
+        "Does it look at the image?",
+        "the image of another question of the same kind",
+        "Are its probabilities true?",
         "objectives.queue",
         "deepspeed",
     ):

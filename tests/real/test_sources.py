@@ -93,6 +93,15 @@ def test_slake(shared_data: Path) -> None:
     assert len(english_train & {r.key for r in chinese if r.split == "test"}) == 70
 
 
+def test_vqa_med_2019(shared_data: Path) -> None:
+    records = list(open_source("vqa", "vqa-med-2019", shared_data / "vqa_med_2019"))
+    assert [questions(records, s) for s in ("train", "val", "test")] == [12792, 2000, 500]
+    assert images(records) == {"train": 3200, "val": 500, "test": 500}
+    types = Counter(q.metadata["question_type"] for r in records if r.split == "test" for q in r.questions)
+    assert types == dict.fromkeys(("modality", "plane", "organ", "abnormality"), 125)
+    assert sum(q.closed for r in records for q in r.questions) == 1560
+
+
 def test_pathvqa_slice(shared_data: Path) -> None:
     records = list(open_source("vqa", "pathvqa", shared_data / "pathvqa_slice"))
     assert [questions(records, s) for s in ("train", "val", "test")] == [712, 152, 266]

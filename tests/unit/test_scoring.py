@@ -13,7 +13,7 @@ from m2i2.cli.compare import main as compare_command
 from m2i2.data.records import Question
 from m2i2.data.text.cleaning import clean_answer
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.comparison import compare, mcnemar
+from m2i2.evaluation.comparison import compare, mcnemar, read_result
 from m2i2.evaluation.literature import differences_to_paper, literature, published, published_beside
 from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.results import KINDS, show, summarise, write_results
@@ -94,7 +94,10 @@ def test_paraphrases_pair_by_link_image_and_true_answer() -> None:
         answered(8, "para", "x", "yes", "no", key="other image"),
     ]
     found = paraphrase_consistency(rows)
+    assert found is not None
+    low, high = found.pop("same_answer_interval")
     assert found == {"pairs": 3, "same_answer": 2, "same_answer_percent": 66.67, "both_right": 1, "one_right": 1}
+    assert 0 < low < 66.67 < high <= 100
     assert paraphrase_consistency(rows[:1]) is None
     assert agreement([("yes", "Yes"), ("no", "yes")]) == {"same": 1, "total": 2, "percent": 50.0}
     assert agreement([]) is None
@@ -136,6 +139,12 @@ def test_a_fixed_prediction_file_scores_as_by_hand(tmp_path: Path, capsys: pytes
     assert results["ranking_and_generation_agree"] == {"same": 3, "total": 6, "percent": 50.0}
     assert results["views"]["freeform"]["model"]["overall"]["total"] == 4
     assert results["candidates"]["count"] == 3
+    assert results["rules"]["freeform"]["official"]["overall"] == {
+        "score": results["views"]["freeform"]["model"]["overall"]["accuracy"],
+        "interval": results["views"]["freeform"]["model"]["overall"]["interval"],
+        "total": 4,
+        "left_out": 0,
+    }
     show(results)
     out = capsys.readouterr().out
     assert "published" not in out and "50.0 [" in out and "in the form official" in out
@@ -165,10 +174,14 @@ def test_figures_stay_whole_on_80_columns(tmp_path: Path) -> None:
     assert any(all(figure in line for figure in ("80.1", "60.2", "72.3")) for line in lines)
 
 
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "predictions.jsonl").read_text().splitlines()
+
+
 def test_two_results_are_compared_and_unlike_ones_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results_of(tmp_path / "a", [False] * 12 + [True] * 8)
     results_of(tmp_path / "b", [True] * 10 + [False] * 2 + [True] * 6 + [False] * 2)
-    found = compare(tmp_path / "a", tmp_path / "b")
+    found = compare(read_result(tmp_path / "a"), read_result(tmp_path / "b"))
     assert (found.questions, found.only_first, found.only_second) == (20, 2, 10)
     assert found.p == pytest.approx(mcnemar(2, 10))
     assert found.difference == pytest.approx(40)
@@ -179,9 +192,15 @@ def test_two_results_are_compared_and_unlike_ones_warn(tmp_path: Path, capsys: p
     for what in ("protocol (paper and clean)", "candidates", "training protocol"):
         assert f"different {what}" in err
     assert "different data set" not in err
+    theirs = [{"id": row["id"], "image": row["image"], "text": row["answer"]} for row in map(json.loads, lines_of(tmp_path / "a"))]
+    (tmp_path / "theirs.jsonl").write_text("\n".join(map(json.dumps, theirs)))
+    assert compare_command([str(tmp_path / "theirs.jsonl"), str(tmp_path / "a")]) == 0
+    said = capsys.readouterr()
+    assert "20 questions: first 100.0 %, second 40.0 %" in said.out and "medevalkit" in said.out
+    assert "does not say how its answers came about" in said.err and "different" not in said.err
     (tmp_path / "c" / "predictions.jsonl").write_text("{")
     with pytest.raises(M2I2Error, match="cannot be read"):
-        compare(tmp_path / "a", tmp_path / "c")
+        read_result(tmp_path / "c")
 
 
 TABLE = {"dataset": "vqa-rad", "view": "freeform + paraphrased", "split": "test", "language": "en", "questions": 451}

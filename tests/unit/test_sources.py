@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,64 @@ def _list_of_lists(depth: int) -> bytes:
 def test_malformed_pickles(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(M2I2Error, match=message):
         list(open_source("vqa", "pathvqa", pathvqa(tmp_path / "data", content)))
+
+
+def vqa_med_2019(folder: Path) -> Path:
+    """The published layout with two images a split, its archives one level down."""
+    asked = {"C1_Modality": "what modality?|xr - plain film", "C2_Plane": "which plane?|ap", "C3_Organ": "is it the skull?|no"}
+    asked["C4_Abnormality"] = "what is abnormal?|lung, nodule"
+    for split, name, images in (("train", "Training", "Train_images"), ("val", "Validation", "Val_images")):
+        place = folder / f"ImageClef-2019-VQA-Med-{name}"
+        (place / images).mkdir(parents=True)
+        (place / "QAPairsByCategory").mkdir()
+        for category, text in asked.items():
+            (place / "QAPairsByCategory" / f"{category}_{split}.txt").write_text(f"{split}1|{text}\n{split}2|{text}\n")
+        for number in (1, 2):
+            (place / images / f"{split}{number}.jpg").write_bytes(b"")
+    test = folder / "VQAMed2019Test"
+    (test / "VQAMed2019_Test_Images").mkdir(parents=True)
+    (test / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").write_text("t1|Plane|which plane?|axial\nt2|modality|is it a CT?|yes\n")
+    return folder
+
+
+def test_vqa_med_2019_comes_with_its_categories(tmp_path: Path) -> None:
+    folder = vqa_med_2019(tmp_path)
+    records = list(open_source("vqa", "vqa-med-2019", folder))
+    assert [(r.split, r.key, len(r.questions)) for r in records] == [
+        *(("train", f"train{n}", 4) for n in (1, 2)),
+        *(("val", f"val{n}", 4) for n in (1, 2)),
+        *(("test", f"t{n}", 1) for n in (1, 2)),
+    ]
+    assert [q.metadata["question_type"] for q in records[0].questions] == ["modality", "plane", "organ", "abnormality"]
+    assert [q.closed for q in records[0].questions] == [False, False, True, False]
+    assert records[0].image == folder / "ImageClef-2019-VQA-Med-Training" / "Train_images" / "train1.jpg"
+    assert [(q.question, q.answer, q.closed, q.metadata) for r in records[4:] for q in r.questions] == [
+        ("which plane?", "axial", False, {"question_type": "plane"}),
+        ("is it a CT?", "yes", True, {"question_type": "modality"}),
+    ]
+    assert records[0].questions[3].answer == "lung, nodule"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("C2_Plane_val.txt", "a|b\n", "C2_Plane_val.txt, line 1: 3 texts separated by | were expected: 'a|b'"),
+        (
+            "VQAMed2019_Test_Questions_w_Ref_Answers.txt",
+            "\nt1|size|how large?|big\n",
+            "line 2: the category 'size' is not one of modality",
+        ),
+        ("C1_Modality_train.txt", None, "must hold one file C1_Modality_train.txt, or a questions.csv; there is none"),
+    ],
+)
+def test_what_is_wrong_with_vqa_med_2019_is_named(tmp_path: Path, file: str, content: str | None, message: str) -> None:
+    (path,) = vqa_med_2019(tmp_path).rglob(file)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(M2I2Error, match=re.escape(message)):
+        list(open_source("vqa", "vqa-med-2019", tmp_path))
 
 
 def test_pathvqa_json_reads_as_the_pickle_does(tmp_path: Path) -> None:

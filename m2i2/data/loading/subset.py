@@ -33,16 +33,24 @@ class SelectedSplit:
         """The item with number ``item`` among the chosen ones."""
         return self.whole.read(int(self.chosen[item]))
 
+    def question(self, item: int) -> ImageQuestion:
+        """One question of a vqa split, without its image."""
+        return replace(self.whole.question(int(self.chosen[item])), item=item)
+
     def questions(self) -> Iterator[ImageQuestion]:
         """The questions of a vqa split, without its images."""
-        for number, item in enumerate(self.chosen):
-            yield replace(self.whole.question(int(item)), item=number)
+        return (self.question(number) for number in range(len(self)))
 
     def texts(self) -> Iterator[str]:
         """Question and answer of every item."""
         for asked in self.questions():
             yield asked.question.question
             yield asked.question.answer
+
+
+def spread(total: int, most: int) -> list[int]:
+    """At most ``most`` numbers below ``total``, evenly spaced; all of them where there are no more."""
+    return sorted(set(np.linspace(0, total - 1, min(total, most)).round().astype(int).tolist()))
 
 
 def questions_of(split: ShardSplit | SelectedSplit) -> list[Question]:

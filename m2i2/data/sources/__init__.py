@@ -85,6 +85,12 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "make_shards.py vqa pathvqa data/pathvqa --output shards/pathvqa",
         "m2i2.data.sources.pathvqa:PathVqa",
     ),
+    ("vqa", "vqa-med-2019"): Entry(
+        "vqa",
+        "VQA-Med 2019: the training, validation and test archives unpacked, or questions.csv and its images",
+        "make_shards.py vqa vqa-med-2019 data/vqa_med_2019 --output shards/vqa_med_2019",
+        "m2i2.data.sources.vqa_med_2019:VqaMed2019",
+    ),
     ("vqa", "json"): Entry(
         "vqa",
         "your own: JSON, JSONL, CSV or TSV of image (a path; DICOM too), question, answer and, optionally, answer_type, id, split",
