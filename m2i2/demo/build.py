@@ -52,7 +52,7 @@ SETTINGS = (
     "answering.normalisation=fixed",
     "data.crop_scale=0.98,1",
     "data.workers=0",
-    "training.epochs=15",
+    "training.epochs=36",
     "training.precision=float32",
     "training.log_every=50",
 )
