@@ -59,8 +59,13 @@ def write_text(path: Path, text: str) -> None:
 
 def append_text(path: Path, text: str) -> None:
     """Append ``text`` to the regular file ``path``, which is made where it is missing; a link is not followed."""
-    with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab") as file:
+    with open_to_append(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """The regular file ``path``, open at its end; made where it is missing; a link is not followed."""
+    return open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab")
 
 
 def sha256_of(path: Path) -> str:

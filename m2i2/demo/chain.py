@@ -1,5 +1,6 @@
 """The demo: the main job end to end on drawn images. Shards, pretraining, finetuning, evaluation, report."""
 
+import io
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from m2i2.errors import M2I2Error
+from m2i2.files import open_to_append
 from m2i2.terminal import say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +115,7 @@ def run_demo(out: Path) -> int:
     say(f"Training with {ranks}. What DeepSpeed's launcher says goes to {log}.")
     started = time.monotonic()
     todo = steps(out, ranks, _free_port())
-    with (ROOT / log).open("a", encoding="utf-8") as file:
+    with io.TextIOWrapper(open_to_append(ROOT / log), encoding="utf-8", errors="backslashreplace") as file:
         for number, (what, words) in enumerate(todo, 1):
             say(f"\n[{number}/{len(todo)}] {what}\n$ {shlex.join(words)}", flush=True)
             begun = time.monotonic()

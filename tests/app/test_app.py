@@ -54,6 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             env={**environment(), "TMPDIR": str(folder / "temporary")},
             stdout=log,
             stderr=log,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup may have started the tests
         )
         end = time.monotonic() + 600
         while "The app is open" not in (folder / "log").read_text():

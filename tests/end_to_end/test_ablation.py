@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
     questions = (text for r in PhantomQuestions(count=40, seed=0) for q in r.questions for text in (q.question, q.answer))
     tokenizer = train_tokenizer(questions, 500)
-    for work in ("work", "w"):
+    for work in ("work", "w", "screening"):
         tokenizer.save(folder / work / "tokenizer")
     return folder
 
@@ -117,7 +117,7 @@ def test_a_screening_lets_the_best_go_on_and_resumes_from_its_records(folder: Pa
         "cells": {"reference": {}, "fails": {"settings": ["training.nothing=1"], "why": "unknown"}},
     }
     (folder / "screening.json").write_text(json.dumps(screening))
-    words = ["screening.json", "--work", "work", "--results", "screened", "--jobs", "2"]
+    words = ["screening.json", "--work", "screening", "--results", "screened", "--jobs", "2"]
     done = launch("ablate", words, folder)
     assert done.returncode == 1, done.stderr[-2000:]
     assert "fails-stage-1: failed with exit code 2" in done.stdout and "reference-stage-2: done" in done.stdout
@@ -125,8 +125,8 @@ def test_a_screening_lets_the_best_go_on_and_resumes_from_its_records(folder: Pa
     records = {path.stem: json.loads(path.read_text()) for path in (folder / "screened").glob("*.json")}
     assert sorted(records) == ["fails-stage-1", "reference-stage-1", "reference-stage-2"]
     assert records["fails-stage-1"]["score"] is None and 0 <= records["reference-stage-2"]["score"] <= 100
-    assert not (folder / "work" / "runs" / "reference-stage-1" / "checkpoints").exists()
-    assert (folder / "work" / "runs" / "reference-stage-2" / "checkpoints").exists(), "the last stage's are kept"
+    assert not (folder / "screening" / "runs" / "reference-stage-1" / "checkpoints").exists()
+    assert (folder / "screening" / "runs" / "reference-stage-2" / "checkpoints").exists(), "the last stage's are kept"
     report = (folder / "screened" / "README.md").read_text()
     assert "| fails | `training.nothing=1` | unknown |" in report and "| ran to the end |" in report
     out = succeed("ablate", words, folder)

@@ -119,8 +119,9 @@ def test_the_finetuned_model_answers_as_it_did(folder: Path) -> None:
         assert {**row, "best": None} == {**before, "best": None}
         assert [score for _, score in row["best"]] == pytest.approx([score for _, score in before["best"]], abs=1e-4)
     old_results, new_results = (json.loads((folder / name / "results.json").read_text()) for name in ("evaluation", "again"))
-    for part in ("candidates", "protocol"):
-        assert new_results[part] == old_results[part], part
+    assert new_results["candidates"] == old_results["candidates"]
+    assert new_results["protocol"]["name"] == old_results["protocol"]["name"]
+    assert set(new_results["protocol"]["habits"]) < set(old_results["protocol"]["habits"]), "nothing published of drawn images"
     assert new_results["normalisation"] == "official", "the form that it was trained in"
     assert_scored_as_before(new_results["views"], old_results["views"])
 
