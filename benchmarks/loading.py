@@ -147,7 +147,7 @@ def by_torchdata(folder: Path, batch: int, workers: int) -> Iterator[Any]:
     reading = Reading(folder)
     node: Any = nodes.Batcher(nodes.SamplerWrapper(RandomSampler(reading.table)), batch_size=batch, drop_last=True)
     if workers:
-        node = nodes.ParallelMapper(node, reading, num_workers=workers, in_order=True, method="process", max_concurrent=2 * workers)
+        node = nodes.ParallelMapper(node, reading, num_workers=workers, in_order=True, method="process")
         return iter(nodes.Loader(nodes.Prefetcher(node, prefetch_factor=2)))
     return iter(nodes.Loader(nodes.Mapper(node, reading)))
 
