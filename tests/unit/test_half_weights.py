@@ -30,7 +30,7 @@ def test_steps_are_those_of_autocast(kind: type[Any]) -> None:
         assert {n: float(x) for n, x in one.items()} == pytest.approx({n: float(x) for n, x in other.items()}, abs=0.003, rel=0.003)
     for mine, theirs in zip(state_of(plain), state_of(copied), strict=True):
         assert mine.dtype == theirs.dtype
-        torch.testing.assert_close(mine.double(), theirs.double(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(mine.double(), theirs.double(), atol=3e-3, rtol=0)
 
 
 def test_replayed_steps_are_the_steps() -> None:
