@@ -57,6 +57,11 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
+def write_json(path: Path, value: Any, *, ascii: bool = True) -> None:
+    """Write ``value`` as a JSON file in the same way; ``ascii``: whether other characters are escaped."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=ascii) + "\n")
+
+
 def append_text(path: Path, text: str) -> None:
     """Append ``text`` to the regular file ``path``, which is made where it is missing; a link is not followed."""
     with open_to_append(path) as file:

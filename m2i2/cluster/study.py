@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from m2i2.cluster.following import states
 from m2i2.cluster.options import ClusterOptions
 from m2i2.cluster.submission import Submitted, Task, read_record, sbatch_script, submit
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import parse_json, read_object, read_tail, write_text
+from m2i2.files import parse_json, read_object, read_tail, write_json, write_text
 
 STUDY = "study.json"
 
@@ -85,7 +84,7 @@ def write_study(folder: Path, members: Sequence[Member], chain: Sequence[Submitt
     """``study.json``: what `collect` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     study = {"members": [asdict(member) for member in members], "jobs": [str(submitted.folder) for submitted in chain]}
-    write_text(folder / STUDY, json.dumps(study, indent=2) + "\n")
+    write_json(folder / STUDY, study)
 
 
 def read_study(folder: Path) -> tuple[list[Member], list[Submitted]]:

@@ -1,6 +1,5 @@
 """Submitting: a job folder with everything to know about it, and sbatch through submitit."""
 
-import json
 import re
 import shlex
 import shutil
@@ -22,7 +21,7 @@ from m2i2.cluster.stages import STAGES, command_line
 from m2i2.cluster.start import result_path
 from m2i2.config import for_ranks
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import read_object, write_text
+from m2i2.files import read_object, write_json, write_text
 from m2i2.options import to_dict
 from m2i2.ownership import PRIVATE
 from m2i2.provenance import provenance
@@ -208,7 +207,7 @@ def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions
         "settings": settings,
         **provenance(),
     }
-    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    write_json(folder / RECORD, record)
     for member, task in enumerate(tasks):
         script = folder / (f"resume-{member}.sh" if len(tasks) > 1 else "resume.sh")
         write_text(script, f"#!/bin/sh\n{resume_command(task, folder)}\n")

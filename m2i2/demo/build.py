@@ -1,7 +1,6 @@
 """``python -m m2i2.demo.build FOLDER``: train the demo model and write the folder that ships with the package."""
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.demo import NOTICE
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
-from m2i2.files import sha256_of, write_text
+from m2i2.files import sha256_of, write_json, write_text
 from m2i2.hub.conversion import Weights, read, write
 from m2i2.options import override
 from m2i2.terminal import say
@@ -130,7 +129,7 @@ def _record(folder: Path, images: int, settings: Sequence[str], results: dict[st
         "accuracy": {who: view[who]["overall"]["accuracy"] for who in ("model", "question_only", "most_frequent")},
         "sha256": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
-    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    write_json(folder / RECORD, record)
 
 
 if __name__ == "__main__":

@@ -99,10 +99,7 @@ def imported_result(path: Path, asked: Mapping[Key, Question], source: str, form
 
 def read_both(first: Path, second: Path) -> tuple[Result, Result]:
     """Two results, of which one may be a file of answers to the other's questions."""
-    for path in (first, second):
-        if path.name == "results.json":
-            _results_in(path)
-    files = [path.is_file() for path in (first, second)]
+    files = [path.is_file() and path.name != "results.json" for path in (first, second)]
     if all(files):
         raise M2I2Error(f"{first} and {second} hold answers and no questions; name a folder of evaluate.py or shards first.")
     if not any(files):

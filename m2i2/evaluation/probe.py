@@ -37,7 +37,7 @@ def label_of(questions: Iterable[Question], target: str) -> str | None:
     """What the questions about an image say of its ``target`` (of `TARGETS`), None where they say nothing.
 
     It is the most frequent of what the data set states beside the questions (SLAKE's modality and organ), else of the answers to
-    open questions of that type (VQA-Med's categories, SLAKE's plane). Modalities are told apart coarsely: CT with contrast is CT.
+    open questions of that type (VQA-Med's categories, SLAKE's plane). Modalities are coarse: CT with contrast is CT.
     """
     asked = list(questions)
     stated = [q.metadata.get(target, "") for q in asked]

@@ -18,7 +18,7 @@ from m2i2.evaluation.literature import published_beside
 from m2i2.evaluation.protocols import Candidates, Protocol
 from m2i2.evaluation.rosetta import scored_by_every_rule
 from m2i2.evaluation.scoring import Answered, agreement, by_field, by_kind, is_correct, mean_f1, paraphrase_consistency
-from m2i2.files import write_text
+from m2i2.files import write_json, write_text
 from m2i2.inference.predictor import Prediction
 
 _FIELDS = {"by_question_type": "question_type", "by_modality": "modality", "by_organ": "organ"}
@@ -111,7 +111,7 @@ def write_results(folder: Path, results: dict[str, Any], given: Sequence[Predict
         for g in given
     ]
     write_text(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "results.json", results, ascii=False)
 
 
 _ROWS = {"model": "this model", "question_only": "question only", "most_frequent": "most frequent"}

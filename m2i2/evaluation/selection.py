@@ -7,11 +7,11 @@ from m2i2.data.loading.subset import SelectedSplit
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.distributed import max_over_ranks
 from m2i2.evaluation.scoring import is_correct
-from m2i2.files import MOST_JSON, parse_json, read_bytes
+from m2i2.files import MOST_JSON, parse_json, read_bytes, write_json
 from m2i2.inference.generation import LONGEST
 from m2i2.inference.predictor import Method, Predictor
 from m2i2.tasks.vqa import VQATask
-from m2i2.training.checkpoint import SELECTION, Checkpoints, write_json
+from m2i2.training.checkpoint import SELECTION, Checkpoints
 from m2i2.training.evaluators import Evaluator, Measured
 from m2i2.training.processes import Process
 

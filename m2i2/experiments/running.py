@@ -112,55 +112,69 @@ def run(
 
     A pretraining whose record is there is run only where a finetuning still needs its weights and they are not in ``work``.
     """
-    waiting, running, failed = unfinished(recipe, results, only), list[CellRun](), list[str]()
+    waiting, failed = unfinished(recipe, results, only), list[str]()
     done: set[str] = set()
     by_name = {cell.name: cell for cell in waiting}
-    with _stop_signals() as stopped:
-        while waiting or running:
-            if stopped():
-                for one in running:
-                    one.stop()
-                raise SystemExit(EXIT_STOPPED)
-            while len(running) < jobs and (cell := _ready(waiting, done)):
-                waiting.remove(cell)
-                tell(f"{cell.name}: started ({len(waiting)} more cells wait)")
-                running.append(CellRun(cell.name, list(commands(recipe, cell)), work, threads))
-            for one in list(running):
-                if one.goes_on():
-                    continue
-                running.remove(one)
-                if one.code:
-                    failed.append(one.name)
-                    tell(f"{one.name}: failed with exit code {one.code}; see {one.log}")
-                    lost = [cell for cell in waiting if cell.needs == one.name]
-                    failed += [cell.name for cell in lost]
-                    waiting = [cell for cell in waiting if cell not in lost]
-                else:
-                    done.add(one.name)
-                    record(recipe, by_name[one.name], work, results, time.time() - one.started)
-                    tell(f"{one.name}: done in {(time.time() - one.started) / 60:.1f} min")
-            time.sleep(0.2)
+
+    def following() -> CellRun | None:
+        cell = _ready(waiting, done)
+        if cell is None:
+            return None
+        waiting.remove(cell)
+        tell(f"{cell.name}: started ({len(waiting)} more cells wait)")
+        return CellRun(cell.name, list(commands(recipe, cell)), work, threads)
+
+    for one in _ended(following, jobs):
+        if one.code:
+            failed.append(one.name)
+            tell(f"{one.name}: failed with exit code {one.code}; see {one.log}")
+            lost = [cell for cell in waiting if cell.needs == one.name]
+            failed += [cell.name for cell in lost]
+            waiting = [cell for cell in waiting if cell not in lost]
+        else:
+            done.add(one.name)
+            record(recipe, by_name[one.name], work, results, time.time() - one.started)
+            tell(f"{one.name}: done in {(time.time() - one.started) / 60:.1f} min")
     return failed
 
 
 def run_together(runs: Sequence[CellRun], jobs: int, done: Callable[[CellRun], None], tell: Callable[[str], None]) -> None:
     """Run what waits for nothing, ``jobs`` at a time; each is given to ``done`` when it has ended, well or not (`CellRun.code`)."""
-    waiting, running = list(runs), list[CellRun]()
+    waiting = list(runs)
+
+    def following() -> CellRun | None:
+        if not waiting:
+            return None
+        one = waiting.pop(0)
+        one.started = time.time()
+        tell(f"{one.name}: started ({len(waiting)} more wait)")
+        return one
+
+    for one in _ended(following, jobs):
+        done(one)
+        end = f"failed with exit code {one.code}; see {one.log}" if one.code else "done"
+        tell(f"{one.name}: {end} in {(time.time() - one.started) / 60:.1f} min")
+
+
+def _ended(following: Callable[[], CellRun | None], jobs: int) -> Iterator[CellRun]:
+    """Each run once it has ended, ``jobs`` at a time. ``following``: the next one; None where none can start yet, or any more.
+
+    A signal to this process stops those that run, and ends it.
+    """
+    running: list[CellRun] = []
     with _stop_signals() as stopped:
-        while waiting or running:
+        while True:
             if stopped():
                 for one in running:
                     one.stop()
                 raise SystemExit(EXIT_STOPPED)
-            while waiting and len(running) < jobs:
-                running.append(waiting.pop(0))
-                running[-1].started = time.time()
-                tell(f"{running[-1].name}: started ({len(waiting)} more wait)")
+            while len(running) < jobs and (started := following()):
+                running.append(started)
+            if not running:
+                return
             for one in [one for one in running if not one.goes_on()]:
                 running.remove(one)
-                done(one)
-                end = f"failed with exit code {one.code}; see {one.log}" if one.code else "done"
-                tell(f"{one.name}: {end} in {(time.time() - one.started) / 60:.1f} min")
+                yield one
             time.sleep(0.2)
 
 

@@ -5,7 +5,6 @@ Everything that a format can hold comes along: student, teacher, queue, tokenize
 Optimizer states are not converted.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +17,13 @@ from torch import Tensor
 from m2i2.config import AnsweringConfig, FinetuningConfig, PretrainingConfig, preset
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_size
 from m2i2.errors import M2I2Error
-from m2i2.files import read_object, replacing, unfinished, write_text
+from m2i2.files import read_object, replacing, unfinished, write_json
 from m2i2.hub.configuration import M2I2Config
 from m2i2.models.start import official_architecture, with_stored
 from m2i2.models.weights import State, listed, of_student, of_teacher, read_checkpoint, read_state
 from m2i2.options import from_dict, to_dict
 from m2i2.terminal import say
-from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal, write_json, write_tensors
+from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal, write_tensors
 
 Format = Literal["official", "checkpoint", "hugging-face"]
 Settings = PretrainingConfig | FinetuningConfig
@@ -266,7 +265,7 @@ def _write_hugging_face(weights: Weights, folder: Path, tokenizer: Tokenizer, re
     )
     model.save_pretrained(folder, results=results)
     _write_parts(weights, folder)
-    write_text(folder / "settings.json", json.dumps(to_dict(settings), indent=2) + "\n")
+    write_json(folder / "settings.json", to_dict(settings))
 
 
 # --- all of them

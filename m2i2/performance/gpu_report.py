@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from m2i2.errors import M2I2Error
-from m2i2.files import write_text
+from m2i2.files import write_json, write_text
 from m2i2.performance.records import card_and_driver
 from m2i2.provenance import git_state
 from m2i2.terminal import say
@@ -213,7 +213,7 @@ def write(rows: Sequence[Row], place: Place, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "lines": [dict(zip(columns, one, strict=True)) for one in values],
     }
-    write_text(place.output / "report.json", json.dumps(whole, indent=2) + "\n")
+    write_json(place.output / "report.json", whole)
     write_text(place.output / "report.md", table(rows, place) + "\n")
 
 

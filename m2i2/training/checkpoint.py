@@ -5,7 +5,6 @@ a temporary name, sealed by a manifest of sizes and hashes, and given its name b
 sealed one; the file ``latest`` names it for people and scripts.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from m2i2.config import completed
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import MOST_JSON, parse_json, read_bytes, read_object, sha256_of, write_text
+from m2i2.files import MOST_JSON, parse_json, read_bytes, read_object, sha256_of, write_json, write_text
 from m2i2.models.bounds import check_safetensors
 from m2i2.models.weights import tensors_of
 from m2i2.options import from_dict
@@ -55,11 +54,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors_of(path)
     except Exception as e:  # safetensors and PyTorch raise almost anything on damaged headers
         raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, written atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def seal(folder: Path) -> None:

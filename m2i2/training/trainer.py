@@ -17,10 +17,11 @@ from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.sampling import Position, Share
 from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ranks
 from m2i2.errors import M2I2Error
+from m2i2.files import write_json
 from m2i2.options import differences, to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.ahead import Ahead
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_json, write_tensors
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_tensors
 from m2i2.training.deepspeed.configuration import complete_config, offloads
 from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.engine import Engine

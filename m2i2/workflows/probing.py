@@ -1,6 +1,5 @@
 """A linear probe of image encoders, from their checkpoints to a table."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from m2i2.data.shards.split import ShardSplit
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.probe import TARGETS, Labelled, label_of, probe
 from m2i2.evaluation.results import with_interval
-from m2i2.files import write_text
+from m2i2.files import write_json
 from m2i2.hub.conversion import read
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_pretraining
@@ -126,7 +125,7 @@ def probe_encoders(
         **provenance(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_json(output, results, ascii=False)
     say(f"written to {output}")
     return results
 

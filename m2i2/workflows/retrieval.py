@@ -1,6 +1,5 @@
 """Retrieval by a pretrained model, from its checkpoint to a table for each source of pairs."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from m2i2.data.text.cleaning import clean_caption
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.retrieval import retrieval_scores, show_retrieval
-from m2i2.files import write_text
+from m2i2.files import write_json
 from m2i2.hub.conversion import read
 from m2i2.inference.retrieval import EncodedPairs, encode_pairs, matching_margins, nearest, reranked
 from m2i2.models.pretraining import PretrainingModel
@@ -89,7 +88,7 @@ def retrieve(pretrained: Pretrained, asked: AskedPairs, output: Path, cache: Cac
         **provenance(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_json(output, results, ascii=False)
     say(f"written to {output}")
     return results
 

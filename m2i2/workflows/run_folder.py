@@ -9,12 +9,12 @@ from m2i2.data.text.cleaning import Normalisation
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
-from m2i2.files import WRITING, append_text
+from m2i2.files import WRITING, append_text, write_json
 from m2i2.locking import lock
 from m2i2.options import to_dict
 from m2i2.ownership import PRIVATE, require_own_folder
 from m2i2.provenance import provenance
-from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state, write_json
+from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state
 from m2i2.training.processes import Process
 
 _FIRST_FILES = {"lock", "tensorboard", "wandb", "wandb-id"}

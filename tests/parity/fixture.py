@@ -40,7 +40,7 @@ def sizes(folder: Path) -> Sizes:
 
 
 def _read_sizes(told: Mapping[str, Any], state: Mapping[str, Tensor], answering_side: int) -> Sizes:
-    """Sizes by ``told``, else by an official state's shapes; heads are told by ``told`` alone."""
+    """Sizes by ``told``, else by an official state's shapes; heads only by ``told``."""
     layer = "text_encoder.bert.encoder.layer"
     embeddings = "text_encoder.bert.embeddings"
     if silent := [key for key in ("image_heads", "decoder_heads", "text_heads") if key not in told]:

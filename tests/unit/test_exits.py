@@ -1,4 +1,4 @@
-"""How a command ends is told in one paragraph where it is not a fault of the program."""
+"""A command says in one paragraph how it ended where it is not a fault of the program."""
 
 import pytest
 

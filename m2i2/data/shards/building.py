@@ -73,7 +73,7 @@ def build(
     """Write ``source`` to ``output`` and return what was written.
 
     Images that an `Excluding` source names are left out and counted. ``options`` describe the source (they become part of the
-    index). ``progress`` is told the samples and rejects so far.
+    index). ``progress`` is called with the samples and rejects so far.
     M2I2Error for an output folder with other content, for a key that comes twice, for more than ``max_rejects`` (share) of
     rejected records, which are listed in rejects.jsonl, and where the folder cannot be written.
     """

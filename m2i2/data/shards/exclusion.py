@@ -1,6 +1,6 @@
 """A source with the images that an audit found elsewhere.
 
-An image is told by what it is, not by what it is called: by the hash of its stored bytes, which the audit read from shards. So
+An image is identified by what it is, not by its name: by the hash of its stored bytes, which the audit read from shards. So
 a set of other images under the same names loses none, and a set that was renamed or moved loses the right ones.
 """
 

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from m2i2.data.text.tokenizer_file import read_tokenizer_file, read_vocabulary
 from m2i2.errors import M2I2Error, shown
-from m2i2.files import read_object, write_text
+from m2i2.files import read_object, write_json, write_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _USUAL: dict[str, bool | None] = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
@@ -89,7 +89,7 @@ class Tokenizer:
             stored = {theirs: normalizer.get(ours) for theirs, ours in names.items()}
             unusual = {name: value for name, value in stored.items() if value is not _USUAL[name]}
             settings |= unusual
-        write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+        write_json(folder / "tokenizer_config.json", settings)
 
     def __getstate__(self) -> str:
         return self._inner.to_str()
