@@ -7,10 +7,9 @@ or images: data that was repaired) is written again; records with other ids are 
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -19,18 +18,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from m2i2.data.records import ImageRecord, Source
 from m2i2.data.shards.encoding import MISSING, Encoded, Encoding, Reject, encode
 from m2i2.data.shards.exclusion import Excluding
-from m2i2.data.shards.identity import by_shard, identity, keys_digest, records_digest, together
-from m2i2.data.shards.split import FORMAT, ITEM, SPLIT_NAME, read_index, read_table
-from m2i2.data.shards.storage import INDEX, Shard
-from m2i2.data.shards.tar import TarWriter
+from m2i2.data.shards.identity import by_shard, records_digest, together
+from m2i2.data.shards.split import FORMAT, read_index
+from m2i2.data.shards.storage import INDEX
+from m2i2.data.shards.writing import ShardWriter
 from m2i2.data.sources.reading import objects, text
 from m2i2.errors import M2I2Error
-from m2i2.files import WRITING, check_file, read_object, replacing, sha256_of, unfinished, write_text
+from m2i2.files import WRITING, read_object, write_text
 from m2i2.locking import exclusive
 
 SETTINGS, REJECTS, DOUBTS = "building.json", "rejects.jsonl", "doubts.jsonl"
@@ -38,8 +35,6 @@ _LOCK = ".lock.writing"
 """Locked while a build goes on; removed at its end, as everything that only an unfinished build needs."""
 _BUILT_IN = ("phantoms",)
 """Sources that their options define wholly: a finished folder need not be compared with them."""
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
-"""What a tar member and a WebDataset key can be."""
 PORTION = 8
 """Records that a worker takes at a time: each hand-over costs about a tenth of an image's encoding."""
 
@@ -111,25 +106,25 @@ def _build(
     progress: Callable[[int, int], None],
 ) -> Report:
     excluded = source.excluded if isinstance(source, Excluding) else {}
-    builder = _Builder(output, settings["samples_per_shard"], excluded)
+    writer = ShardWriter(output, settings["samples_per_shard"], excluded)
     total = questions = 0
-    for record, outcome in _encoded(source, encoding, workers, builder):
+    for record, outcome in _encoded(source, encoding, workers, writer):
         total += 1
         questions += len(record.questions) + len(record.passed_over)
-        builder.add(record, outcome)
-        progress(total, len(builder.rejects))
-    builder.end_split()
-    rejects = builder.rejects
+        writer.add(record, outcome)
+        progress(total, len(writer.rejects))
+    writer.end_split()
+    rejects = writer.rejects
     write_text(output / REJECTS, "".join(json.dumps(asdict(r)) + "\n" for r in rejects))
-    if builder.doubts:
-        write_text(output / DOUBTS, "".join(json.dumps(doubt) + "\n" for doubt in builder.doubts))
+    if writer.doubts:
+        write_text(output / DOUBTS, "".join(json.dumps(doubt) + "\n" for doubt in writer.doubts))
     reasons = Counter(_without_key(r) for r in rejects)
     lost = sum(not reject.question for reject in rejects)
-    left_out, notes = Counter(source.left_out), source.notes + builder.remarks
+    left_out, notes = Counter(source.left_out), source.notes + writer.remarks
     if isinstance(source, Excluding):
-        notes += source.missed(builder.excluded)
-        left_out["excluded by the audit"] = builder.excluded.total()
-    if total == lost + builder.excluded.total():
+        notes += source.missed(writer.excluded)
+        left_out["excluded by the audit"] = writer.excluded.total()
+    if total == lost + writer.excluded.total():
         first = "".join(f" ({count} x {reason})" for reason, count in reasons.most_common(1))
         raise M2I2Error(
             f"Of {total} records of {source.name} none became a sample{first}; see {output / REJECTS}.{_advice(rejects)}"
@@ -142,16 +137,16 @@ def _build(
             f"They are listed in {output / REJECTS}. Fix the data, or raise --max-rejects; no index was written."
             f"{_advice(rejects)}"
         )
-    if builder.samples().get("train") == 0:
+    if writer.samples().get("train") == 0:
         raise M2I2Error(
             f"All records of the split train were rejected or excluded, so that there is nothing to train on; rejects are in "
             f"{output / REJECTS}. Correct them, or leave them out; no index was written."
         )
     index: dict[str, Any] = {
         **settings,
-        "splits": builder.splits(),
+        "splits": writer.splits(),
         "rejects": len(rejects),
-        "doubts": len(builder.doubts),
+        "doubts": len(writer.doubts),
         "left_out": dict(sorted(left_out.items())),
         "notes": dict(sorted(notes.items())),
     }
@@ -165,8 +160,8 @@ def _build(
         reasons=dict(reasons),
         left_out=index["left_out"],
         notes=index["notes"],
-        doubts=len(builder.doubts),
-        resumed_shards=builder.resumed,
+        doubts=len(writer.doubts),
+        resumed_shards=writer.resumed,
     )
 
 
@@ -269,17 +264,17 @@ def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], sou
 
 
 def _encoded(
-    source: Source, encoding: Encoding, workers: int, builder: "_Builder"
+    source: Source, encoding: Encoding, workers: int, writer: ShardWriter
 ) -> Iterator[tuple[ImageRecord, Encoded | Reject | None]]:
     """Records with their encoding, in the source's order; None for those whose shard was finished by an earlier run."""
 
     def planned() -> Iterator[tuple[ImageRecord, bool]]:
-        for split, number, records in by_shard(source, builder.samples_per_shard):
-            if builder.note(split, number) is None:
+        for split, number, records in by_shard(source, writer.samples_per_shard):
+            if writer.note(split, number) is None:
                 yield from ((record, False) for record in records)
             else:
                 held = list(records)
-                keep = builder.keeps(split, number, held)
+                keep = writer.keeps(split, number, held)
                 yield from ((record, keep) for record in held)
 
     if workers <= 1:
@@ -318,179 +313,3 @@ def _next(
 ) -> "Iterator[tuple[ImageRecord, Encoded | Reject | None]]":
     records, future = waiting.popleft()
     return zip(records, future.result() if future else repeat(None), strict=False)
-
-
-class _Builder:
-    """Cuts the stream into shards. A shard covers ``samples_per_shard`` records of its split, also rejected and excluded ones.
-
-    ``unwanted``: (split, hash of the stored image) of what is not to be stored.
-    """
-
-    def __init__(self, output: Path, samples_per_shard: int, unwanted: Mapping[tuple[str, str], str]) -> None:
-        self._output, self.samples_per_shard, self._unwanted = output, samples_per_shard, unwanted
-        self.excluded: Counter[tuple[str, str]] = Counter()
-        self._shard_excluded: list[str] = []
-        self._shards: dict[str, list[Shard]] = {}
-        self._digests: dict[str, list[bytes]] = {}
-        self._records: Counter[str] = Counter()
-        self._keys: dict[str, set[str]] = {}
-        self._split: str | None = None
-        self._tar: TarWriter | None = None
-        self._shard_rejects: list[Reject] = []
-        self._shard_remarks: Counter[str] = Counter()
-        self._shard_doubts: list[dict[str, str]] = []
-        self._shard_keys: list[bytes] = []
-        self._shard_identities: list[bytes] = []
-        self.rejects: list[Reject] = []
-        self.remarks: Counter[str] = Counter()
-        self.doubts: list[dict[str, str]] = []
-        self.resumed = 0
-
-    def _stem(self, split: str, number: int) -> str:
-        return f"{split}-{number:06d}"
-
-    def note(self, split: str, number: int) -> dict[str, Any] | None:
-        """What an earlier run noted about a shard that it finished; None where it did not, or the files are not whole."""
-        stem = self._stem(split, number)
-        try:
-            note = read_object(self._output / f"{stem}.note.json", "note of a shard")
-            shard, rejects = Shard(**note["shard"]), [Reject(**reject) for reject in note["rejects"]]
-            read_table(self._output / f"{stem}.rows.npy", shard.items)
-            whole = shard.file == f"{stem}.tar" and check_file(self._output / shard.file) == shard.bytes
-            texts = [note["keys"], *note.get("excluded", []), *(value for reject in rejects for value in asdict(reject).values())]
-            whole = whole and len(bytes.fromhex(note["records"])) == 32 and all(isinstance(text, str) for text in texts)
-            return note if whole and "remarks" in note else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def keeps(self, split: str, number: int, records: list[ImageRecord]) -> bool:
-        """Whether the finished shard holds these records as they are now; M2I2Error where it holds those of other data."""
-        note = self.note(split, number)
-        assert note is not None
-        if note["records"] == records_digest(records, {reject["key"] for reject in note["rejects"] if not reject.get("question")}):
-            return True
-        if note["keys"] == keys_digest(records):
-            (self._output / f"{self._stem(split, number)}.note.json").unlink()
-            return False
-        raise M2I2Error(
-            f"{self._output / self._stem(split, number)}.tar was built from other data: its ids are not those of the source "
-            f"now. Choose another --output, or delete the folder."
-        )
-
-    def add(self, record: ImageRecord, outcome: Encoded | Reject | None) -> None:
-        """The next record in order."""
-        if self._split is not None and record.split != self._split:
-            self.end_split()
-        if record.split in self._shards and self._split is None:
-            raise M2I2Error(f"The source gives the split {record.split} in two pieces; its records must follow each other.")
-        self._split = record.split
-        if not _KEY.fullmatch(record.key) or not SPLIT_NAME.fullmatch(record.split):
-            raise M2I2Error(
-                f"The record {record.key!r} of the split {record.split!r} needs a key of at most 90 letters, digits, _ and -, "
-                f"and a split name of small letters, digits and _. Rename the image or the split."
-            )
-        keys = self._keys.setdefault(record.split, set())
-        if record.key in keys:
-            raise M2I2Error(f"The id {record.key!r} comes twice in the split {record.split}; ids must be unique.")
-        keys.add(record.key)
-        number, place = divmod(self._records[record.split], self.samples_per_shard)
-        if place == 0:
-            self._end_shard()
-            if outcome is None:
-                self._take_over(record.split, number)
-            else:
-                path = self._output / f"{self._stem(record.split, number)}.tar"
-                for left in self._output.glob(f".{path.name}.*{WRITING}"):  # by a killed build
-                    left.unlink()
-                self._tar = TarWriter(unfinished(path), number)
-        self._records[record.split] += 1
-        if outcome is None:
-            return
-        self._shard_keys.append(record.key.encode() + b"\n")
-        self._shard_identities.append(identity(record, isinstance(outcome, Reject)))
-        file = str(record.image) if isinstance(record.image, Path) else ""
-        self._shard_rejects += [Reject(record.key, record.split, why, file, question) for question, why in record.passed_over]
-        if isinstance(outcome, Reject):
-            self._shard_rejects.append(outcome)
-        elif (record.split, outcome.image_sha256) in self._unwanted:
-            self._shard_excluded.append(outcome.image_sha256)
-        else:
-            assert self._tar is not None
-            self._tar.add(record.key, outcome.ending, outcome.image, outcome.text, outcome.items)
-            self._shard_remarks.update(outcome.remarks)
-            about = {"key": record.key, "split": record.split, "file": file}
-            self._shard_doubts += [{**about, "doubt": doubt} for doubt in outcome.doubts]
-
-    def _take_over(self, split: str, number: int) -> None:
-        note = self.note(split, number)
-        assert note is not None
-        self._digests.setdefault(split, []).append(bytes.fromhex(note["records"]))
-        self._shards.setdefault(split, []).append(Shard(**note["shard"]))
-        self.rejects += [Reject(**reject) for reject in note["rejects"]]
-        self.remarks.update(note["remarks"])
-        self.doubts += note.get("doubts", [])
-        self.excluded.update((split, sha256) for sha256 in note.get("excluded", []))
-        self.resumed += 1
-
-    def _end_shard(self) -> None:
-        if self._tar is None or self._split is None:
-            return
-        shards = self._shards.setdefault(self._split, [])
-        stem = self._stem(self._split, len(shards))
-        sha256, rows = self._tar.close()
-        shard = Shard(f"{stem}.tar", self._tar.samples, len(rows), self._tar.size, sha256)
-        os.replace(self._tar.path, self._output / shard.file)
-        with replacing(self._output / f"{stem}.rows.npy") as f:
-            np.save(f, rows)
-        records = together(self._shard_identities)
-        note = {
-            "shard": asdict(shard),
-            "records": records,
-            "keys": together(self._shard_keys),
-            "rejects": [asdict(r) for r in self._shard_rejects],
-            "remarks": dict(self._shard_remarks),
-            "doubts": self._shard_doubts,
-            "excluded": self._shard_excluded,
-        }
-        write_text(self._output / f"{stem}.note.json", json.dumps(note))
-        shards.append(shard)
-        self._digests.setdefault(self._split, []).append(bytes.fromhex(records))
-        self.rejects += self._shard_rejects
-        self.remarks.update(self._shard_remarks)
-        self.doubts += self._shard_doubts
-        self.excluded.update((self._split, sha256) for sha256 in self._shard_excluded)
-        self._shard_remarks, self._shard_doubts, self._shard_excluded = Counter(), [], []
-        self._shard_rejects, self._shard_keys, self._shard_identities, self._tar = [], [], [], None
-
-    def end_split(self) -> None:
-        """The split's last shard, and its table of items."""
-        self._end_shard()
-        if self._split is None:
-            return
-        shards = self._shards[self._split]
-        with replacing(self._output / f"{self._split}.items.npy") as f:
-            shape = (sum(shard.items for shard in shards),)
-            np.lib.format.write_array_header_1_0(
-                f, {"descr": np.lib.format.dtype_to_descr(ITEM), "fortran_order": False, "shape": shape}
-            )
-            for number in range(len(shards)):
-                rows = np.load(self._output / f"{self._stem(self._split, number)}.rows.npy", allow_pickle=False)
-                f.write(rows.tobytes())
-        self._split = None
-
-    def samples(self) -> dict[str, int]:
-        """The samples of every split."""
-        return {split: sum(shard.samples for shard in shards) for split, shards in self._shards.items()}
-
-    def splits(self) -> dict[str, Any]:
-        """The index's account of every split."""
-        found = {}
-        for split, shards in self._shards.items():
-            table = self._output / f"{split}.items.npy"
-            digest = sha256_of(table)
-            found[split] = {
-                "items_sha256": digest,
-                "records_sha256": together(self._digests[split]),
-                "shards": [asdict(shard) for shard in shards],
-            }
-        return found
