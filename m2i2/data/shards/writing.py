@@ -1,4 +1,4 @@
-"""Writing shards: encoded records, in order, into tars, each with a note and a table of rows, so that a killed build can continue."""
+"""Writing shards: encoded records in order into tars, each with a note and a table of rows, so that a killed build can go on."""
 
 import json
 import os
