@@ -227,15 +227,8 @@ class Trainer:
             f"{share.accumulation}, {self.runtime}"
             + (" Ranks share weights and gradients in /dev/shm." if self.engine.shares_memory else "")
         )
-        kernels = [f"Attention takes the first of these kernels that can compute it: {', '.join(self.attention)}."]
-        recording = [self._recording] if self._recording else []
-        for remark in (
-            *(kernels if self.attention else ()),
-            *recording,
-            *self.engine.remarks,
-            *share.remarks,
-            *self.task.remarks(share),
-        ):
+        chosen = [remark for remark in (attention.remark(self.attention), self._recording) if remark]
+        for remark in (*chosen, *self.engine.remarks, *share.remarks, *self.task.remarks(share)):
             self.process.say(remark)
 
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
