@@ -140,9 +140,7 @@ def _decode_plain(encoded: bytes, plain: tuple[int, int, int]) -> NDArray[np.uin
     if not _has_decoder():
         return None
     width, height, channels = plain
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the bytes are not writable; nobody writes
-        content = torch.frombuffer(encoded, dtype=torch.uint8)
+    content = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
     try:
         decoded = torch.ops.image.decode_jpeg(content, channels, False)  # its modes 1 and 3 are grey and RGB
     except RuntimeError:

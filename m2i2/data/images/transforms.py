@@ -35,7 +35,7 @@ class Augmentation:
         if self.flip and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, :, ::-1])
         count, magnitude = self.randaugment
-        for operation in rng.integers(len(OPERATIONS), size=count):
+        for operation in rng.integers(len(OPERATIONS), size=count) if count else ():
             if rng.random() <= 0.5:  # official: each operation is applied with probability 0.5
                 image = apply_operation(image, OPERATIONS[operation], magnitude, rng)
         # every operation works on channels alone, so that a grey image is augmented once, not three times

@@ -1,6 +1,6 @@
 """Reading the items of a corpus by number; what becomes of one that cannot be read; errors on their way out of a worker."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class Items(Dataset[Row | M2I2Error]):
         if self.lookahead:
             self.lookahead.reading(epoch, item)
         unreadable: list[tuple[int, str]] = []
-        others = iter(sample_generator(self.seed, epoch, item, stream=1).integers(len(self.corpus), size=_SUBSTITUTES))
+        others = self._others(epoch, item)
         while True:
             try:
                 row = self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))
@@ -58,9 +58,14 @@ class Items(Dataset[Row | M2I2Error]):
                     return e
                 unreadable.append((item, str(e)))
                 try:
-                    item = int(next(others))
+                    item = next(others)
                 except StopIteration:
                     return M2I2Error(f"{len(unreadable)} samples in a row could not be read; the first: {unreadable[0][1]}")
+
+    def _others(self, epoch: int, item: int) -> Iterator[int]:
+        """The items that may stand in its place, drawn when they are needed."""
+        rng = sample_generator(self.seed, epoch, item, stream=1)
+        yield from rng.integers(len(self.corpus), size=_SUBSTITUTES).tolist()
 
 
 def unreadable_of(rows: Sequence[Row]) -> tuple[tuple[int, str], ...]:
