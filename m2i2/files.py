@@ -144,7 +144,7 @@ def parse_json(content: bytes) -> Any:
     if len(content) > MOST_VALUES and sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES:
         raise ValueError(f"it may hold more than {MOST_VALUES} values; split it, or write it as JSON Lines")
     try:
-        return _STRICT.decode(content.decode("utf-8-sig"))
+        return _STRICT.decode(content.removeprefix(b"\xef\xbb\xbf").decode())
     except RecursionError as e:
         raise ValueError("it is nested too deeply") from e
 

@@ -6,6 +6,7 @@ bytes grows with the square of its size, and a progressive JPEG may paint the sa
 
 import re
 import struct
+from typing import NamedTuple
 
 from m2i2.errors import M2I2Error
 
@@ -18,7 +19,8 @@ MAX_EXIF = 1 << 17
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _MARKS = re.compile(rb"\xff[\xda\xe1]")
 _EXIF = re.compile(rb"\xff\xe1(..)Exif\x00\x00", re.DOTALL)
-_FRAMES, _TABLES, _START_OF_SCAN, _JFIF = (0xC0, 0xC1, 0xC2), (0xC4, 0xDB, 0xDD, 0xFE), 0xDA, 0xE0
+_PROGRESSIVE, _START_OF_SCAN, _JFIF = 0xC2, 0xDA, 0xE0
+_FRAMES, _TABLES = (0xC0, 0xC1, _PROGRESSIVE), (0xC4, 0xDB, 0xDD, 0xFE)
 """Markers of a JPEG's segments: frames of Huffman codes (baseline, extended, progressive); tables of codes and of quantisation, the
 restart interval and comments; a scan; JFIF's own."""
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -71,13 +73,25 @@ def check_directory(data: bytes, name: str) -> None:
         )
 
 
-def plain_jpeg(encoded: bytes) -> tuple[int, int, int] | None:
-    """Width, height and channels (1 or 3) of a JPEG of the plainest kind; None for any other file.
+class PlainJpeg(NamedTuple):
+    """What the header of a JPEG of the plainest kind says."""
 
-    Its header holds 8-bit samples, Huffman coded, and nothing else than JFIF's own segment, tables and comments: no EXIF or
-    XMP that could ask for a turn, no profile, no mark of Adobe's. What any decoder makes of such a header is the same.
+    width: int
+    height: int
+    channels: int
+    """1 or 3."""
+    one_scan: bool
+    """Whether the first scan is all that a decoder reads: it holds every component, and the file is not progressive."""
+
+
+def plain_jpeg(encoded: bytes) -> PlainJpeg | None:
+    """The header of a JPEG of the plainest kind; None for any other file.
+
+    It holds 8-bit samples, Huffman coded, and nothing else than JFIF's own segment, tables and comments: no EXIF or XMP that
+    could ask for a turn, no profile, no mark of Adobe's. What any decoder makes of such a header is the same.
     """
-    place, end, found = 2, len(encoded), None
+    place, end = 2, len(encoded)
+    found: tuple[int, int, int, bool] | None = None
     if not encoded.startswith(b"\xff\xd8"):
         return None
     while place + 4 <= end and encoded[place] == 0xFF:
@@ -86,14 +100,14 @@ def plain_jpeg(encoded: bytes) -> tuple[int, int, int] | None:
         if length < 2 or len(content) != length - 2:
             return None
         if marker == _START_OF_SCAN:
-            return found
+            return PlainJpeg(*found[:3], found[3] and content[:1] == bytes([found[2]])) if found else None
         if marker in _FRAMES:
             if found or length < 11 or content[0] != 8 or content[5] not in (1, 3) or length != 8 + 3 * content[5]:
                 return None
             height, width = int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
             if not width or not height:
                 return None
-            found = width, height, content[5]
+            found = width, height, content[5], marker != _PROGRESSIVE
         elif marker not in _TABLES and not (marker == _JFIF and content.startswith(b"JFIF\0") and length >= 16):
             return None
         place += 2 + length

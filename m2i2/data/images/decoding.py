@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from m2i2.data.images.bounds import check_bounds, check_directory, check_scans, plain_jpeg
+from m2i2.data.images.bounds import PlainJpeg, check_bounds, check_directory, check_scans, plain_jpeg
 from m2i2.data.images.levels import UNIFORM, Findings, NotShown, nearly_uniform, varied
 from m2i2.data.images.memory import check_memory
 from m2i2.data.images.modes import load, to_rgb, wide_greys, wide_to_rgb
@@ -125,9 +125,10 @@ def decode_pixels(encoded: bytes, name: str, smallest_side: int) -> NDArray[np.u
     JPEGs of the plainest kind, which shards are full of, go to the decoder of torchvision: the same library beneath, with
     less around it. All others, and those it refuses, go the usual way.
     """
-    check_bounds(encoded, name)
     plain = plain_jpeg(encoded)
-    if plain is not None and plain[0] * plain[1] <= _PLAIN_PIXELS and min(plain[:2]) < 2 * smallest_side:
+    if plain and plain.width * plain.height <= _PLAIN_PIXELS and min(plain.width, plain.height) < 2 * smallest_side:
+        if not plain.one_scan:
+            check_bounds(encoded, name)
         pixels = _decode_plain(encoded, plain)
         if pixels is not None:
             return pixels
@@ -135,18 +136,17 @@ def decode_pixels(encoded: bytes, name: str, smallest_side: int) -> NDArray[np.u
     return image[:, :, None] if image.ndim == 2 else image
 
 
-def _decode_plain(encoded: bytes, plain: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+def _decode_plain(encoded: bytes, plain: PlainJpeg) -> NDArray[np.uint8] | None:
     """[H, W, C] pixels of a JPEG of the plainest kind; None where torchvision's decoder is missing or refuses it."""
     if not _has_decoder():
         return None
-    width, height, channels = plain
     content = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
     try:
-        decoded = torch.ops.image.decode_jpeg(content, channels, False)  # its modes 1 and 3 are grey and RGB
+        decoded = torch.ops.image.decode_jpeg(content, plain.channels, False)  # its modes 1 and 3 are grey and RGB
     except RuntimeError:
         return None
     pixels: NDArray[np.uint8] = decoded.permute(1, 2, 0).numpy()
-    return pixels if pixels.shape == (height, width, channels) else None
+    return pixels if pixels.shape == (plain.height, plain.width, plain.channels) else None
 
 
 @cache

@@ -9,20 +9,21 @@ from torch.utils.data import Dataset
 
 from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.lookahead import Lookahead
-from m2i2.data.loading.randomness import sample_generator
+from m2i2.data.loading.randomness import SampleGenerator, sample_generator
 from m2i2.data.shards.split import Sample
 from m2i2.data.shards.storage import Unavailable
 from m2i2.errors import M2I2Error
 
 Row = dict[str, Any]
 _SUBSTITUTES = 16
+_STREAMS = SampleGenerator()
 
 
 class Rows(Protocol):
     """How samples become rows, and rows a batch."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Row:
-        """One row, random by ``rng`` alone; M2I2Error, naming the sample, where it cannot be made."""
+        """One row, random by ``rng`` alone, which is valid during the call. M2I2Error names a sample that gives no row."""
         ...
 
     def collate(self, rows: list[Row]) -> Any:
@@ -49,7 +50,7 @@ class Items(Dataset[Row | M2I2Error]):
         others = self._others(epoch, item)
         while True:
             try:
-                row = self.rows(self.corpus.read(item), sample_generator(self.seed, epoch, item))
+                row = self.rows(self.corpus.read(item), _STREAMS.at(self.seed, epoch, item))
                 return {"item": item, "unreadable": unreadable, **row}
             except Unavailable as e:
                 return e

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,21 @@ ITEM = np.dtype(
 )
 """A row of the table of items: its shard, which question of its sample it is, where image and text lie in the tar, and
 their checksums, which every reading compares."""
+
+
+class _Row(NamedTuple):
+    """A row of `ITEM`, as Python's numbers."""
+
+    shard: int
+    part: int
+    image_offset: int
+    text_offset: int
+    image_size: int
+    text_size: int
+    image_crc32: int
+    text_crc32: int
+
+
 MAX_TEXT = 16 << 20
 """No text of a sample is larger than this many bytes; an image may have images.MAX_BYTES."""
 _SHARD_NAME = re.compile(r"[a-z0-9_]+-[0-9]{6,}\.tar")
@@ -166,8 +181,8 @@ class ShardSplit:
 
     def read(self, item: int) -> Sample:
         """The item with this number; M2I2Error names the shard where its bytes are not what the index promises."""
-        row = self.items[item]
-        image = self._bytes(row, "image")
+        row = _Row(*self.items[item].item())
+        image = self._bytes(row.shard, row.image_offset, row.image_size, row.image_crc32, MAX_BYTES, "image")
         payload = self._payload(item)
         return Sample(
             payload["key"],
@@ -176,12 +191,13 @@ class ShardSplit:
             tuple(payload.get("captions", ())),
             self._question(payload, item) if self.kind == "vqa" else None,
             payload["metadata"],
-            self.shards[int(row["shard"])].file,
+            self.shards[row.shard].file,
         )
 
     def _payload(self, item: int) -> dict[str, Any]:
         """The text of the item's sample, its fields checked."""
-        text = self._bytes(self.items[item], "text")
+        row = _Row(*self.items[item].item())
+        text = self._bytes(row.shard, row.text_offset, row.text_size, row.text_crc32, MAX_TEXT, "text")
         try:
             payload: dict[str, Any] = parse_json(text)
             _text(payload["key"], "key")
@@ -216,24 +232,24 @@ class ShardSplit:
             f"check the folder with tools/make_shards.py verify {self.storage.place}."
         )
 
-    def _bytes(self, row: Any, which: str) -> bytes:
-        """The image or the text of a row of the table."""
-        shard, offset, size = int(row["shard"]), int(row[f"{which}_offset"]), int(row[f"{which}_size"])
-        most = MAX_BYTES if which == "image" else MAX_TEXT
+    def _bytes(self, shard: int, offset: int, size: int, crc32: int, most: int, what: str) -> bytes:
+        """``what``, the image or the text of a sample, at most ``most`` bytes."""
         if shard >= len(self.shards) or size > most or offset + size > self.shards[shard].bytes:
             raise M2I2Error(
                 f"{self._table} points outside its shards (shard {shard}, offset {offset}, {size} bytes); build them again."
             )
-        stored, crc32 = self.shards[shard], int(row[f"{which}_crc32"])
+        stored = self.shards[shard]
         data = self._read(stored, offset, size)
-        if (len(data) != size or zlib.crc32(data) != crc32) and self.storage.dropped_if_damaged(stored):
+        whole = len(data) == size and zlib.crc32(data) == crc32
+        if not whole and self.storage.dropped_if_damaged(stored):
             data = self._read(stored, offset, size)
+            whole = len(data) == size and zlib.crc32(data) == crc32
+        if whole:
+            return data
         path = self.storage.name_of(stored.file)
         if len(data) != size:
             raise M2I2Error(f"{path} ends before offset {offset + size}: it is truncated. Copy it again.")
-        if zlib.crc32(data) != crc32:
-            raise M2I2Error(f"{path} holds damaged bytes at offset {offset} (the {which} of a sample). Copy it again.")
-        return data
+        raise M2I2Error(f"{path} holds damaged bytes at offset {offset} (the {what} of a sample). Copy it again.")
 
     def _read(self, shard: Shard, offset: int, size: int) -> bytes:
         try:
