@@ -53,14 +53,21 @@ class Tensors:
 class Rows:
     """Rows of images alone."""
 
-    def __init__(self, transform: Callable[..., torch.Tensor], stack: Callable[..., torch.Tensor]) -> None:
-        self.transform, self.stack = transform, stack
+    def __init__(self, transform: Callable[..., torch.Tensor]) -> None:
+        self.transform = transform
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> dict[str, Any]:
         return {"image": self.transform(sample.image, rng, sample.key)}
 
-    def collate(self, rows: list[dict[str, Any]]) -> SimpleNamespace:
-        return SimpleNamespace(image=self.stack([row["image"] for row in rows]))
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        images = [row["image"] for row in rows]
+        try:
+            from m2i2.data.loading.slots import stacked
+        except ImportError:  # an earlier tree
+            return SimpleNamespace(image=torch.stack(images))
+        from m2i2.data.loading.batch import Batch
+
+        return Batch(image=stacked(images), item=torch.zeros(len(images)))
 
 
 class Transformed:
@@ -95,7 +102,7 @@ def batches(name: str, folder: Path, batch: int, workers: int, operations: int) 
     ours = Augmentation(size=SIZE, crop_scale=SCALE, flip=False, randaugment=(operations, 7))
     if name == "open":
         return iter(m2i2.data.open(folder / "shards", "train", batch, transform=ours, collate=images_alone, workers=workers))
-    rows = Rows(Tensors() if name == "tensors" else ours, torch.stack if name == "before" else default_collate)
+    rows = Rows(Tensors() if name == "tensors" else ours)
     corpus = Corpus.open([folder / "shards"], "train", "captions")
     return iter(Loader(corpus, rows, Share(batch, 1, 0, 1), epochs=1, seed=0, window=16, workers=workers))
 

@@ -16,6 +16,7 @@ from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.rows import CaptionRows, QuestionRows
 from m2i2.data.loading.sampling import Position, Share
+from m2i2.data.loading.slots import SLOTS
 from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
 from tests.conftest import ROOT
@@ -62,6 +63,29 @@ def test_ranks_workers_and_micro_batches_see_the_same_rows(folder: Path) -> None
                 length = part.labels.shape[1]
                 assert torch.equal(part.labels, batch.labels[rows][:, :length])
                 assert torch.equal(part.masked_input_ids, batch.masked_input_ids[rows][:, :length])
+
+
+def test_a_worker_uses_the_memory_of_a_batch_again_only_when_nobody_sees_it(folder: Path) -> None:
+    expected = [batch.image for batch in captions(folder, Share(8, 1, 0, 1))] * 2
+    share = Share(8, 1, 0, 1)
+    kept = [batch.image for _ in range(2) for batch in captions(folder, share, workers=1)]
+    views = [batch.image[1:3, 0] for _ in range(2) for batch in captions(folder, share, workers=1)]
+    assert len(kept) > SLOTS
+    assert all(torch.equal(image, other) for image, other in zip(kept, expected, strict=True))
+    assert all(torch.equal(view, other[1:3, 0]) for view, other in zip(views, expected, strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks memory up")
+def test_a_worker_shares_the_memory_of_few_batches(folder: Path) -> None:
+    def file_at(address: int) -> str:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            first, last = (int(place, 16) for place in line.split()[0].split("-"))
+            if first <= address < last:
+                return line.split(maxsplit=5)[4]  # the inode
+        raise AssertionError("nothing is mapped there")
+
+    files = [file_at(batch.image.data_ptr()) for batch in captions(folder, Share(2, 1, 0, 1), workers=1)]
+    assert len(files) == 36 and "0" not in files and len(set(files)) <= SLOTS
 
 
 def test_starting_in_the_middle_continues(folder: Path) -> None:

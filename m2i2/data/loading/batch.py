@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from m2i2.data.loading.slots import received
+
 T = TypeVar("T", bound="Batch")
 
 
@@ -31,7 +33,11 @@ class Batch:
 
     def pin_memory(self: T) -> T:
         """The same batch in page-locked memory (called by DataLoader)."""
-        return self.each(Tensor.pin_memory)
+        return self.received().each(Tensor.pin_memory)
+
+    def received(self: T) -> T:
+        """The same batch, which has come from a worker: the memory that its images lie in is the worker's again after it."""
+        return replace(self, image=received(self.image))
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""

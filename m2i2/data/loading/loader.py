@@ -38,7 +38,7 @@ def _raising(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
             if isinstance(batch, M2I2Error):
                 raise batch
-            yield batch
+            yield batch.received() if isinstance(batch, Batch) else batch
 
 
 class Loader(Generic[B]):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
 from m2i2.config import PretrainingConfig
 from m2i2.data.images.transforms import Augmentation
@@ -15,6 +14,7 @@ from m2i2.data.loading.batch import CaptionBatch, QuestionBatch
 from m2i2.data.loading.items import Row, unreadable_of
 from m2i2.data.loading.masking import mask_tokens, places_of
 from m2i2.data.loading.padding import pad_rows
+from m2i2.data.loading.slots import stacked
 from m2i2.data.text.cleaning import Normalisation, clean_answer, clean_caption, clean_question
 from m2i2.data.text.tokenizer import Tokenizer
 from m2i2.errors import M2I2Error
@@ -76,7 +76,7 @@ class CaptionRows:
         labels = pad_rows([row["labels"] for row in rows], -100, length)[0]
         return CaptionBatch(
             unreadable=unreadable_of(rows),
-            image=default_collate([row["image"] for row in rows]),  # a worker stacks into memory that it shares
+            image=stacked([row["image"] for row in rows]),
             item=torch.tensor([row["item"] for row in rows]),
             input_ids=ids,
             attention_mask=mask,
@@ -117,7 +117,7 @@ class QuestionRows:
         answer_ids, answer_mask = pad_rows([row["answer_ids"] for row in rows], self.tokenizer.pad_id)
         return QuestionBatch(
             unreadable=unreadable_of(rows),
-            image=default_collate([row["image"] for row in rows]),  # a worker stacks into memory that it shares
+            image=stacked([row["image"] for row in rows]),
             item=torch.tensor([row["item"] for row in rows]),
             question_ids=question_ids,
             question_mask=question_mask,
