@@ -29,7 +29,7 @@ def stacked(images: Sequence[Tensor]) -> Tensor:
     if storage is None:
         batch: Tensor = default_collate(list(images))
         return batch
-    out = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (len(images), *images[0].shape))
+    out = torch.empty(0, dtype=torch.uint8).set_(storage)[:size].view(len(images), *images[0].shape)
     return torch.stack(list(images), out=out)
 
 
@@ -62,5 +62,5 @@ def received(image: Tensor) -> Tensor:
 
 def _tail(storage: torch.UntypedStorage) -> NDArray[np.uint8]:
     """The last bytes of a slot, shared."""
-    tail: NDArray[np.uint8] = torch.empty(0, dtype=torch.uint8).set_(storage, storage.nbytes() - _TAIL, (_TAIL,)).numpy()
+    tail: NDArray[np.uint8] = torch.empty(0, dtype=torch.uint8).set_(storage)[-_TAIL:].numpy()
     return tail
