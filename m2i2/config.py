@@ -133,7 +133,7 @@ class ObjectivesConfig:
     projection: int = 256
     """Width of the contrastive features."""
     temperature: float = 0.07
-    """Start value; learnable, clamped to [0.001, 0.5]."""
+    """Start value; learnable, clamped to [objectives.lowest_temperature, 0.5]."""
     distillation: float = 0.4
     """Share a of the teacher's soft targets in ITC and MLM, ramped linearly from 0 over the first epoch."""
     queue: int = 65536
@@ -144,6 +144,13 @@ class ObjectivesConfig:
     """Where ITC's in-batch and ITM's hard negatives come from: all ranks' batches, or (official) the rank's own."""
     false_negatives: Literal["exclude", "official"] = "exclude"
     """Whether pairs that share an image or a caption may be each other's negatives (official: they may)."""
+    similar_captions: float = 1.0
+    """Pairs whose captions have at least this cosine similarity to the teacher are not each other's negatives either; 1 = only
+    equal captions are excluded (official: none). Needs objectives.false_negatives=exclude."""
+    hardness: float = 1.0
+    """ITM's negatives are drawn with probability softmax(hardness * similarity / temperature); 0 = all alike (official: 1)."""
+    lowest_temperature: float = 0.001
+    """Bound of the learnable temperature (official: 0.001)."""
     scope: Literal["batch", "micro_batch"] = "batch"
     """What the losses are computed over where training.accumulation is above 1: the whole batch, as without it, for which images
     and captions are encoded twice; or, cheaper, each micro-batch by itself, with fewer negatives (the only way of version 0.1)."""
@@ -155,6 +162,16 @@ class ObjectivesConfig:
         require(0 < self.text_mask_ratio < 1, f"objectives.text_mask_ratio={self.text_mask_ratio} must lie in (0, 1).")
         require(0 <= self.distillation <= 1, f"objectives.distillation={self.distillation} must lie in [0, 1].")
         require(0 <= self.momentum <= 1, f"objectives.momentum={self.momentum} must lie in [0, 1].")
+        require(0 < self.similar_captions <= 1, f"objectives.similar_captions={self.similar_captions} must lie in (0, 1].")
+        require(
+            self.similar_captions == 1 or self.false_negatives == "exclude",
+            "objectives.similar_captions excludes pairs, which objectives.false_negatives=official does not do; choose one.",
+        )
+        require(self.hardness >= 0, f"objectives.hardness={self.hardness} must not be negative.")
+        require(
+            0 < self.lowest_temperature <= 0.5,
+            f"objectives.lowest_temperature={self.lowest_temperature} must lie in (0, 0.5].",
+        )
         require(self.queue >= 0, f"objectives.queue={self.queue} must not be negative.")
         weights = (self.mim, self.mlm, self.itm, self.itc)
         require(min(weights) >= 0, f"The objective weights {weights} must not be negative.")

@@ -9,8 +9,8 @@ from m2i2.models.text import MaskedLanguageModel, initialise_bert
 from m2i2.models.vision import VisionTransformer
 from m2i2.precision import full
 
-TEMPERATURES = 0.001, 0.5
-"""Bounds of the contrast's learnable temperature (official code)."""
+HIGHEST_TEMPERATURE = 0.5
+"""Of the contrast; learnable (official code)."""
 
 
 class Encoders(nn.Module):
@@ -47,4 +47,4 @@ class PretrainingModel(Encoders):
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         """Bring the temperature back into its bounds."""
-        self.temp.clamp_(*TEMPERATURES)
+        self.temp.clamp_(self.objectives.lowest_temperature, HIGHEST_TEMPERATURE)

@@ -31,7 +31,7 @@ from m2i2.objectives.itc import similarities
 from m2i2.objectives.itm import rows_present
 from m2i2.precision import autocast, full
 from m2i2.tasks.negatives import GlobalBatch, Negatives
-from m2i2.tasks.states import Encoded, HardNegatives, PretrainingStates, encode, encode_text, fetch_negatives, leaf
+from m2i2.tasks.states import Encoded, HardNegatives, PretrainingStates, encode, encode_text, excluded, fetch_negatives, leaf
 from m2i2.tasks.task import Key, Output, step_generator_seed
 from m2i2.tasks.teacher import TeacherTargets
 
@@ -170,10 +170,10 @@ class Accumulation:
         with torch.autocast(device.type, enabled=False):
             text_to_image = similarities(text, [teacher_image], student.temp)
             image_to_text = similarities(image, [teacher_text], student.temp)
-        excluded = None
-        if self._settings.false_negatives == "exclude":
-            excluded = global_batch.excluded()[:, : len(teacher_image)]
-        return global_batch.draw(text_to_image, image_to_text, excluded, self._task.starts)
+        none_of = excluded(global_batch, self._settings)
+        if none_of is not None:
+            none_of = none_of[:, : len(teacher_image)]
+        return global_batch.draw(text_to_image, image_to_text, none_of, self._task.starts, self._settings.hardness)
 
     def _mean_counts(self, negatives: Negatives | None) -> Tensor:
         """[2] rows of the matching, and masked words, of a micro-batch: the means over micro-batches and ranks."""

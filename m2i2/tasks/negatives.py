@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.distributed import all_gather_together, rank
+from m2i2.objectives.itc import similarities
 from m2i2.precision import full
 from m2i2.tasks.noise import gumbel_noise
 from m2i2.tasks.queue import FeatureQueue
@@ -88,12 +89,17 @@ class GlobalBatch:
         first = self.first - self._among.start
         return torch.arange(first, first + self.rows, device=self.image.device)
 
-    def excluded(self) -> Tensor:
-        """[b, candidates + Q] bool, the pairs that share an image or a caption, but for each row's own pair."""
-        _, _, image_ids, text_ids = self.candidates()
+    def excluded(self, similar: float = 1.0) -> Tensor:
+        """[b, candidates + Q] bool, the pairs that share an image or a caption, but for each row's own pair.
+
+        ``similar``: the cosine similarity of the teacher's text features from which on captions count as the same; 1 = never.
+        """
+        _, text, image_ids, text_ids = self.candidates()
         mine = slice(self.first, self.first + self.rows)
         same = _same(self.image_ids[mine], torch.cat([image_ids, self.queue.image_ids]))
         same |= _same(self.text_ids[mine], torch.cat([text_ids, self.queue.text_ids]))
+        if similar < 1:
+            same |= similarities(self.text[mine], (text, self.queue.text), torch.ones_like(text[0, 0])) >= similar
         return same & ~self._own_pairs(same.shape[1])
 
     def _own_pairs(self, columns: int) -> Tensor:
@@ -101,11 +107,15 @@ class GlobalBatch:
         own = self.own()
         return own.unsqueeze(1) == torch.arange(columns, device=own.device)
 
-    def draw(self, text_to_image: Tensor, image_to_text: Tensor, excluded: Tensor | None, starts: Tensor) -> Negatives:
-        """Hard negatives with probability softmax(similarity) among the candidates, [b, candidates] each, never the own pair.
+    def draw(
+        self, text_to_image: Tensor, image_to_text: Tensor, excluded: Tensor | None, starts: Tensor, hardness: float = 1.0
+    ) -> Negatives:
+        """Hard negatives with probability softmax(hardness * similarity) among the candidates, never the own pair.
 
-        ``starts``: [2] int64, the `counter_start` of the images' draw and of the texts'.
+        Similarities: [b, candidates]. ``starts``: [2] int64, the `counter_start` of the images' draw and of the texts'.
         """
+        if hardness != 1:
+            text_to_image, image_to_text = hardness * text_to_image, hardness * image_to_text
         count, device = text_to_image.shape[1], text_to_image.device
         forbidden = self._own_pairs(count)
         if excluded is not None:

@@ -96,6 +96,11 @@ def fetch_negatives(
     return HardNegatives(image, texts[..., :-1], texts[..., -1].long())
 
 
+def excluded(global_batch: GlobalBatch, settings: ObjectivesConfig) -> Tensor | None:
+    """[b, candidates + Q] bool, the pairs that are no negatives of each other; None where all are."""
+    return global_batch.excluded(settings.similar_captions) if settings.false_negatives == "exclude" else None
+
+
 class PretrainingStates(States):
     """What the student makes of a micro-batch, computed as the objectives ask for it. Collective: all ranks ask for the same."""
 
@@ -127,7 +132,7 @@ class PretrainingStates(States):
 
     @cached_property
     def _excluded(self) -> Tensor | None:
-        return self.global_batch.excluded() if self.settings.false_negatives == "exclude" else None
+        return excluded(self.global_batch, self.settings)
 
     @cached_property
     def contrast(self) -> Contrast:
@@ -158,9 +163,10 @@ class PretrainingStates(States):
         if isinstance(self._draws, Negatives):
             return self._draws
         count = len(self.global_batch.candidates()[0])
-        excluded = None if self._excluded is None else self._excluded[:, :count]
+        none_of = None if self._excluded is None else self._excluded[:, :count]
         contrast = self.contrast
-        return self.global_batch.draw(contrast.text_to_image[:, :count], contrast.image_to_text[:, :count], excluded, self._draws)
+        similarity = contrast.text_to_image[:, :count], contrast.image_to_text[:, :count]
+        return self.global_batch.draw(*similarity, none_of, self._draws, self.settings.hardness)
 
     @cached_property
     def matching(self) -> Matching:

@@ -11,7 +11,7 @@ from m2i2.data.loading.masking import mask_tokens, places_of
 from m2i2.objectives.itc import itc_loss
 from m2i2.objectives.itm import itm_loss, rows_present
 from m2i2.objectives.mlm import mlm_loss
-from m2i2.tasks.negatives import draw_negatives
+from m2i2.tasks.negatives import GlobalBatch, draw_negatives
 from m2i2.tasks.queue import FeatureQueue
 from m2i2.tasks.teacher import following
 
@@ -31,6 +31,33 @@ def test_negatives_are_drawn_with_the_softmax_of_the_similarity() -> None:
     assert found[0] == 0
     assert there.all()
     torch.testing.assert_close(found[1:], expected, atol=0.01, rtol=0)
+
+
+def everyone(captions: torch.Tensor, queued: torch.Tensor) -> GlobalBatch:
+    """A batch of pairs, and a queue, with these text features; no two share an image or a caption."""
+    queue = FeatureQueue(len(queued), captions.shape[1])
+    queue.push(queued, queued, torch.arange(len(queued)) + 100, torch.arange(len(queued)) + 100)
+    ids = torch.arange(len(captions))
+    return GlobalBatch.of((torch.zeros_like(captions), captions, ids, ids), queue, local=False)
+
+
+def test_captions_that_are_nearly_the_same_are_no_negatives_where_asked_for() -> None:
+    directions = nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), dim=1)
+    batch = everyone(directions, nn.functional.normalize(torch.tensor([[1.0, -0.05], [-1.0, 0.0]]), dim=1))
+    assert not batch.excluded().any()
+    expected = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    assert torch.equal(batch.excluded(0.98), expected), "in the batch and in the queue, but for the own pair"
+
+
+def test_hardness_scales_the_similarity_that_negatives_are_drawn_with() -> None:
+    batch = everyone(torch.eye(4), torch.eye(4)[:0])
+    similarity = torch.tensor([[0.0, 50.0, 0.0, 0.0]]).expand(4, -1)
+
+    def drawn(hardness: float) -> set[int]:
+        starts = [torch.tensor([1000 * number, 7 + 1000 * number]) for number in range(40)]
+        return {int(batch.draw(similarity, similarity, None, start, hardness).text[0]) for start in starts}
+
+    assert drawn(1.0) == {1} and drawn(0.0) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e30])
