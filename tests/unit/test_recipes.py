@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from m2i2.cli.ablate import main as ablate
+from m2i2.config import preset
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import prepared, read_recipe
+from m2i2.experiments.screening import is_screening, read_screening
+from m2i2.options import override, to_dict
 from tests.conftest import ROOT
 
 RECIPE: dict[str, Any] = {
@@ -88,8 +91,21 @@ def test_plans_of_data_sets_are_whole(tmp_path: Path, plan: Any, says: str) -> N
         read_recipe(tmp_path / "r.json")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "recipes").glob("*.json")), ids=lambda path: path.name)
+OWN = sorted((ROOT / "docs" / "recipes").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", [path for path in OWN if not is_screening(path)], ids=lambda path: path.name)
 def test_our_own_recipes_are_taken(path: Path) -> None:
     lines = [prepared(line, Path("/data")) for line in read_recipe(path).prepare]
     assert ("make_shards.py", "shards/slake") in [(tool, output) for tool, _, output in lines]
     assert any("/data/slake" in words for _, words, _ in lines)
+
+
+@pytest.mark.parametrize("path", [path for path in OWN if is_screening(path)], ids=lambda path: path.name)
+def test_every_cell_of_our_own_screenings_is_another_setting(path: Path) -> None:
+    screening = read_screening(path)
+    settings = preset(screening.preset)[screening.launcher == "finetune"]
+    reference = to_dict(override(settings, screening.settings))
+    for name, change in list(screening.changes.items())[1:]:
+        changed = to_dict(override(settings, [*screening.settings, *change.settings]))
+        assert changed != reference and change.why and change.expected, name
