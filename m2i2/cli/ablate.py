@@ -30,6 +30,8 @@ EXAMPLES = """examples:
       one cell, and the pretraining that it needs
   python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results results/small --cluster lab.yaml
       every cell as a job of SLURM arrays (docs/clusters.md); later, with --collect instead of --cluster, records and report
+  python launchers/ablate.py docs/recipes/match.json --data ../shared/data --results results/match --pack pieces --piece-mb 60
+      for a machine without a network: code, weights and shards in pieces, and run.sh, which runs the cells there
   python launchers/ablate.py screening.json --data ../shared/data --work runs/screening --results results/screening --jobs 2
 """
 
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--only", nargs="+", default=[], metavar="CELL", help="these cells alone")
     add("--cluster", type=Path, metavar="FILE", help="submit the cells to SLURM, as this file of cluster options says, and end")
     add("--collect", action="store_true", help="record the cells that a cluster has finished, write the report, and end")
+    add("--pack", type=Path, metavar="DIR", help="prepare, write everything that another machine needs to DIR, and end")
+    add("--piece-mb", type=int, default=60, metavar="N", help="of --pack: size of a piece, 10^6 bytes (%(default)s)")
     add("--list", action="store_true", help="say which cells there are and which are done, and end")
     add("--report", action="store_true", help="write the report from the records there are, and end")
     add("--output", type=Path, metavar="FILE", help="the report (docs/RESULTS.md; of a screening README.md in --results)")
@@ -85,6 +89,8 @@ def _ablate(arguments: argparse.Namespace) -> int:
     elif not arguments.report:
         work.mkdir(parents=True, exist_ok=True)
         prepare(recipe.prepare, arguments.data, work)
+        if arguments.pack:
+            return _pack(recipe.prepare, work, arguments)
         if arguments.cluster:
             return _submit(recipe, work, arguments)
         jobs = {"jobs": arguments.jobs, "threads": arguments.threads}
@@ -118,6 +124,8 @@ def _screen(arguments: argparse.Namespace) -> int:
         work: Path = (arguments.work or Path("runs") / f"screening-{screening.name}").resolve()
         work.mkdir(parents=True, exist_ok=True)
         prepare(screening.prepare, arguments.data, work)
+        if arguments.pack:
+            return _pack(screening.prepare, work, arguments)
         failed = screen(screening, work, arguments.results, jobs=arguments.jobs, threads=arguments.threads, tell=_tell)
     output = arguments.output or arguments.results / "README.md"
     write_table(screening, arguments.results, output)
@@ -125,6 +133,15 @@ def _screen(arguments: argparse.Namespace) -> int:
     if failed:
         say(f"{len(failed)} runs failed and went no further: {', '.join(failed)}; remove their records to run them again")
     return EXIT_FAULT if failed else 0
+
+
+def _pack(prepare: Sequence[str], work: Path, arguments: argparse.Namespace) -> int:
+    from m2i2.experiments.packing import pack
+
+    files = pack(arguments.recipe, prepare, work, arguments.results, arguments.pack, arguments.piece_mb)
+    size = sum(path.stat().st_size for path in files) / 1e6
+    say(f"{len(files)} files, {size:.0f} MB, written to {arguments.pack}. Copy them to one folder there, and start: bash run.sh")
+    return 0
 
 
 def _submit(recipe: "Recipe", work: Path, arguments: argparse.Namespace) -> int:

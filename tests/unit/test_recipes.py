@@ -1,6 +1,10 @@
 """A recipe from elsewhere runs nothing but this project's tools, and its paths stay in their folders."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +113,23 @@ def test_every_cell_of_our_own_screenings_is_another_setting(path: Path) -> None
     for name, change in list(screening.changes.items())[1:]:
         changed = to_dict(override(settings, [*screening.settings, *change.settings]))
         assert changed != reference and change.why and change.expected, name
+
+
+def test_a_recorded_cell_made_again_is_shown_beside_its_record(tmp_path: Path) -> None:
+    def reproduce(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(ROOT / "tools" / "reproduce.sh"), *words]
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+
+    assert "  vqa-rad-full-seed-0\n" in reproduce().stdout
+    missing = reproduce("small", "nothing")
+    assert missing.returncode == 2 and "no record nothing" in missing.stderr
+    work, cell = tmp_path / "runs" / "reproduced" / "small-vit", "vqa-rad-full-seed-0.json"
+    for line in read_recipe(ROOT / "docs" / "recipes" / "small-vit.json").prepare:  # as if all had run before
+        (work / prepared(line, Path("data"))[2]).mkdir(parents=True)
+        (work / prepared(line, Path("data"))[2] / "index.json").touch()
+    (work / "records").mkdir()
+    for record in (ROOT / "docs" / "results" / "small-vit").glob("*.json"):
+        shutil.copy(record, work / "records")
+    again = reproduce("small-vit", cell.removesuffix(".json"))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("freeform: closed 53.0 of 185, open 7.3 of 123, overall 34.7 of 308") == 2
