@@ -63,5 +63,8 @@ setup(
         "tests": TESTS,
         "dev": [*TESTS, *APP, "wandb", "selenium>=4", "ruff", "mypy", "import-linter"],
     },
-    entry_points={"console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.cli.{name}:main" for name in COMMANDS]},
+    entry_points={
+        "console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.cli.{name}:main" for name in COMMANDS],
+        "lmms_eval.models": ["m2i2 = m2i2.hub.lmms:MANIFEST"],
+    },
 )

@@ -83,6 +83,16 @@ class Answerer:
                 written[text] = written.get(text, 0.0) + score
         return sorted(written.items(), key=lambda answer: -answer[1])
 
+    @torch.inference_mode()
+    def log_probability(self, image: Image.Image, question: str) -> float:
+        """That of the likeliest candidate, natural logarithm; M2I2Error where there are no candidates."""
+        if self.tree is None:
+            raise M2I2Error("There are no candidates to weigh; name at least one answer.")
+        ids, mask = (t.to(self.device) for t in pad_rows([self.question_tokens(question)], self.tokenizer.pad_id))
+        states = self.model.encode_question(ids, mask, self.model.encode_image(self.pixels(image)))
+        scores, _, _ = likeliest(self.model.text_decoder, states, mask, self.tree, 1)
+        return float(scores[0, 0])
+
     def explain(self, image: Image.Image, question: str, answer: str, layer: int | None = None, token: int | None = None) -> Cam:
         """Where ``answer`` comes from: `gradcam` of it, or of its token number ``token``."""
         ids = torch.tensor([self.question_tokens(question)], device=self.device)
