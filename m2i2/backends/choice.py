@@ -19,8 +19,8 @@ from m2i2.backends.cuda import apex_problem, fuse_norms
 from m2i2.config import TrainingConfig
 from m2i2.errors import M2I2Error
 from m2i2.models import ops
-from m2i2.models.text import Intermediate, ResidualOutput
-from m2i2.models.vision import Block
+from m2i2.models.text import Intermediate, ResidualOutput, TextModel
+from m2i2.models.vision import Block, VisionTransformer
 from m2i2.ownership import PRIVATE, require_own_folder, user_cache
 
 Kernel = Literal["apex", "fused", "plain"]
@@ -86,6 +86,9 @@ def fuse_and_compile(modules: Iterable[nn.Module], backend: Backend, training: T
     for module in modules:
         if backend.kernel == "apex":
             fuse_norms(module)
+        for part in module.modules():
+            if isinstance(part, VisionTransformer | TextModel):
+                part.checkpoint_activations = training.checkpoint_activations
         if training.compile:
             compile_layers(module)
 

@@ -63,6 +63,7 @@ def recorder(backend: Backend, training: TrainingConfig, ranks: int) -> tuple[Re
         "training.graphs=false": not training.graphs,
         "several ranks train together": ranks > 1,
         f"training.accumulation={training.accumulation}": training.accumulation > 1,
+        "training.checkpoint_activations=true draws its dropout again": training.checkpoint_activations,
         f"the {backend.kernel} kernels of AdamW ask the host": backend.kernel != "fused",
     }
     against = [reason for reason, holds in reasons.items() if holds]

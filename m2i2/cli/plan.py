@@ -78,7 +78,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if needed > arguments.gpu_memory:
         raise M2I2Error(
             f"{needed:.1f} GB per GPU are needed, not {arguments.gpu_memory:g}: lower --batch, raise training.accumulation, try "
-            f"--offload, or use training.checkpoint_activations=true (which this plan does not count)."
+            f"--offload, or use training.checkpoint_activations=true."
         )
     return 0
 

@@ -67,14 +67,16 @@ def activation_bytes(config: PretrainingConfig, rows: int, tokens: int, half: bo
     """What the backward pass of ``rows`` pairs needs of the forward pass, an estimate from the layers' saved tensors.
 
     A layer keeps, of each token, its two norms' inputs (float32), and in the products' precision the norms' outputs, queries,
-    keys, values, the attention's output and both sides of the activation: 8 + 14 widths.
+    keys, values, the attention's output and both sides of the activation: 8 + 14 widths. With ``training.checkpoint_activations``
+    it keeps its input, and of each stack the layer that is computed again is there as a whole.
     """
     size = 2 if half else _FLOAT
     vision, text = config.vision, config.text
     seen = visible_patches(vision, config.objectives) + 1
 
     def layers(depth: int, count: float, width: int, units: int) -> float:
-        return depth * count * width * (2 * _FLOAT + units * size)
+        whole = count * width * (2 * _FLOAT + units * size)
+        return depth * count * width * _FLOAT + whole if config.training.checkpoint_activations else depth * whole
 
     image = layers(vision.depth, seen, vision.width, 14) + layers(
         vision.decoder_depth, vision.patches + 1, vision.decoder_width, 14

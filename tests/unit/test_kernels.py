@@ -3,6 +3,7 @@
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from m2i2.config import TrainingConfig, preset
 from m2i2.errors import M2I2Error
 from m2i2.models import ops
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.models.text import ImageRows
 from m2i2.training.optimizer import build
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -141,3 +143,35 @@ def test_compiled_layers_compute_the_same_under_the_same_names() -> None:
         seen.states.square().mean().backward()
         gradients.append(model.visual_encoder.blocks[0].mlp.fc1.weight.grad)
     assert float((gradients[0] - gradients[1]).abs().max()) < 1e-6
+
+
+def test_layers_that_are_computed_again_keep_less_and_give_the_same_gradients() -> None:
+    backend, found = install(CPU, TrainingConfig()), dict[bool, tuple[int, list[torch.Tensor]]]()
+    ids = torch.randint(5, 900, (2, 12))
+    side = preset("tiny")[0].vision.image_size
+    image, noise = torch.randn(2, 3, side, side), torch.rand(2, preset("tiny")[0].vision.patches)
+    for again in (False, True):
+        torch.manual_seed(0)
+        config = preset("tiny")[0]
+        model = PretrainingModel(config.vision, replace(config.text, dropout=0.1), config.objectives)
+        fuse_and_compile([model], backend, TrainingConfig(checkpoint_activations=again))
+        kept = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        torch.manual_seed(1)  # of the dropout, which must be drawn again as it was
+        bert = model.text_encoder.bert
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            states = model.visual_encoder(image, noise, 0.5).states
+            text = bert.encode(ids, torch.ones_like(ids))
+            loss = bert.fuse(text, torch.ones_like(ids), [ImageRows(bert.image_keys_values(states), 1)]).square().mean()
+        loss.backward()
+        found[again] = (
+            kept,
+            [p.grad for p in (model.visual_encoder.blocks[0].mlp.fc1.weight, bert.embeddings.word_embeddings.weight)],
+        )
+    assert found[True][0] < 0.4 * found[False][0]
+    assert all(torch.equal(one, other) for one, other in zip(found[False][1], found[True][1], strict=True))

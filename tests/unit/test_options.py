@@ -1,5 +1,6 @@
 """Settings from words and JSON: typed, checked, and fatal where unknown."""
 
+import ast
 import itertools
 import json
 from pathlib import Path
@@ -11,7 +12,9 @@ from m2i2.cluster.options import ClusterOptions
 from m2i2.config import PRESETS, FinetuningConfig, PretrainingConfig, for_ranks, preset
 from m2i2.data.loading.sampling import Share
 from m2i2.errors import M2I2Error
+from m2i2.objectives.registry import BUILT_IN
 from m2i2.options import differences, explain, from_dict, leaves, override, read_settings, to_dict
+from tests.conftest import ROOT
 
 
 def test_overrides_are_typed_and_leave_the_rest() -> None:
@@ -108,6 +111,17 @@ def test_the_help_lists_every_setting_as_wide_as_the_terminal(kind: type, column
         rest = itertools.takewhile(lambda line: line.startswith("      "), lines[place + 1 :])
         assert " ".join(map(str.strip, rest)) == meaning
     assert "  training.precision=auto [auto|bfloat16|float16|float32]" in text
+
+
+@pytest.mark.parametrize("kind", [PretrainingConfig, FinetuningConfig])
+def test_every_setting_is_read_from_the_settings_somewhere(kind: type) -> None:
+    """A module's attribute of the same name (``self.name``) is none of the settings: one of them was set by nobody for months."""
+    read = set(BUILT_IN)  # weights are read by the objectives' names
+    for path in (ROOT / "m2i2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name != "config.py" else ():
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                read.add(node.attr)
+    assert [key for key, _, _ in leaves(kind) if key.split(".")[-1] not in read] == []
 
 
 def test_an_option_that_is_a_setting_is_recognised() -> None:
