@@ -34,7 +34,12 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["m2i2", "m2i2.*"]),
-    package_data={"m2i2.evaluation": ["*.json"], "m2i2.reporting": ["*.j2"], "m2i2.demo": ["model/*"]},
+    package_data={
+        "m2i2.app": ["*.css", "*.js", "*.j2"],
+        "m2i2.evaluation": ["*.json"],
+        "m2i2.reporting": ["*.j2"],
+        "m2i2.demo": ["model/*"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision",

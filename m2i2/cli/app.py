@@ -66,18 +66,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # they end it as Ctrl-C does, so that the uploads are deleted
         if signal.getsignal(number) != signal.SIG_IGN:  # by nohup
             signal.signal(number, signal.default_int_handler)
-    source, title, given = arguments.checkpoint, "", arguments.candidates
+    source, notice, given = arguments.checkpoint, "", arguments.candidates
     if source is None:
         from m2i2.demo import ANSWERS, FOLDER, NOTICE
 
         say(NOTICE)
-        source, title, given = FOLDER, NOTICE, given or ANSWERS
-    answerer = load_model(source).answerer(read_candidates(given) if given else ())
+        source, notice, given = FOLDER, NOTICE, given or ANSWERS
+    loaded = load_model(source)
+    answerer = loaded.answerer(read_candidates(given) if given else ())
     with tempfile.TemporaryDirectory(prefix="m2i2-app-") as folder:
         # Gradio reads these when it is imported
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
-            from m2i2.app.page import Limits, build_page, draw_examples, serve_page
+            from m2i2.app.card import card_of
+            from m2i2.app.page import Desk, Limits, build_page, draw_examples, serve_page
         except ImportError as e:
             raise M2I2Error(f"The app needs Gradio ({e}): pip install '.[app]'.") from e
         limits = Limits(
@@ -86,7 +88,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             total_megabytes=arguments.max_total_megabytes,
             requests=arguments.max_requests,
         )
-        page = build_page(answerer, limits, draw_examples(Path(folder) / "examples"), title or f"Model: {source.name}")
+        desk = Desk(answerer, limits, Path(folder), draw_examples(Path(folder) / "examples"))
+        page = build_page(desk, card_of(loaded, source, len(answerer.candidates), notice))
         try:
             serve_page(page, limits, Path(folder), arguments.port, secrets.token_urlsafe(16) if arguments.token else "")
         except OSError as e:

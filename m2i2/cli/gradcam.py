@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(arguments: argparse.Namespace) -> int:
     from m2i2.inference.answering import open_image
-    from m2i2.inference.overlay import overlay
+    from m2i2.inference.overlay import overlay, with_legend
     from m2i2.workflows.answering import load_model, read_candidates
 
     candidates = read_candidates(arguments.candidates) if arguments.candidates else ()
@@ -74,7 +74,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     for name, token in wanted.items():
         cam = answerer.explain(image, arguments.question, answer, arguments.layer, token)
         with replacing(folder / f"{name}.png") as file:
-            overlay(image, cam.map).save(file, "PNG")
+            with_legend(overlay(image, cam.map)).save(file, "PNG")
     report: dict[str, Any] = {
         "checkpoint": str(arguments.checkpoint),
         "image": str(arguments.image),

@@ -3,6 +3,7 @@
 A folder may come from elsewhere: no link in it is followed out of it, and nothing but regular files is read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ def read_run(folder: Path) -> Run:
     if not run.settings and not run.evaluations:
         raise M2I2Error(f"{folder} holds neither settings.json of a run nor results.json of an evaluation; name another folder.")
     return run
+
+
+def question_type(row: Mapping[str, Any]) -> str:
+    """The type of an answered question, as its data names it."""
+    return str(row.get("metadata", {}).get("question_type") or "no type given")
 
 
 def _evaluation(folder: Path, run: Path) -> Evaluation:

@@ -14,7 +14,7 @@ from m2i2.config import TextConfig, VisionConfig
 from m2i2.errors import M2I2Error
 from m2i2.inference.gradcam import fuse_openly, gradcam
 from m2i2.inference.localisation import localise
-from m2i2.inference.overlay import overlay
+from m2i2.inference.overlay import MOST, TICKS, overlay, scale_bar, scaled, with_legend
 from m2i2.models.text import ImageRows
 from m2i2.models.vqa import VQAModel
 from tests.parity.fixture import fitting, largest_difference, sizes, tensors
@@ -139,3 +139,29 @@ def test_an_overlay_warms_where_the_map_is_hot_and_nowhere_else() -> None:
     assert (made[40:, :80] == 40).all()
     blank = np.asarray(overlay(Image.new("RGB", (16, 16), (40, 40, 40)), torch.zeros(8, 8)))
     assert (blank == 40).all()
+
+
+def test_one_scale_tells_how_much_weight_a_place_has_relative_to_the_mean() -> None:
+    """Whatever the sum of the map; evenly spaced doublings from the mean to the hottest."""
+    rest = torch.full((8, 8), (64 - sum(TICKS)) / (64 - len(TICKS)))
+    rest[0, : len(TICKS)] = torch.tensor(TICKS, dtype=torch.float32)
+    for cam in (rest, rest / 64, (100 * rest).numpy()):
+        assert scaled(cam)[0, : len(TICKS)].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-6)
+    assert (scaled(rest)[1:] == 0).all()
+    peak = torch.zeros(8, 8)
+    peak[0, 0] = 1
+    assert scaled(peak)[0, 0] == 1 and MOST < 64
+    bar = np.asarray(scale_bar(101, 3), dtype=int)
+    assert bar.shape == (3, 101, 3) and bar[0, 0].tolist() == [110, 110, 110]
+    hottest = np.asarray(overlay(Image.new("RGB", (8, 8), (110, 110, 110)), peak), dtype=int)[0, 0]
+    assert bar[0, -1].tolist() == hottest.tolist()
+
+
+def test_a_legend_stands_below_the_picture_and_covers_nothing() -> None:
+    picture = Image.effect_noise((400, 300), 60).convert("RGB")
+    made = with_legend(picture)
+    assert made.size[0] == 400 and made.size[1] > 300
+    assert made.crop((0, 0, 400, 300)).tobytes() == picture.tobytes()
+    below = np.asarray(made.crop((0, 300, 400, made.size[1])), dtype=int)
+    assert (below.min(-1) < 60).any() and (abs(below[..., 0] - below[..., 2]) > 60).any(), "words and colours"
+    assert with_legend(Image.new("RGB", (64, 64))).size[0] == 320, "wide enough for its words"

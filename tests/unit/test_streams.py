@@ -1,6 +1,7 @@
 """The streams in DICOM files: their own sizes, scans, tiles and runs are bounded before a decoder sees them, in the app too."""
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -180,13 +181,25 @@ def test_headers_that_become_far_more_than_their_bytes(
 def test_the_app_refuses_them_too(tmp_path: Path) -> None:
     gradio = pytest.importorskip("gradio")
     from m2i2.app.page import Desk, Limits
+    from m2i2.app.study import Study
 
-    desk: Any = Desk(None, Limits())  # type: ignore[arg-type]  # opening asks no model
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    desk: Any = Desk(None, Limits(), uploads)  # type: ignore[arg-type]  # opening asks no model
+
+    def add(path: Path) -> str:
+        shown = desk.add(Study(), gradio.EventData(None, {"files": [str(path)]}))
+        assert not shown.study.cases
+        return str(shown.hint)
+
     content, syntax, side, message = ATTACKS["jpeg"]
-    (tmp_path / "study").write_bytes(stream(content, syntax, side, side))
-    with pytest.raises(gradio.Error, match=message):
-        desk.open(str(tmp_path / "study"))
-    (tmp_path / "<img src=x onerror=alert(1)>.png").write_bytes(b"no picture")
-    with pytest.raises(gradio.Error) as refused:  # Gradio shows its message as HTML
-        desk.open(str(tmp_path / "<img src=x onerror=alert(1)>.png"))
-    assert "&lt;img src=x onerror=alert(1)&gt;.png" in refused.value.message and "<" not in refused.value.message
+    (uploads / "study").write_bytes(stream(content, syntax, side, side))
+    assert re.search(message, add(uploads / "study"))
+    name = "<img src=x onerror=alert(1)>${alert(1)}{{alert}}.png"
+    (uploads / name).write_bytes(b"no picture")
+    hint = add(uploads / name)  # Gradio shows it as HTML
+    assert "&lt;img src=x onerror=alert(1)&gt;${alert(1)}{{alert}}.png" in hint and "<img" not in hint
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (uploads / "link.png").symlink_to(tmp_path / "secret.png")
+    for path in (tmp_path / "secret.png", uploads / ".." / "secret.png", uploads / "link.png"):
+        assert f"{path.name} is not an upload of this page" in add(path)
