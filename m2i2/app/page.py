@@ -1,7 +1,7 @@
 """The page: what is on it, and what happens when somebody uploads, asks, steps through images, or picks an example.
 
-The server keeps the uploaded files and, for each browser, its `Study`. Both are deleted after a quarter of an hour. The model is
-only read, so that several requests may run at once.
+The server keeps the uploaded files and, for each browser, its `Study`, both for a while. The model is only read, so that several
+requests may run at once.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,9 @@ QUESTIONS = 300
 EXAMPLES = ((0, "what kind of lesion is shown?"), (16, "on which side is the lesion?"), (5, "is there a lesion?"))
 """Numbers of drawn phantoms of the split ``test``, with a question to each."""
 _KEPT = 900
-"""Seconds for which uploads and studies are kept."""
+"""Seconds for which uploads and studies are kept; studies of a closed page an hour (Gradio's)."""
+_BROWSERS = 100
+"""Studies that are held; of more, the one that was unused longest is forgotten."""
 _GONE = "The image is not there any more: uploads are deleted after a quarter of an hour. Add it again."
 _HERE = Path(__file__).parent
 
@@ -127,12 +129,12 @@ class Desk:
     def step(self, study: Study, by: int) -> Shown:
         """Another image of the study, so many places on."""
         study.go(study.at + by)
-        return self.show(study)
+        return self.show(study) if study.cases else self.show(study, _GONE)
 
     def pick(self, study: Study, event: gr.EventData) -> Shown:
         """The image of the study whose thumbnail was clicked."""
         study.go(_index(event))
-        return self.show(study)
+        return self.show(study) if study.cases else self.show(study, _GONE)
 
     def remove(self, study: Study) -> Shown:
         """Take the image that is shown out of the study; another browser may hold the same file, so it stays for its time."""
@@ -143,7 +145,7 @@ class Desk:
         """An earlier question about the image that is shown."""
         if study.case and 0 <= _index(event) < len(study.case.asked):
             study.case.at = _index(event)
-        return self.show(study)
+        return self.show(study) if study.cases else self.show(study, _GONE)
 
     def example(self, study: Study, event: gr.EventData) -> Shown:
         """A drawn example, with its question in the box."""
@@ -278,6 +280,7 @@ def serve_page(page: gr.Blocks, limits: Limits, folder: Path, port: int, token: 
         quiet=True,
         theme=theme.set(**both, **white),
         css=(_HERE / "page.css").read_text(),
+        state_session_capacity=_BROWSERS,
         prevent_thread_lock=True,
         app_kwargs={"middleware": [Middleware(Door, rules=rules)], "docs_url": None, "redoc_url": None, "openapi_url": None},
     )
