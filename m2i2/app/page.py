@@ -170,7 +170,7 @@ class Desk:
             missing = "Add an image first, or pick an example below."
         elif len(question) > QUESTIONS:
             missing = f"The question has more than {QUESTIONS} characters; ask a shorter one."
-        same = Shown(*(gr.skip() for _ in Shown._fields[:-1]), hint="")
+        same = Shown(gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), "")
         if missing or case is None:
             yield same._replace(hint=_hint(missing))
             return
@@ -186,7 +186,8 @@ class Desk:
             return
         case.add(Asked(question, answers, cam))
         if study.case is case:  # the user may have stepped on
-            yield self.show(study, said=f"The likeliest answer is {answers[0][0]}, {100 * answers[0][1]:.0f} %.")
+            said = f"The likeliest answer is {answers[0][0]}, {100 * answers[0][1]:.0f} %."
+            yield self.show(study, said=said)._replace(question=gr.skip())  # the next one may be half typed
 
 
 def _hint(*lines: str, wrong: bool = False) -> str:

@@ -72,7 +72,8 @@ def notes_of(run: Run) -> list[str]:
 
 def _chances(run: Run) -> dict[str, Chance]:
     """What guessing gives, where it follows from the settings."""
-    settings, found = run.settings, {}
+    settings = run.settings
+    found: dict[str, Chance] = {}
     objectives = settings.get("objectives", {})
     if not objectives:
         return found

@@ -152,7 +152,7 @@ def test_three_lines_answer_a_question_from_the_wheel(installed: Path, tmp_path:
     assert ranked[0][1] >= ranked[1][1] and sum(p for _, p in ranked) == pytest.approx(1, abs=1e-5)
     assert 1 <= len(written) <= 5
     assert Path(file) == installed / "m2i2" / "__init__.py"
-    for data in ("evaluation/literature.json", "reporting/report.html.j2"):
+    for data in ("evaluation/literature.json", "reporting/report.html.j2", "app/page.css", "app/page.js", "app/view.html.j2"):
         assert (installed / "m2i2" / data).is_file(), f"the wheel lacks {data}"
 
 
