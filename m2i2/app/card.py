@@ -28,12 +28,18 @@ class Card:
 def card_of(loaded: Loaded, source: Path, candidates: int, notice: str = "") -> Card:
     """The card of a model that was loaded from ``source``, and chooses among so many ``candidates`` (0: it writes its answers)."""
     vision, text = loaded.config.vision, loaded.config.text
+    step, layers = loaded.trained["step"], f"{vision.depth} layer{'s' if vision.depth != 1 else ''}"
     size = sum(p.numel() for p in loaded.model.parameters())
     chooses = f"chosen among {candidates:,} candidates" if candidates else "written by beam search"
-    begun = [str(part) for part in (loaded.config.start.checkpoint, loaded.config.start.image, loaded.config.start.text) if part]
+    begun = [
+        Path(part).name for part in (loaded.config.start.checkpoint, loaded.config.start.image, loaded.config.start.text) if part
+    ]
     facts = [
-        ("Model", f"preset {loaded.config.preset}, {size / 1e6:,.1f} million parameters, {loaded.trained['step']}"),
-        ("Image", f"{vision.image_size} x {vision.image_size} pixels in patches of {vision.patch_size}; {vision.depth} layers"),
+        (
+            "Model",
+            f"preset {loaded.config.preset}, {size / 1e6:,.1f} million parameters" + (f", {step}" if step != source.name else ""),
+        ),
+        ("Image", f"{vision.image_size} x {vision.image_size} pixels in patches of {vision.patch_size}; {layers}"),
         ("Text", f"{text.depth} layers, the upper {text.depth - text.fusion_layer} of which also read the image"),
         ("Answers", chooses),
         ("Trained", f"protocol {loaded.trained['protocol']}" + (f", from {' and '.join(begun)}" if begun else "")),
@@ -53,8 +59,8 @@ def _scores(run: Path) -> Iterator[str]:
             model, blind = view["model"]["overall"], view["question_only"]["overall"]
             low, high = model["interval"]
             yield (
-                f"{model['accuracy']:.1f} % [{low:.1f}, {high:.1f}] of {model['total']:,} questions, "
-                f"{results['shards']['source']}, {results['split']}; from the question alone: {blind['accuracy']:.1f} %"
+                f"{model['accuracy']:.1f} % [{low:.1f}, {high:.1f}] of {model['total']:,} questions "
+                f"({results['shards']['source']}, {results['split']}); from the question alone: {blind['accuracy']:.1f} %"
             )
         except (M2I2Error, OSError, LookupError, TypeError, ValueError, StopIteration, AttributeError):
             continue  # the report says what is wrong with it

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
+from m2i2.app.card import card_of
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.cli.report import main as report
 from m2i2.inference.overlay import TICKS, scale_bar
 from m2i2.reporting.examples import surest_mistakes, unexpected
+from m2i2.workflows.answering import load_model
 from tests.browser import low_contrast, open_browser, resize
 from tests.launching import succeed
 
@@ -208,3 +210,13 @@ def test_in_a_browser_it_fits_can_be_read_and_prints(folder: Path, monkeypatch: 
         assert browser.execute_script(closed), "what is folded is printed"
     finally:
         browser.quit()
+
+
+def test_the_apps_card_of_a_run_has_its_scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    card = card_of(load_model(Path("fine")), Path("fine"), 0)
+    facts = dict(card.facts)
+    results = json.loads((folder / "fine" / "evaluation-test-rank" / "results.json").read_text())
+    assert facts["Scored"].startswith(f"{results['views']['test']['model']['overall']['accuracy']:.1f} % [")
+    assert facts["Model"].endswith("step-00000004") and facts["Trained"] == "protocol paper, from pre"
+    assert facts["Answers"] == "written by beam search" and card.name == "fine" and card.text == ""
