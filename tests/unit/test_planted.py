@@ -14,7 +14,7 @@ from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.errors import M2I2Error
 from tests.conftest import ROOT
 
-NEW = {"files.py", "tar.py", "running.py", "gpu_jobs.py", "gpu_report.py", "pipeline.py", "terminal.py"}
+NEW = {"files.py", "tar.py", "running.py", "packing.py", "gpu_jobs.py", "gpu_report.py", "pipeline.py", "terminal.py"}
 """The one module; and what writes into new folders and files (mode x), a work folder's log, or temporary folders of its own."""
 
 
