@@ -78,7 +78,7 @@ def _add_training(stage: Stage) -> None:
     for name, about in (
         ("pretrain", "a pretraining step under DeepSpeed"),
         ("finetune", "a VQA finetuning step under DeepSpeed"),
-        ("engine", "a pretraining step under DeepSpeed over the same step in plain PyTorch"),
+        ("engine", "a pretraining step by the engine, and by DeepSpeed's own, over the same step in plain PyTorch"),
         ("fed", "pretraining from shards through the loader over the same batches from memory"),
     ):
         add = stage(name, about)
@@ -91,6 +91,8 @@ def _add_training(stage: Stage) -> None:
         add("--warm-up", type=int, default=2, metavar="STEPS", help="steps before them (%(default)s)")
         add("--threads", type=int, help="threads of each rank (default: the cores shared out)")
         add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
+        if name == "engine":
+            add("--also", metavar="ENGINE:FILE", action="append", default=[], help="flat or deepspeed, and a configuration for it")
         if name in ("pretrain", "engine"):
             add("--tokens", type=int, default=25, help="length of the captions (%(default)s)")
         if name == "finetune":
@@ -193,8 +195,11 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         if given.command == "fed":
             found = time_feeding(config, runtime, timing, shards=given.shards, batch=given.batch)
         else:
-            time_it = time_engine if given.command == "engine" else time_pretraining
-            found = time_it(config, runtime, timing, batch=given.batch, tokens=given.tokens)
+            sizes = {"batch": given.batch, "tokens": given.tokens}
+            if given.command == "engine":
+                found = time_engine(config, runtime, timing, **sizes, also=given.also)
+            else:
+                found = time_pretraining(config, runtime, timing, **sizes)
     leave()
     return found if runtime.process.first else None
 

@@ -5,9 +5,10 @@ On several ranks, DeepSpeed's own engine is measured in turn with the project's.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ import torch.distributed as dist
 from m2i2.backends.choice import fuse_and_compile
 from m2i2.config import PretrainingConfig
 from m2i2.data.loading.sampling import Share
+from m2i2.errors import M2I2Error
 from m2i2.performance.measuring import StepClock
 from m2i2.performance.training import DrawnBatches, Timing, drawn_captions, kept_batches, pretraining_task, trainer_of
 from m2i2.tasks.task import Key, Task, step_generator_seed
+from m2i2.training.deepspeed.configuration import read_deepspeed_config
 from m2i2.training.optimizer import adamw
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
@@ -159,23 +162,31 @@ class PlainSteps:
         self.optimizer.zero_grad()
 
 
-def time_engine(config: PretrainingConfig, runtime: Runtime, timing: Timing, *, batch: int, tokens: int) -> dict[str, Any]:
+def time_engine(
+    config: PretrainingConfig, runtime: Runtime, timing: Timing, *, batch: int, tokens: int, also: Sequence[str] = ()
+) -> dict[str, Any]:
     """A pretraining step by the launchers' engine over one by plain PyTorch, and by DeepSpeed's own on several ranks. Collective.
 
     ``engine_host_ms``: what the engine's backward and optimizer step take of the host beyond plain PyTorch's, without collectives;
     ``engine_cpu_ms``: the same of the process's share of the processor, which counts where others compute on it too.
-    ``deepspeed_...``: the same of DeepSpeed's own engine.
+    ``deepspeed_...``: the same of DeepSpeed's own engine. ``also``: engines and their DeepSpeed configurations, ``ENGINE:FILE``,
+    which are measured in turn with these, as ``ENGINE_STEM_...``.
     """
     config = replace(config, training=replace(config.training, batch=batch, accumulation=1))
     process, device = runtime.process, runtime.device
     share = Share(batch, 1, process.rank, process.ranks)
     draw = kept_batches(lambda: drawn_captions(config, batch // process.ranks, tokens), device)
-    settings = {"engine": config}
+    engines = {"engine": (config, runtime)}
     if process.ranks > 1 and config.training.engine != "deepspeed":
-        settings["deepspeed"] = replace(config, training=replace(config.training, engine="deepspeed"))
+        engines["deepspeed"] = (_by(config, "deepspeed"), runtime)
+    for one in also:
+        engine, _, path = one.partition(":")
+        file = Path(path)
+        changed = replace(runtime, deepspeed=read_deepspeed_config(file), deepspeed_source=path)
+        engines[f"{engine}_{file.stem}"] = (_by(config, engine), changed)
     watches, kinds = dict[str, Watch](), dict[str, Callable[[], float]]()
-    for name, its in settings.items():
-        trainer = trainer_of(pretraining_task(its, runtime), its, DrawnBatches(share, draw), runtime)
+    for name, (its, with_it) in engines.items():
+        trainer = trainer_of(pretraining_task(its, with_it), its, DrawnBatches(share, draw), with_it)
         watches[name], kinds[name] = _watch(trainer), lambda trainer=trainer: trainer.step().waited  # type: ignore[misc]
     plain = PlainSteps(pretraining_task(config, runtime), config, runtime, DrawnBatches(share, draw))
     watches["plain"], kinds["plain"] = plain.watch, plain.step
@@ -198,20 +209,24 @@ def time_engine(config: PretrainingConfig, runtime: Runtime, timing: Timing, *, 
         "tokens": tokens,
         "ranks": process.ranks,
         "parameters": sum(1 for _ in plain.task.student.parameters()),
-        "seconds_per_step_engine": medians["engine"],
         "seconds_per_step_plain": medians["plain"],
         "ratio": medians["engine"] / medians["plain"],
     }
-    if "deepspeed" in medians:
-        found["seconds_per_step_deepspeed"] = medians["deepspeed"]
-    for name in settings:
+    for name in engines:
         mine = watches[name]
         found |= {
+            f"seconds_per_step_{name}": medians[name],
             f"{name}_host_ms": 1e3 * (mine.wall.own - plain.watch.wall.own) / steps,
             f"{name}_cpu_ms": 1e3 * (mine.cpu.own - plain.watch.cpu.own) / steps,
             f"{'' if name == 'engine' else name + '_'}collectives_host_ms": 1e3 * mine.wall.collectives / steps,
         }
     return found
+
+
+def _by(config: PretrainingConfig, engine: str) -> PretrainingConfig:
+    if engine not in ("auto", "flat", "deepspeed"):
+        raise M2I2Error(f"--also takes flat:FILE or deepspeed:FILE, not {engine}:...")
+    return replace(config, training=replace(config.training, engine=engine))  # type: ignore[arg-type]
 
 
 def _watch(trainer: Trainer) -> Watch:

@@ -50,6 +50,8 @@ class ZeroEngine(FlatEngine):
             shared=max(1, partitioning.gather_bucket),
         )
         self.shares_memory = self._rows.weights_in_memory
+        sums = "each backward pass" if self._stage == 2 else "the last backward pass of a step"
+        self.remarks = (f"ZeRO-{self._stage} over {ranks} ranks: gradients are summed in buckets after {sums}.",)
         stepped = []
         for flat, decay in groups:
             part = nn.Parameter(row_of(flat.data.detach()))
