@@ -1,7 +1,7 @@
 """The trainer, the same for pretraining and finetuning: one optimizer step after another, measured, saved and resumed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,18 @@ from m2i2.options import differences, to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.ahead import Ahead
 from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_tensors
-from m2i2.training.deepspeed.configuration import Partitioning, complete_config, for_deepspeed_alone, offloads
-from m2i2.training.deepspeed.engine import ShardedEngine
-from m2i2.training.engine import Engine
+from m2i2.training.engines import make_engine
 from m2i2.training.evaluators import Evaluator, Measured
 from m2i2.training.flat import keep_copies
 from m2i2.training.lines import StepLines
-from m2i2.training.local import LocalEngine
 from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
-from m2i2.training.optimizer import adamw, learning_rate
+from m2i2.training.optimizer import learning_rate
 from m2i2.training.profiling import StepProfiler
 from m2i2.training.runtime import Runtime
 from m2i2.training.scaling import HALVINGS
 from m2i2.training.stopping import EXIT_STOPPED, StopFlag
 from m2i2.training.unreadable import UnreadableSamples
-from m2i2.training.zero import ZeroEngine
 
 _CHANGEABLE_ON_RESUME = (
     *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
@@ -78,7 +74,7 @@ class Trainer:
         for module in modules:
             module.to(runtime.device)
         fuse_and_compile(modules, runtime.backend, config.training)
-        self.engine = self._engine()
+        self.engine = make_engine(task.student, config.optimizer, config.training, runtime, loader.share)
         task.placed()
         keep_copies(self.engine, modules, config.training, runtime)
         self._compute_attention_by(attention.chosen(config, loader.share.micro_batch, runtime.device, runtime.dtype))
@@ -91,29 +87,6 @@ class Trainer:
         """Optimizer steps done, and the step of the newest checkpoint that this trainer has written or resumed from."""
         self._batches: Ahead | None = None
         self._resumed = False
-
-    def _engine(self) -> Engine:
-        """One alone pays for nothing. DeepSpeed's own where the settings ask for it, or for what only that one does."""
-        student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
-        deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
-        scaled, wanted = self.runtime.dtype == torch.float16, self.config.training.engine
-        reason = for_deepspeed_alone(deepspeed)
-        if wanted == "flat" and reason:
-            raise M2I2Error(
-                f"{self.runtime.deepspeed_source} asks for {reason}, which only DeepSpeed's own engine does: "
-                f"take training.engine=auto or deepspeed, or remove it."
-            )
-        if wanted != "deepspeed" and not offloads(deepspeed) and (share.ranks == 1 or not reason):
-            if share.ranks == 1:
-                return LocalEngine(student, optimizer, backend, share.passes, scaled=scaled)
-            return ZeroEngine(student, optimizer, backend, share.passes, Partitioning.of(deepspeed), scaled=scaled)
-        if scaled:
-            raise M2I2Error(
-                f"training.precision=float16 needs a loss scale, which DeepSpeed's own engine does not have here "
-                f"({reason or 'training.engine=deepspeed'}). Leave that out, or take bfloat16 or float32."
-            )
-        steps_by = replace(backend, kernel="fused") if offloads(deepspeed) else backend  # apex steps on GPUs only
-        return ShardedEngine(student, adamw(student, optimizer, steps_by), deepspeed)
 
     def _compute_attention_by(self, order: Sequence[str]) -> None:
         """Let attention try its kernels in this order; empty: in PyTorch's."""
