@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig, TrainingConfig
-from m2i2.distributed import rank
 from m2i2.errors import M2I2Error
 from m2i2.precision import HALF
 from m2i2.tasks.copies import HalfCopies
@@ -164,8 +163,8 @@ class FlatEngine(Engine):
         """This process's part of a buffer, by itself in memory."""
         return whole
 
-    def moments(self) -> tuple[dict[str, Tensor], int] | None:
-        """See `Engine.moments`."""
+    def _moments(self) -> tuple[dict[str, Tensor], int]:
+        """As `Engine.moments`; of ranks other than the first it says nothing. Collective."""
         steps, gathered = 0, dict[str, Tensor]()
         for flat, part, group in zip(self._flats, self._parts, self._optimizer.param_groups, strict=True):
             state = self._optimizer.state.get(part, {})
@@ -178,7 +177,7 @@ class FlatEngine(Engine):
                     continue
                 for parameter, view in zip(flat.parameters, flat.views(whole), strict=True):
                     gathered[f"{key}.{self._names[id(parameter)]}"] = view.cpu().clone()
-        return (gathered, steps) if rank() == 0 else None
+        return gathered, steps
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`."""

@@ -104,5 +104,10 @@ class ZeroEngine(FlatEngine):
         dist.gather(part, pieces, dst=0)
         return None if pieces is None else torch.cat([piece.cpu() for piece in pieces])
 
+    def moments(self) -> tuple[dict[str, Tensor], int] | None:
+        """See `Engine.moments`."""
+        found = self._moments()
+        return found if dist.get_rank() == 0 else None
+
     def _own(self, whole: Tensor) -> Tensor:
         return row_of(whole).clone()
