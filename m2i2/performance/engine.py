@@ -123,6 +123,10 @@ class Watch:
         with self.wall.watching(), self.cpu.watching():
             yield
 
+    def own(self) -> tuple[float, float]:
+        """Seconds so far without collectives, by either clock."""
+        return self.wall.own, self.cpu.own
+
     def counting(self, on: bool) -> None:
         """Whether calls are added."""
         self.wall.counting = self.cpu.counting = on
