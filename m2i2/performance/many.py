@@ -31,7 +31,7 @@ class _Chain(nn.Sequential):
         super().__init__(*(nn.Linear(_WIDTH, _WIDTH, device=device) for _ in range(parameters // 2)))
 
     def loss(self) -> Tensor:
-        x: Tensor = self(torch.ones(2, _WIDTH, device=self[0].weight.device))
+        x: Tensor = self(torch.ones(2, _WIDTH, device=next(self.parameters()).device))
         return x.square().mean()
 
 
