@@ -54,7 +54,9 @@ class VisualQuestionAnsweringPipeline(Pipeline):
     def preprocess(self, input_: Any, **kwargs: Any) -> dict[str, Any]:
         """Pixels and tokens of a question; M2I2Error for one without words."""
         require_words(input_["question"], self.processor.normalisation)
-        return dict(self.processor(images=input_["image"], text=input_["question"]))
+        found = dict(self.processor(images=input_["image"], text=input_["question"]))
+        found["image"] = found.pop("pixel_values")  # a name that transformers does not ask an image processor about
+        return found
 
     def _forward(self, input_tensors: Any, **forward_parameters: Any) -> Any:
         """The answers of a batch: one list for each question, likeliest first."""
@@ -62,7 +64,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         if self._kept is None or self._kept[0] != names:
             self.model.eval()
             self._kept = (names, self.model.answerer(names))
-        pixels = input_tensors["pixel_values"].to(self.model.dtype)
+        pixels = input_tensors["image"].to(self.model.dtype)
         ids, mask = input_tensors["input_ids"], input_tensors["attention_mask"]
         return {"answers": self._kept[1].answer_tensors(pixels, ids, mask, forward_parameters.get("top_k", 5))}
 

@@ -1,6 +1,7 @@
 """Hugging Face's conventions: what is saved comes back to the bit, under Auto classes too, and answers in three lines."""
 
 import copy
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -260,7 +262,15 @@ def test_the_card_says_what_it_scored_and_what_it_is_not(tmp_path: Path) -> None
     model = make(M2I2ForVisualQuestionAnswering, tmp_path)
     model.save_pretrained(tmp_path / "saved", results=results)
     card = (tmp_path / "saved" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: visual-question-answering" in card
+    data = ModelCard(card).data
+    assert (data.library_name, data.language, data.pipeline_tag) == ("m2i2", "en", "visual-question-answering")
+    task = importlib.import_module(f"huggingface_hub.inference._generated.types.{str(data.pipeline_tag).replace('-', '_')}")
+    assert task, "a task of the hub"
+    assert [(r.metric_name, r.metric_value, r.dataset_args) for r in data.eval_results or []][-1] == (
+        "accuracy, %",
+        50.0,
+        {"protocol": "paper"},
+    )
     for words in ("not a medical device", "| this model | 50.0 | 50.0 | 50.0 |", "- The split leaks.", "64 x 64 pixels"):
         assert words in card
     (tmp_path / "saved" / "README.md").write_text("mine")
