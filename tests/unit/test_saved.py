@@ -153,7 +153,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 commit = next((c for c, name in REVISIONS.items() if "/".join(parts[5:] or ["main"]) in (c, name)), "")
                 files = [path for path in (root / commit).rglob("*") if path.is_file()]
                 if parts[4:5] == ["tree"]:
-                    found = [{"type": "file", "path": str(p.relative_to(root / commit)), "size": 1, "oid": "a"} for p in files]
+                    found = [{"type": "file", "path": str(p.relative_to(root / commit)), "size": p.stat().st_size, "oid": "a"} for p in files]
                     content = json.dumps(found).encode()
                 else:
                     content = json.dumps({"id": "someone/data", "sha": commit, "siblings": []}).encode()
