@@ -1,11 +1,13 @@
 """Every command that the documentation prints is one that the commands take, and its Python runs."""
 
 import importlib
+import json
 import re
 import shlex
 import sys
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,3 +127,26 @@ def test_the_page_on_python_runs_as_it_stands(tmp_path: Path, monkeypatch: pytes
     done = run([sys.executable, "page.py"], tmp_path, {**environment(), "PYTHONPATH": str(ROOT)}, 900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "image 3: " in done.stdout and (tmp_path / "explained.png").stat().st_size
+
+
+def test_the_notebook_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells, one after another, and what they count; what is stored with it is what they gave."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    book = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"]) and all(cell["outputs"] for cell in cells)
+    space: dict[str, Any] = {"__name__": "notebook"}
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), space)
+    assert space["right"] / space["total"] > 0.7 > 2 * space["baseline"] / space["total"]
+    printed = "".join(line for cell in cells for out in cell["outputs"] for line in out.get("text", ()))
+    assert f"{space['right']} of {space['total']} right" in printed
+
+
+def test_pages_that_the_notebook_names_exist() -> None:
+    book = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    text = "".join(line for cell in book["cells"] if cell["cell_type"] == "markdown" for line in cell["source"])
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all((ROOT / "docs" / target).is_file() for target in targets)
