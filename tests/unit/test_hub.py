@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from transformers import (
     pipeline,
 )
 
+import m2i2
 from m2i2 import M2I2Config, M2I2ForPretraining, M2I2ForVisualQuestionAnswering, M2I2Processor
 from m2i2.config import finetuning_preset, pretraining_preset
 from m2i2.data.images.transforms import EvaluationTransform, normalise
@@ -215,13 +217,30 @@ def test_the_loss_is_that_of_the_answers(tmp_path: Path) -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the wheel puts into an environment."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("m2i2", "setup.py", "pyproject.toml", "README.md"):
+    for name in ("m2i2", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist", folder]
     subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True, capture_output=True)
     (wheel,) = (folder / "dist").glob("m2i2-*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "installed")
     return folder / "installed"
+
+
+def test_the_wheel_says_what_it_is(installed: Path) -> None:
+    (found,) = importlib.metadata.distributions(path=[str(installed)])
+    about = found.metadata
+    assert (about["Name"], about["Version"], about["Requires-Python"]) == ("m2i2", m2i2.__version__, ">=3.10")
+    assert (about["License"] or about["License-Expression"]) == "MIT" and about["License-File"] == "LICENSE"
+    assert about["Summary"] and about["Author"] and about["Keywords"] and about["Description-Content-Type"] == "text/markdown"
+    assert "Project-URL" in about and "Topic :: Scientific/Engineering :: Artificial Intelligence" in about.get_all(
+        "Classifier", []
+    )
+    extras = {"slurm", "remote", "parquet", "dicom", "app", "plots", "tensorboard", "wandb", "fuzz", "tests", "docs", "dev"}
+    assert set(about.get_all("Provides-Extra", [])) == extras
+    names = {str(file) for file in found.files or ()}
+    assert "m2i2/py.typed" in names and "m2i2/demo/model/model.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.split("/")[0] not in ("m2i2", f"m2i2-{m2i2.__version__}.dist-info")]
 
 
 def test_three_lines_answer_a_question_from_the_wheel(installed: Path, tmp_path: Path) -> None:

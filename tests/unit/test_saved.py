@@ -153,7 +153,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 commit = next((c for c, name in REVISIONS.items() if "/".join(parts[5:] or ["main"]) in (c, name)), "")
                 files = [path for path in (root / commit).rglob("*") if path.is_file()]
                 if parts[4:5] == ["tree"]:
-                    found = [{"type": "file", "path": str(p.relative_to(root / commit)), "size": p.stat().st_size, "oid": "a"} for p in files]
+                    found = [
+                        {"type": "file", "path": str(p.relative_to(root / commit)), "size": p.stat().st_size, "oid": "a"}
+                        for p in files
+                    ]
                     content = json.dumps(found).encode()
                 else:
                     content = json.dumps({"id": "someone/data", "sha": commit, "siblings": []}).encode()
@@ -177,29 +180,33 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         yield root
         server.shutdown()
 
 
-def test_a_name_on_the_hub(hub: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "commit", "file", "split"),
+    [
+        ("someone/data", "b" * 40, "default/train/0000.parquet", "train"),
+        ("someone/data", "a" * 40, "data/train-00000-of-00001.parquet", "train"),
+        ("someone/data:small", "a" * 40, "small/test-00000-of-00001.parquet", "test"),
+    ],
+)
+def test_a_name_on_the_hub(hub: Path, name: str, commit: str, file: str, split: str) -> None:
     """The parquet files that the data set has itself, else those of the hub's conversion."""
     out = io.BytesIO()
     picture(0).save(out, "PNG")
     rows = [{"image": {"bytes": out.getvalue(), "path": None}, "caption": "a chest CT"}]
-    converted = hub / ("b" * 40) / "default/train/0000.parquet"
-    converted.parent.mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(rows), converted)
-    (hub / ("a" * 40)).mkdir()
-    (hub / ("a" * 40) / "README.md").write_text("images in another format")
-    (record,) = open_source("captions", "datasets", Path("someone/data"))
-    assert (record.split, record.captions, record.image) == ("train", ("a chest CT",), out.getvalue())
-    own = hub / ("a" * 40) / "small/test-00000-of-00001.parquet"
-    own.parent.mkdir()
-    parquet.write_table(pa.Table.from_pylist([{**rows[0], "caption": "a small one"}]), own)
-    (record,) = open_source("captions", "datasets", Path("someone/data:small"))
-    assert (record.split, record.captions) == ("test", ("a small one",))
+    for number, place in enumerate([(commit, file), ("b" * 40, "small/train/0001.parquet"), ("a" * 40, "README.md")]):
+        path = hub.joinpath(*place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.Table.from_pylist(rows if number == 0 else [{**rows[0], "caption": "another"}]), path)
+    first = next(iter(open_source("captions", "datasets", Path(name))))
+    assert (first.split, first.captions, first.image) == (split, ("a chest CT",), out.getvalue())
 
 
 def test_a_name_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
