@@ -188,6 +188,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         server.shutdown()
 
 
+def test_a_schema_that_ends_arrows_reader_is_an_error(tmp_path: Path) -> None:
+    """Found by fuzzing; pyarrow 26 ends by signal 11."""
+    saved = tmp_path / "saved"
+    questions([0]).save_to_disk(saved)
+    (file,) = saved.glob("*.arrow")
+    stream(file, pa.table({"image": [{"bytes": b"x", "path": "0.png"}], "question": ["is it?"], "answer": [0]}))
+    content = bytearray(file.read_bytes())
+    assert content[28:30] == b"\x00\x01" and content[54] == 0
+    content[28:30], content[54] = b"\x20\x00", 8
+    content[170:170] = b"pipe:"
+    file.write_bytes(content)
+    with pytest.raises(M2I2Error, match="is not a readable Arrow stream"):
+        list(open_source("vqa", "datasets", saved))
+
+
 @pytest.mark.parametrize(
     ("name", "commit", "file", "split"),
     [

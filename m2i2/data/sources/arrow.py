@@ -5,9 +5,12 @@ what it does not bound are compressed buffers, and rows or lists that take no by
 """
 
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from m2i2.data.sources.pages import MOST_DECODED, MOST_DEPTH, MOST_ROWS, MOST_VALUES, check_type
 from m2i2.errors import M2I2Error, shown
@@ -20,43 +23,74 @@ _HEADER, _COMPRESSION = 2, 3
 """Fields of a Message and of a RecordBatch, by their number."""
 
 
-def batches(path: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> Iterator["RecordBatch"]:
-    """The rows of a stream, a few at a time, with the columns that ``choose`` names out of all.
+def rows(path: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """The rows of a stream, with the columns that ``choose`` names out of all.
 
     M2I2Error for one that is damaged, compressed, or takes too much memory.
     """
     try:
-        import pyarrow as pa
-        from pyarrow import ipc
+        import pyarrow  # noqa: F401
     except ImportError as e:
         raise M2I2Error("Folders that datasets has saved need pyarrow: pip install '.[parquet]'.") from e
-    size = check_file(path)
+    status = path.stat()
+    _try(path, status.st_size, status.st_mtime_ns)
+    columns: list[str] = []
     try:
-        with pa.memory_map(str(path)) as source:
-            messages = ipc.MessageReader.open_stream(source)
-            schema = ipc.read_schema(messages.read_next_message())
-            columns = list(choose(schema.names))
-            for name in columns:
-                check_type(schema.field(name).type, path, name)
-            rows = 0
-            for message in messages:
-                if message.type != "record batch":
-                    raise M2I2Error(f"{path} has a {message.type}; a column of plain values was expected, without a dictionary.")
-                if _compressed(message.metadata.to_pybytes()):
-                    raise M2I2Error(f"{path} is compressed; save it again with datasets' save_to_disk, which does not compress.")
-                batch = ipc.read_record_batch(message, schema).select(columns)
-                rows += batch.num_rows
-                if rows > size:
-                    raise M2I2Error(f"{path} was refused: it claims {rows} rows in {size} bytes, and each takes one at least.")
-                batch.validate(full=True)
-                for column, name in zip(batch.columns, columns, strict=True):
-                    _check_lists(column, batch.num_rows, f"{path} was refused: column {shown(name)}")
-                yield from _portions(batch, path)
+        for batch in _batches(path):
+            if not columns:
+                columns = list(choose(batch.schema.names))
+                for name in columns:
+                    check_type(batch.schema.field(name).type, path, name)
+            chosen = batch.select(columns)
+            for column, name in zip(chosen.columns, columns, strict=True):
+                _check_lists(column, batch.num_rows, f"{path} was refused: column {shown(name)}")
+            for part in _portions(chosen, path):
+                yield from part.to_pylist()
     except M2I2Error:
         raise
     except Exception as e:  # damaged files raise almost anything
         reason = (str(e).splitlines() or [""])[0]
         raise M2I2Error(f"{path} is not a readable Arrow stream ({type(e).__name__}: {reason:.200}). Copy it again.") from e
+
+
+def _batches(path: Path) -> Iterator["RecordBatch"]:
+    """The record batches of a stream, views of the file, each checked completely."""
+    import pyarrow as pa
+    from pyarrow import ipc
+
+    size = check_file(path)
+    with pa.memory_map(str(path)) as source:
+        messages = ipc.MessageReader.open_stream(source)
+        schema = ipc.read_schema(messages.read_next_message())
+        count = 0
+        for message in messages:
+            if message.type != "record batch":
+                raise M2I2Error(f"{path} has a {message.type}; a column of plain values was expected, without a dictionary.")
+            if _compressed(message.metadata.to_pybytes()):
+                raise M2I2Error(f"{path} is compressed; save it again with datasets' save_to_disk, which does not compress.")
+            batch = ipc.read_record_batch(message, schema)
+            count += batch.num_rows
+            if count > size:
+                raise M2I2Error(f"{path} was refused: it claims {count} rows in {size} bytes, and each takes one at least.")
+            batch.validate(full=True)
+            yield batch
+
+
+@cache
+def _try(path: Path, size: int, changed: int) -> None:
+    """Read a stream in another process first: M2I2Error where that ends by a signal. A damaged schema can end Arrow's reader."""
+    done = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], capture_output=True)
+    if done.returncode < 0:
+        raise M2I2Error(f"{path} is not a readable Arrow stream (it ended its reader by signal {-done.returncode}). Copy it again.")
+
+
+_TRIAL = """
+import contextlib, pathlib, sys
+from m2i2.data.sources import arrow
+with contextlib.suppress(Exception):
+    for batch in arrow._batches(pathlib.Path(sys.argv[1])):
+        str(batch.schema)
+"""
 
 
 def _portions(batch: "RecordBatch", path: Path) -> Iterator["RecordBatch"]:

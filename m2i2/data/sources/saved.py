@@ -87,9 +87,8 @@ class _Saved(TableSource):
             ours.update(columns_of(header, self.kind, self._renamed, file))
             return list(ours)
 
-        for batch in arrow.batches(file, choose):
-            for row in batch.to_pylist():
-                yield {ours[name]: _label(value, self._labels[file].get(name), file, name) for name, value in row.items()}
+        for row in arrow.rows(file, choose):
+            yield {ours[name]: _label(value, self._labels[file].get(name), file, name) for name, value in row.items()}
 
 
 class SavedCaptions(_Saved, ParquetCaptions):

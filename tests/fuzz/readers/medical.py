@@ -1,7 +1,6 @@
-"""The readers of DICOM files, compressed and not, of parquet tables, and of the streams that datasets saves."""
+"""The readers of DICOM files, compressed and not, and of parquet tables."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,32 +122,8 @@ def _questions(folder: Path) -> Opened:
     )
 
 
-def _saved(folder: Path) -> Opened:
-    columns = {"image": [image for image in _images(2) for _ in range(2)], "question": ["is it?"] * 4, "answer": [0, 1, -1, 1]}
-    path = folder / "data-00000-of-00001.arrow"
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": path.name}], "_split": "train"}))
-    labels = {"answer": {"names": ["no", "yes"], "_type": "ClassLabel"}}
-    (folder / "dataset_info.json").write_text(json.dumps({"features": labels}))
-    table = pa.table(columns)
-    seeds = []
-    for rows, compression in ((4, None), (1, None), (4, "zstd"), (4, "lz4")):
-        out = io.BytesIO()
-        with pa.ipc.new_stream(out, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
-            writer.write_table(table, max_chunksize=rows)
-        seeds.append(out.getvalue())
-    encoding = Encoding(side=16)
-
-    def read(data: bytes) -> None:
-        path.write_bytes(data)
-        for record in open_source("vqa", "datasets", folder):
-            encode(record, encoding)
-
-    return Opened(seeds, read)
-
-
 READERS = [
     Reader("DICOM streams", _dicom, either(lambda seeds: mutated_bytes(seeds, _WORDS), _changed_stream, _changed_stream)),
     Reader("captions in parquet", _captions, mutated_bytes),
     Reader("questions in parquet", _questions, mutated_bytes),
-    Reader("questions that datasets has saved", _saved, mutated_bytes),
 ]
