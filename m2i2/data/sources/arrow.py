@@ -4,6 +4,7 @@ A stream is mapped into memory, not read: what it takes are the rows of the mome
 what it does not bound are compressed buffers, and rows or lists that take no bytes (Schema.fbs and Message.fbs of Arrow).
 """
 
+import os
 import struct
 import subprocess
 import sys
@@ -79,9 +80,10 @@ def _batches(path: Path) -> Iterator["RecordBatch"]:
 @cache
 def _try(path: Path, size: int, changed: int) -> None:
     """Read a stream in another process first: M2I2Error where that ends by a signal. A damaged schema can end Arrow's reader."""
-    done = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], capture_output=True)
-    if done.returncode < 0:
-        raise M2I2Error(f"{path} is not a readable Arrow stream (it ended its reader by signal {-done.returncode}). Copy it again.")
+    places = os.pathsep.join(place for place in sys.path if place)
+    done = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], env={**os.environ, "PYTHONPATH": places}, capture_output=True)
+    if done.returncode:
+        raise M2I2Error(f"{path} is not a readable Arrow stream (its reader ended with {done.returncode}). Copy it again.")
 
 
 _TRIAL = """
