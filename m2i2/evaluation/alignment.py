@@ -23,10 +23,9 @@ COARSE, FINE = 24, 64
 _TILE, _LEAST_SPREAD = 9, 0.05
 """Pixels of a tile, and the least product of the two standard deviations in it (1 is the mean local contrast)."""
 _STEPS, _LEAST_PIXELS, _SMALLEST_SHARE = 8, 300, 0.05
-_EVERY = {COARSE: 1, FINE: 2}
-"""A map is improved on every so manyth pixel along x and y: it has six unknowns."""
-_HOPELESS = 0.0
-"""Correlation at the coarse size below which two images are not compared at the fine one."""
+QUICK = ((COARSE, 1), (FINE, 2))
+"""Pixels along what the two images share, and on every how many of them along x and y a map is improved: it has six unknowns."""
+CAREFUL = ((FINE, 1),)
 
 
 _GRID = (np.stack(np.meshgrid(*[np.arange(20, dtype=np.float64)] * 2), axis=-1).reshape(-1, 2) + 0.5) / 20
@@ -60,15 +59,13 @@ def inverse(map_: Map) -> Map:
     return np.column_stack([linear, -linear @ map_[:, 2]])
 
 
-def align(first: Image.Image, second: Image.Image, start: Map, sides: Sequence[int] = (COARSE, FINE)) -> Alignment:
-    """The alignment that ``start`` leads to. Both are grey thumbnails (mode L); ``sides``: pixels at which maps are improved."""
+def align(first: Image.Image, second: Image.Image, start: Map, passes: Sequence[tuple[int, int]] = QUICK) -> Alignment:
+    """The alignment that ``start`` leads to in some passes. Both are grey thumbnails (mode L)."""
     found = Alignment(0.0, start, _shares(first, second, start))
-    for side in sides:
+    for side, every in passes:
         if min(found.shares) < _SMALLEST_SHARE:
             return Alignment(0.0, found.map, found.shares)
-        found = _improved(first, second, found, side)
-        if side == COARSE and abs(found.correlation) < _HOPELESS:
-            break
+        found = _improved(first, second, found, side, every)
     return found
 
 
@@ -91,7 +88,7 @@ def _detail(image: Image.Image, density: float, sigma: float) -> tuple[Floats, N
     return np.divide(values, contrast + 1.0), np.array([width, height]) / extent(image)
 
 
-def _improved(first: Image.Image, second: Image.Image, start: Alignment, side: int) -> Alignment:
+def _improved(first: Image.Image, second: Image.Image, start: Alignment, side: int, every: int) -> Alignment:
     """Gauss-Newton steps at ``side`` pixels along what both images show."""
     shared = np.sqrt(start.shares[1] * np.prod(extent(second)))
     zoom = np.sqrt(abs(np.linalg.det(start.map[:, :2])))
@@ -101,7 +98,7 @@ def _improved(first: Image.Image, second: Image.Image, start: Alignment, side: i
     one = _Detail(*_detail(first, density * zoom * reduced, sigma))
     other = _Detail(*_detail(second, density * reduced, sigma))
     least = _LEAST_PIXELS * min(1.0, side * reduced / FINE) ** 2
-    back = _refined(one, other, inverse(start.map), _EVERY[side], least)
+    back = _refined(one, other, inverse(start.map), every, least)
     map_ = inverse(back)
     target, there, tiles = other.pixels(1)
     inside, values = one.at(there, back, one.values[None])
@@ -149,7 +146,7 @@ class _Detail:
     """Pixels a unit along x and y."""
 
     def pixels(self, every: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
-        """The values, places [n, 2] in units, and tiles of every so manyth pixel along x and y."""
+        """The values, places [n, 2] in units, and tiles of every ``every``-th pixel along x and y."""
         height, width = self.values.shape
         rows, columns = np.indices((height, width))[:, ::every, ::every].reshape(2, -1)
         there = ((np.stack([columns, rows], axis=1) + 0.5) / self.density).astype(np.float32)

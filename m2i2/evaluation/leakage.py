@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from m2i2.data.images.decoding import decode
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.alignment import FINE, THUMBNAIL, Alignment, Map, align, oriented_map
+from m2i2.evaluation.alignment import CAREFUL, QUICK, THUMBNAIL, Alignment, Map, align, oriented_map
 from m2i2.evaluation.feature_search import FeatureSearch
 from m2i2.evaluation.forked import each
 from m2i2.evaluation.local_features import Features, features_of
@@ -28,8 +28,9 @@ SAME = 0.92
 """Least correlation of the same image (64 pixels, aligned); docs/evaluation.md has what it finds and what it mistakes."""
 SAME_BY_FEATURES = ((7, 0.90), (15, 0.875), (30, 0.78), (45, 0.50))
 """(agreeing features, least correlation) of the same image found by its features."""
-_UNDECIDED = 0.6
-"""A pair that correlates at least so much, and too little to be the same, is compared again with equalised grey values."""
+_UNDECIDED, _CLOSE = 0.7, 0.1
+"""A pair that correlates at least so much, and too little to be the same, is compared again with equalised grey values; one that
+lacks less than `_CLOSE` is aligned on all pixels."""
 _WHOLE = 0.8
 """What is shared of both images, at least, for a pair to be called near and not part."""
 _PORTIONS, _LEAST_PORTION, _LARGEST_PORTION = 16, 128, 2000
@@ -163,10 +164,16 @@ def _laid_over(first: Image.Image, second: Image.Image, start: Map, least: float
     Equalised, two copies are alike whatever curve (window, gamma, equalisation) one of them went through.
     """
     found = align(first, second, start)
-    if not _UNDECIDED <= abs(found.correlation) < least:
-        return found
-    equalised = align(ImageOps.equalize(first), ImageOps.equalize(second), found.map, (FINE,))
-    return max(found, equalised, key=lambda alignment: abs(alignment.correlation))
+    if least - _CLOSE <= abs(found.correlation) < least:
+        found = max(found, align(first, second, found.map, CAREFUL), key=_closeness)
+    if _UNDECIDED <= abs(found.correlation) < least:
+        equalised = align(ImageOps.equalize(first), ImageOps.equalize(second), found.map, QUICK[1:])
+        found = max(found, equalised, key=_closeness)
+    return found
+
+
+def _closeness(alignment: Alignment) -> float:
+    return abs(alignment.correlation)
 
 
 def _exact(first: Sequence[AuditedImage], second: Sequence[AuditedImage]) -> Iterator[Pair]:

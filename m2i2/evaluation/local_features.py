@@ -267,7 +267,7 @@ def _angle(dy: Floats, dx: Floats) -> Floats:
     up, along = np.abs(dy), np.abs(dx)
     ratio = np.minimum(up, along) / (np.maximum(up, along) + np.float32(1e-20))
     square = ratio * ratio
-    angle = np.float32(0.0208351)
+    angle = np.full_like(ratio, 0.0208351)
     for factor in (-0.0851330, 0.1801410, -0.3302995, 0.9998660):
         angle = angle * square + np.float32(factor)
     angle = angle * ratio
