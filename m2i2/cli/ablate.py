@@ -18,21 +18,21 @@ one fixed budget. A finished cell is one small JSON file in --results, which may
 missing cells run. Afterwards, or with --report alone, the table, the plot and the text are written from those files only.
 
 A file with "cells" is a screening: many changes under a small budget, of which the best go on to a larger one by held-out
-figures (docs/evaluation.md)."""
+figures (docs/ablations.md)."""
 
 EXAMPLES = """examples:
-  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small --jobs 2
+  python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results docs/results/small --jobs 2
       the whole recipe, two cells at a time on one thread each; killed or stopped, the same command goes on
   python launchers/ablate.py docs/recipes/small.json --results docs/results/small --list
   python launchers/ablate.py docs/recipes/small.json --results docs/results/small --report
-  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small \\
+  python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results docs/results/small \\
       --only vqa-rad-full-seed-0
       one cell, and the pretraining that it needs
   python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results results/small --cluster lab.yaml
       every cell as a job of SLURM arrays (docs/clusters.md); later, with --collect instead of --cluster, records and report
-  python launchers/ablate.py docs/recipes/match.json --data ../shared/data --results results/match --pack pieces --piece-mb 60
+  python launchers/ablate.py docs/recipes/match.json --data data --results results/match --pack pieces --piece-mb 60
       for a machine without a network: code, weights and shards in pieces, and run.sh, which runs the cells there
-  python launchers/ablate.py screening.json --data ../shared/data --work runs/screening --results results/screening --jobs 2
+  python launchers/ablate.py screening.json --data data --work runs/screening --results results/screening --jobs 2
 """
 
 
