@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from m2i2.config import PRESETS, preset
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.markdown import head, row
 from m2i2.options import override
 from m2i2.terminal import say
 
@@ -132,9 +133,9 @@ def _show_assumptions(arguments: argparse.Namespace, measured: "Record | None", 
 
 
 def _show_table(plans: "Sequence[Plan]", batch_per_gpu: int) -> None:
-    say("| GPUs | memory, GB | sent, GB | compute, s | network, s | pairs/s | efficiency |\n|---|---|---|---|---|---|---|")
+    say("\n".join(head(["GPUs", "memory, GB", "sent, GB", "compute, s", "network, s", "pairs/s", "efficiency"])))
     for one in plans:
-        say(
-            f"| {one.gpus} | {sum(one.memory.values()) / 1e9:.2f} | {sum(one.wire.values()) / 1e9:.2f} | {one.compute_s:.4g} | "
-            f"{one.network_s:.4g} | {batch_per_gpu * one.gpus / one.seconds:.4g} | {one.efficiency:.0%} |"
-        )
+        memory, sent = (f"{sum(parts.values()) / 1e9:.2f}" for parts in (one.memory, one.wire))
+        seconds = (f"{one.compute_s:.4g}", f"{one.network_s:.4g}")
+        rate = f"{batch_per_gpu * one.gpus / one.seconds:.4g}"
+        say(row([str(one.gpus), memory, sent, *seconds, rate, f"{one.efficiency:.0%}"]))

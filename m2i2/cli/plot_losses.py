@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from m2i2 import markdown
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 from m2i2.files import read_rows
@@ -47,7 +48,7 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
     several = len(logs) > 1
     heads = ["loss", *(["run"] if several else []), f"step {first[0]['step']}", "highest", f"step {first[-1]['step']}"]
     heads += ["farthest from the first run"] if several else []
-    say(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    say("\n".join(markdown.head(heads)))
     for axis, name in zip(axes[0], names, strict=True):
         expected = {row["step"]: row[name] for row in first}
         for run, rows in logs.items():
@@ -57,7 +58,7 @@ def _plot(runs: Sequence[Path], output: Path) -> int:
             if several:
                 both = [abs(row[name] - expected[row["step"]]) for row in rows if row["step"] in expected]
                 cells.append(f"{max(both):.2g}" if both else "-")
-            say(f"| {' | '.join(cells)} |")
+            say(markdown.row(cells))
         axis.set_title(name.upper())
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

@@ -14,6 +14,7 @@ from m2i2.cluster.options import ClusterOptions
 from m2i2.cluster.submission import Submitted, Task, read_record, sbatch_script, submit
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import parse_json, read_object, read_tail, write_json, write_text
+from m2i2.markdown import head, row
 
 STUDY = "study.json"
 
@@ -167,8 +168,7 @@ def _cell(value: Any) -> str:
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table for people."""
     columns = _columns(rows)
-    lines = [columns, ["---"] * len(columns), *([_cell(row.get(name)) for name in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([*head(columns), *(row(_cell(one.get(name)) for name in columns) for one in rows)])
 
 
 def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

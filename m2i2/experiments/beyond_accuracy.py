@@ -7,7 +7,7 @@ from m2i2.evaluation.dependence import CONDITIONS, least
 from m2i2.evaluation.results import KINDS, with_interval
 from m2i2.evaluation.rosetta import score_cell
 from m2i2.evaluation.rules import RULES
-from m2i2.experiments.markdown import head, row
+from m2i2.markdown import head, row
 
 Records = Sequence[Mapping[str, Any]]
 _NEEDED = "points that need the image"
@@ -71,5 +71,5 @@ def rules(variant: str, records: Records, view: str) -> list[str]:
         scores = found[rule.name]
         points = scores[f"less_{RULES[0].name}"]["points"]
         cells = [score_cell(scores[kind]) for kind in KINDS]
-        lines.append(row([rule.name, scores["about"].replace("|", "\\|"), *cells, "-" if points is None else f"{points:+.1f}"]))
+        lines.append(row([rule.name, scores["about"], *cells, "-" if points is None else f"{points:+.1f}"]))
     return [*lines, ""]

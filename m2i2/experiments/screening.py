@@ -12,9 +12,9 @@ from typing import Any
 
 from m2i2.config import require
 from m2i2.errors import M2I2Error
-from m2i2.experiments.markdown import head, row
 from m2i2.experiments.recipe import NAME, prepared, refuse_paths, refuse_setting
 from m2i2.files import read_object
+from m2i2.markdown import head, row
 from m2i2.options import from_dict
 
 
@@ -150,7 +150,7 @@ def table(screening: Screening, scores: list[Mapping[str, float]]) -> str:
             cells.append("" if mine is None else f"{mine:.1f}{less}")
         settings = " ".join(f"`{word}`" for word in change.settings) or "the reference"
         cells = [name, settings, change.why, change.expected, *cells, _outcome(screening, name, scores)]
-        lines.append(row(cell.replace("|", "/") for cell in cells))
+        lines.append(row(cells))
     return "\n".join(lines) + "\n"
 
 

@@ -5,9 +5,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from m2i2.hub.configuration import M2I2Config
+from m2i2.markdown import head, row
 
 TASK = "visual-question-answering"
 """The hub's name of the task; its list of models is filtered by it."""
+_KINDS = ("closed", "open", "overall")
 _NAMES = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
 
 _CARD = """---
@@ -100,7 +102,7 @@ def _metadata(answers: bool, results: dict[str, Any] | None) -> str:
                 metric_value=view["model"][kind]["accuracy"],
             )
             for name, view in results["views"].items()
-            for kind in ("closed", "open", "overall")
+            for kind in _KINDS
             if view["model"][kind]["accuracy"] is not None
         ]
         if results
@@ -112,12 +114,12 @@ def _metadata(answers: bool, results: dict[str, Any] | None) -> str:
 def _results(results: dict[str, Any]) -> str:
     lines = []
     for name, view in results["views"].items():
-        counts = [view["model"][kind]["total"] for kind in ("closed", "open", "overall")]
+        counts = [view["model"][kind]["total"] for kind in _KINDS]
         lines.append(f"{results['shards']['source']}, {name}, protocol `{results['protocol']['name']}`; accuracy in %:\n")
-        lines.append("| | closed ({}) | open ({}) | overall ({}) |\n|---|---|---|---|".format(*counts))
+        lines += head(["", *(f"{kind} ({count})" for kind, count in zip(_KINDS, counts, strict=True))])
         for who, label in _NAMES.items():
-            cells = [view[who][kind]["accuracy"] for kind in ("closed", "open", "overall")]
-            lines.append(f"| {label} | " + " | ".join("-" if c is None else f"{c:.1f}" for c in cells) + " |")
+            cells = [view[who][kind]["accuracy"] for kind in _KINDS]
+            lines.append(row([label, *("-" if c is None else f"{c:.1f}" for c in cells)]))
         lines.append("")
     lines.append("Before comparing them with other numbers:\n")
     lines += [f"- {habit}" for habit in results["protocol"]["habits"]]

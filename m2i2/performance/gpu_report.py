@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from m2i2 import markdown
 from m2i2.errors import M2I2Error
 from m2i2.files import write_json, write_text
 from m2i2.performance.records import card_and_driver
@@ -187,7 +188,7 @@ def table(rows: Sequence[Row], place: Place) -> str:
         mark = "" if place.quick else marks[row.met]
         cells.append((row.line.what, row.measured.replace("|", "/") + mark, row.target))
     widths = [max(len(one[column]) for one in cells) for column in range(3)]
-    lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(one, widths, strict=True)) + " |" for one in cells]
+    lines = [markdown.row(f"{cell:<{width}}" for cell, width in zip(one, widths, strict=True)) for one in cells]
     return "\n\n".join([*heads, "\n".join(lines)])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from m2i2 import markdown
 from m2i2.errors import M2I2Error, shown
 from m2i2.files import read_bytes, write_text
 from m2i2.provenance import git_state
@@ -180,13 +181,12 @@ def tables(records: Sequence[Record]) -> str:
 def _table(card: str, records: Sequence[Record]) -> str:
     memory = "GB reserved on the device" if records[0].on_gpu else "GB resident"
     heads = ("what", "preset", "batch", "tokens", "per second", "TFLOP/s a rank", memory, "measured with", "command")
-    rows = [heads, ("---",) * len(heads)]
+    lines = markdown.head(heads)
     for one in records:
         driver = f", driver {one.driver}" if one.on_gpu else ""
         origin = f"{one.date}, torch {one.torch}{driver}, {one.commit[:9] or 'no commit'}{'+' if '+' in one.commit else ''}"
         measured = (one.pairs_per_s, one.tflops, one.memory_gb, origin, f"`{one.command}`")
-        rows.append((one.what, one.preset, one.batch, one.tokens, *measured))
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        lines.append(markdown.row((one.what, one.preset, one.batch, one.tokens, *measured)))
     return f"**{card}**\n\n" + "\n".join(lines)
 
 
