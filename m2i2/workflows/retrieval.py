@@ -72,10 +72,10 @@ def retrieve(pretrained: Pretrained, asked: AskedPairs, output: Path, cache: Cac
     """Score every source by itself, show the tables and write them to ``output`` (JSON); returns what it holds."""
     found: dict[str, Any] = {}
     started = time.monotonic()
-    for place in asked.shards:
-        split = ShardSplit.open(place, asked.split, "captions", cache)
-        if not len(split):
-            raise M2I2Error(f"The split {asked.split!r} of {place} holds no pairs; name another one with --split.")
+    splits = {place: ShardSplit.open(place, asked.split, "captions", cache) for place in asked.shards}
+    if empty := [place for place, split in splits.items() if not len(split)]:
+        raise M2I2Error(f"The split {asked.split!r} of {empty[0]} holds no pairs; name another one with --split.")
+    for place, split in splits.items():
         scores, counted = _scores(pretrained, split, asked)
         found[place] = {"source": str(read_index(split.storage)["source"]), "fingerprint": split.fingerprint, **counted, **scores}
         show_retrieval(place, found[place])
