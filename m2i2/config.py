@@ -331,6 +331,12 @@ class TrainingConfig:
     """What everything random is drawn from: weights, order, augmentation, masks, negatives, dropout."""
     save_every: int = 500
     """Optimizer steps between checkpoints; the end of the run is saved always."""
+    save_minutes: float = 0.0
+    """Save also where so many minutes have passed since the last save; 0 = by steps alone."""
+    save_in_background: bool = True
+    """Copy the state in the host's memory, and write it beside the training; false: training stands still until it is written."""
+    grace_seconds: float = 0.0
+    """Time from a stop signal to the kill: no last save begins that would take longer than what is left. 0 = unknown: save."""
     keep: int = 3
     """Newest checkpoints kept."""
     keep_every: int = 0
@@ -359,8 +365,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "training", ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"))
         require(
-            min(self.keep_every, self.max_nonfinite, self.profile) >= 0,
-            "training.keep_every, training.max_nonfinite and training.profile must not be negative.",
+            min(self.keep_every, self.max_nonfinite, self.profile, self.save_minutes, self.grace_seconds) >= 0,
+            "training.keep_every, max_nonfinite, profile, save_minutes and grace_seconds must not be negative.",
         )
         require(
             self.batch % self.accumulation == 0,

@@ -2,12 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from m2i2.tasks.task import Output
 from m2i2.training.scaling import LossScale
+
+
+class Moments(NamedTuple):
+    """AdamW's state by the parameters' names."""
+
+    tensors: dict[str, Tensor]
+    """``{"exp_avg.<parameter>": float32 tensor, ...}``; they hold until `Engine.moments` is called again."""
+    steps: int
+    live: bool
+    """Whether the tensors are those that the next step changes."""
 
 
 class Engine(ABC):
@@ -42,11 +53,8 @@ class Engine(ABC):
         """The learning rate of every parameter group for the coming step."""
 
     @abstractmethod
-    def moments(self) -> tuple[dict[str, Tensor], int] | None:
-        """AdamW's moments as ``{"exp_avg.<parameter>": float32 tensor, ...}`` and its step count, on rank 0; None elsewhere.
-
-        Before the first step there are no moments: an empty dictionary and 0.
-        """
+    def moments(self) -> Moments | None:
+        """AdamW's moments and its step count, on rank 0; None elsewhere. Before the first step: no moments, and 0 steps."""
 
     @abstractmethod
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:

@@ -15,7 +15,7 @@ from m2i2.precision import HALF
 from m2i2.tasks.copies import HalfCopies
 from m2i2.tasks.flat import Flat
 from m2i2.tasks.task import Output
-from m2i2.training.engine import Engine, or_nan
+from m2i2.training.engine import Engine, Moments, or_nan
 from m2i2.training.optimizer import MOMENTS, build, parameter_groups, required, steps_done
 from m2i2.training.runtime import Runtime
 from m2i2.training.scaling import LossScale
@@ -118,7 +118,7 @@ class LocalEngine(Engine):
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
 
-    def moments(self) -> tuple[dict[str, Tensor], int]:
+    def moments(self) -> Moments:
         """See `Engine.moments`."""
         steps, gathered = 0, dict[str, Tensor]()
         for flat, group in zip(self._flats, self._optimizer.param_groups, strict=True):
@@ -128,8 +128,8 @@ class LocalEngine(Engine):
             steps = steps_done(state, group)
             for key in MOMENTS:
                 for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
-                    gathered[f"{key}.{self._names[id(parameter)]}"] = view.cpu().clone()
-        return gathered, steps
+                    gathered[f"{key}.{self._names[id(parameter)]}"] = view
+        return Moments(gathered, steps, live=True)
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`."""

@@ -15,17 +15,18 @@ from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.sampling import Position, Share
-from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ranks
+from m2i2.distributed import all_gather, on_first_rank
 from m2i2.errors import M2I2Error
-from m2i2.files import write_json
-from m2i2.options import differences, to_dict
+from m2i2.options import to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.ahead import Ahead
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_tensors
+from m2i2.training.checkpoint import Checkpoints, copy_into, read_tensors
+from m2i2.training.compatible import state_to_resume
 from m2i2.training.deepspeed.configuration import complete_config, offloads
 from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.engine import Engine
 from m2i2.training.evaluators import Evaluator, Measured
+from m2i2.training.goodput import Goodput
 from m2i2.training.lines import StepLines
 from m2i2.training.local import LocalEngine, keep_copies
 from m2i2.training.monitor import Meter, RunLog, StepResult
@@ -33,26 +34,10 @@ from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.profiling import StepProfiler
 from m2i2.training.runtime import Runtime
+from m2i2.training.saving import Saver
 from m2i2.training.scaling import HALVINGS, require_one_rank
-from m2i2.training.stopping import EXIT_STOPPED, StopFlag
+from m2i2.training.stopping import EXIT_STOPPED, Agreed, StopFlag
 from m2i2.training.unreadable import UnreadableSamples
-
-_CHANGEABLE_ON_RESUME = (
-    *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
-    *(
-        "training.max_nonfinite",
-        "training.accumulation",
-        "training.kernels",
-        "training.compile",
-        "training.half_weights",
-        "training.graphs",
-        "training.tf32",
-        "training.profile",
-    ),
-    *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
-    "answering.max_unknown",
-)
-"""Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
 
 
 class Trainer:
@@ -70,7 +55,7 @@ class Trainer:
     ) -> None:
         """``folder`` is the run's; ``store_tokenizer`` writes the tokenizer into a checkpoint's folder. Collective."""
         self.config, self.task, self.loader, self.runtime, self.folder = config, task, loader, runtime, folder
-        self.process, self.store_tokenizer, self.evaluators = runtime.process, store_tokenizer, list(evaluators)
+        self.process, self.evaluators = runtime.process, list(evaluators)
         modules = (task.student, *task.beside.values())
         for module in modules:
             module.to(runtime.device)
@@ -84,8 +69,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, config.training.keep_every)
         allowed = config.training.max_nonfinite + (HALVINGS if self.engine.scale else 0)
         self.nonfinite = NonFiniteGuard(allowed, self.process)
-        self.done, self.saved = 0, -1
-        """Optimizer steps done, and the step of the newest checkpoint that this trainer has written or resumed from."""
+        self.saver = Saver(config, task, self.engine, self.checkpoints, self.process, store_tokenizer)
+        self.done = 0
+        """Optimizer steps done."""
         self._batches: Ahead | None = None
         self._resumed = False
 
@@ -193,29 +179,42 @@ class Trainer:
         )
         with stop, run_log as log, profiler:
             begun()
+            goodput, before = Goodput(self.folder, self.done, active=self.process.first), self.nonfinite.skipped
             items = StepLines(self.folder / "items.jsonl", self.done) if self.process.first else None
             if self._unmeasured():  # the run was stopped between saving and measuring
-                self._measure(log)
-            meter = Meter(self.config, self.runtime.device, self.done)
+                with goodput.spending("validation"):
+                    self._measure(log, goodput)
+            self.saver.prepare()
+            meter, agreed = Meter(self.config, self.runtime.device, self.done), Agreed()
             while self.done < self.last:
                 result = self.step()
                 meter.add(result)
+                goodput.add("data", result.waited)
                 with meter.paused():
                     profiler.step()
                 self._write_items(result, items)
                 if self.done % self.config.training.log_every == 0 or self.done == self.last:
-                    log.write(self._log_row(meter, result, unreadable))
-                signal, news = stop.agreed(bool(result.unreadable))
-                if news:
+                    row = self._log_row(meter, result, unreadable)
+                    log.write(row | goodput.reading(self.done, self.nonfinite.skipped - before))
+                agreed = stop.agreed(bool(result.unreadable), self.saver.overdue(), self.saver.failed)
+                if agreed.news:
                     unreadable.add(self.done, result.unreadable)
-                if signal or self._save_due():
-                    self.save()
-                if signal:
-                    self.process.say(f"Signal {signal}: saved after step {self.saved}; start the same command again to go on.")
-                    return EXIT_STOPPED
-                with meter.paused():
-                    self._measure(log)
-        self.process.say(f"Done: {self.done} steps; the model is {self.checkpoints.folder / Checkpoints.name(self.saved)}.")
+                with goodput.spending("saves"):
+                    if agreed.failed:
+                        self.saver.finish()
+                    if agreed.signal:
+                        self._save_last(agreed.signal, stop)
+                        break
+                    if self._save_due(agreed.overdue):
+                        self._begin_save()
+                with meter.paused(), goodput.spending("validation"):
+                    self._measure(log, goodput)
+            with goodput.spending("saves"):
+                self.saver.finish()
+            goodput.reading(self.done, self.nonfinite.skipped - before)
+        if agreed.signal:
+            return EXIT_STOPPED
+        self.process.say(f"Done: {self.done} steps; the model is {self.checkpoints.folder / Checkpoints.name(self.saver.saved)}.")
         return 0
 
     def _introduce(self) -> None:
@@ -252,10 +251,10 @@ class Trainer:
             if lines:
                 lines.add({"step": self.done, "items": numbers})
 
-    def _save_due(self) -> bool:
+    def _save_due(self, overdue: bool) -> bool:
         if self.done == self.last:
             return True
-        if self.done % self.config.training.save_every:
+        if self.done % self.config.training.save_every and not overdue:
             return False
         self.nonfinite.settle()
         return not self.nonfinite.streak
@@ -275,14 +274,17 @@ class Trainer:
         logged = on_first_rank(lambda: any(row["step"] == self.done for row in StepLines.of(path)))
         return bool(self._due()) and not logged
 
-    def _measure(self, log: RunLog) -> None:
+    def _measure(self, log: RunLog, goodput: Goodput) -> None:
         """Let what is due measure, and save the model where one of them asks for it. Collective."""
         due = self._due()
         if not due:
             return
         found = [one.measure(self.done) for one in due]
-        if any(one.keep for one in found) and self.saved != self.done:
-            self.save()
+        if any(one.keep for one in found):
+            with goodput.spending("saves"):
+                if self.saver.saved != self.done:
+                    self._begin_save()
+                self.saver.finish()  # it must be complete before it is named
         if self.process.first:
             for one in due:
                 one.conclude(self.checkpoints)
@@ -292,38 +294,29 @@ class Trainer:
     # --- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint of the current step. Collective; M2I2Error where the ranks' replicas differ or writing fails."""
+        """Write a checkpoint of the current step, and wait for it. Collective; M2I2Error where replicas differ or it fails."""
+        self._begin_save()
+        self.saver.finish()
+
+    def _begin_save(self) -> None:
+        """The same, but only begun: it is complete, or has failed, after ``self.saver.finish()``."""
         self.nonfinite.settle()
-        task = self.task
-        replicas = [tensor for module in (task.student, *task.beside.values()) for tensor in module.state_dict().values()]
-        if not same_on_all_ranks(checksum(replicas)):
-            raise M2I2Error(
-                f"The ranks' weights, teachers or queues differ before the checkpoint of step {self.done}: it was not saved. "
-                f"This is a fault of the machine or of this program; resume from the previous checkpoint and report it."
-            )
-        gathered = self.engine.moments()
+        self.saver.begin(self.done, self._state())
 
-        def write(folder: Path) -> None:
-            assert gathered is not None
-            moments, optimizer_steps = gathered
-            write_tensors(folder / "model.safetensors", task.student.state_dict())
-            write_tensors(folder / "optimizer.safetensors", moments)
-            for name, module in task.beside.items():
-                write_tensors(folder / f"{name}.safetensors", module.state_dict())
-            write_json(folder / "config.json", {"stage": type(self.config).__name__, **to_dict(self.config)})
-            write_json(folder / "state.json", self._state(optimizer_steps))
-            self.store_tokenizer(folder / "tokenizer")
+    def _save_last(self, signal: int, stop: StopFlag) -> None:
+        """Before the run stops: the newest state, where the grace that is left is long enough for it. Collective."""
+        self.saver.finish()
+        grace = self.config.training.grace_seconds
+        if not grace or on_first_rank(lambda: stop.left(grace) > self.saver.seconds):
+            self.save()
+        self.process.say(f"Signal {signal}: saved after step {self.saver.saved}; start the same command again to go on.")
 
-        self.checkpoints.save(self.done, write)
-        self.saved = self.done
-
-    def _state(self, optimizer_steps: int) -> dict[str, object]:
-        """The state of the run, stored next to the tensors; ``position``, ``samples``, ``seed`` and ``ranks`` are for people."""
+    def _state(self) -> dict[str, object]:
+        """The state of the run, next to the tensors; ``position``, ``samples``, ``seed`` and ``ranks`` are for people."""
         per_epoch = self.loader.steps_per_epoch
         return {
             "step": self.done,
             "skipped_steps": self.nonfinite.skipped,
-            "optimizer_steps": optimizer_steps,
             "position": asdict(Position(self.done // per_epoch, self.done % per_epoch)),
             "samples": self.done * self.loader.share.batch,
             "seed": self.config.training.seed,
@@ -343,7 +336,7 @@ class Trainer:
                 f"Bring one back from a copy; or remove them, or choose another --output, to start over."
             )
         if path is not None:
-            state = self._checked_state(path)
+            state = state_to_resume(path, self.config, self.loader.corpus.fingerprint)
             self._set_aside(passed_over)
             what = f"{path}/model.safetensors"
             copy_into(self.task.student, read_tensors(path / "model.safetensors"), what)
@@ -355,7 +348,7 @@ class Trainer:
                 self.engine.scale.load(state["loss_scale"])
             if self.attention and set(state.get("attention", ())) == set(self.attention):
                 self._compute_attention_by(state["attention"])  # what was measured at the first start
-            self.done = self.saved = state["step"]
+            self.done = self.saver.saved = state["step"]
             self.nonfinite.skipped = state["skipped_steps"]
             self.process.say(f"Resuming after step {self.done} from {path}.")
         per_epoch = self.loader.steps_per_epoch
@@ -368,23 +361,6 @@ class Trainer:
         """Rename the checkpoints that are not complete, and name them."""
         for name, why in passed_over.items() if self.process.first else ():
             self.process.say(f"Passed over the checkpoint {name}: {why}. It is now {self.checkpoints.set_aside(name)}.")
-
-    def _checked_state(self, path: Path) -> dict[str, Any]:
-        """The state of a checkpoint; M2I2Error where it is one of other settings or other data."""
-        state = read_run_state(path)
-        stored = read_config(type(self.config), path)
-        changed = [key for key in differences(stored, self.config) if not key.startswith(_CHANGEABLE_ON_RESUME)]
-        if changed:
-            raise M2I2Error(
-                f"{self.checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
-                f"or choose another --output for a new run."
-            )
-        if state.get("data") != self.loader.corpus.fingerprint:
-            raise M2I2Error(
-                f"{self.checkpoints.folder} was trained on other data than these shards; give the same --shards in the same order, "
-                f"or choose another --output for a new run."
-            )
-        return state
 
 
 def _in_global_order(items: Tensor, share: Share) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed import private
-from m2i2.training.engine import Engine, or_nan
+from m2i2.training.engine import Engine, Moments, or_nan
 from m2i2.training.optimizer import MOMENTS, required, steps_done
 
 
@@ -47,6 +47,7 @@ class ShardedEngine(Engine):
         self.shares_memory, remarks = private.apply_patches(self._zero)
         self.remarks = tuple(remarks)
         self.applied = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)
+        self._gathered: dict[tuple[int, str], Tensor] = {}
 
     def forward(self, compute: Callable[[], Output]) -> Output:
         """See `Engine.forward`."""
@@ -77,7 +78,7 @@ class ShardedEngine(Engine):
         for group in self._zero.param_groups:
             group["lr"] = lr
 
-    def moments(self) -> tuple[dict[str, Tensor], int] | None:
+    def moments(self) -> Moments | None:
         """See `Engine.moments`."""
         gathered: dict[str, Tensor] = {}
         steps = 0
@@ -89,14 +90,27 @@ class ShardedEngine(Engine):
             steps = steps_done(state, inner.param_groups[group])
             for key in MOMENTS:
                 mine = state[key].detach().to(self.applied.device)  # offloaded ones are not where the ranks exchange
-                pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
-                dist.gather(mine, pieces, dst=0)
-                if pieces is None:
+                flat = self._gather(mine, (group, key))
+                if flat is None:
                     continue
-                flat = torch.cat([piece.cpu() for piece in pieces])
                 for name, offset, shape in self._layout(group):
-                    gathered[f"{key}.{name}"] = flat[offset : offset + shape.numel()].view(shape).clone()
-        return (gathered, steps) if dist.get_rank() == 0 else None
+                    gathered[f"{key}.{name}"] = flat[offset : offset + shape.numel()].view(shape)
+        return Moments(gathered, steps, live=False) if dist.get_rank() == 0 else None
+
+    def _gather(self, mine: Tensor, place: tuple[int, str]) -> Tensor | None:
+        """The slices of all ranks, side by side on the host of rank 0; None elsewhere. The memory is kept for the next time."""
+        if dist.get_rank():
+            dist.gather(mine, None, dst=0)
+            return None
+        ranks = dist.get_world_size()
+        if place not in self._gathered:
+            self._gathered[place] = torch.empty(ranks * mine.numel(), dtype=mine.dtype, pin_memory=mine.device.type == "cuda")
+        flat = self._gathered[place]
+        pieces = list(flat.chunk(ranks)) if mine.device.type == "cpu" else [torch.empty_like(mine) for _ in range(ranks)]
+        dist.gather(mine, pieces, dst=0)
+        if mine.device.type != "cpu":
+            flat.copy_(torch.cat(pieces))
+        return flat
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`. The number of ranks may have changed since they were saved.
