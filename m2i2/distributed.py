@@ -1,5 +1,6 @@
 """The few collectives that training needs, on gloo or NCCL; with one process they cost nothing."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -23,11 +24,37 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+class FirstCollective:
+    """When this rank came to its first collective since the last reset: until then it worked on its own."""
+
+    def __init__(self) -> None:
+        self._reset, self._first = 0.0, 0.0
+
+    def reset(self) -> None:
+        """Wait for the next collective."""
+        self._reset, self._first = time.monotonic(), 0.0
+
+    def note(self) -> None:
+        """A collective begins."""
+        if not self._first:
+            self._first = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """From the reset to the first collective since; 0 where there was none."""
+        return max(0.0, self._first - self._reset)
+
+
+first_collective = FirstCollective()
+"""Of this process."""
+
+
 @torch.no_grad()
 def all_gather(x: Tensor) -> Tensor:
     """Concatenate every rank's ``x`` [b, ...] along the first dimension, in rank order: [b * ranks, ...]. No gradient."""
     if world_size() == 1:
         return x
+    first_collective.note()
     x = x.contiguous()
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
     _gather_into(out, x)

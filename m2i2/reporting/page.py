@@ -77,7 +77,7 @@ def _run(run: Run) -> dict[str, Any]:
         "logged": bool(run.log),
         "curves": curves_of(run),
         "notes": notes_of(run),
-        "goodput": goodput(run.goodput),
+        "goodput": goodput(run.goodput, run.log),
         "reconstructions": reconstructions_of(run),
         "retrieval": retrieval_of(run),
         "settings": list(_flat(run.settings)),

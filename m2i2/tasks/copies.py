@@ -50,6 +50,11 @@ class HalfCopies:
         self._runs = Runs(pairs)
         self._trained = [(weight, copy) for weight, copy in copies.items() if weight.requires_grad]
 
+    @property
+    def trained(self) -> dict[int, nn.Parameter]:
+        """The copies of weights that are trained, by the weight's id."""
+        return {id(weight): copy for weight, copy in self._trained}
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the weights as they are now."""

@@ -1,11 +1,11 @@
 """What turns losses into steps of the optimizer: one process alone (`local`), or several that share the work (`deepspeed`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2i2.tasks.task import Output
 from m2i2.training.scaling import LossScale
@@ -32,6 +32,17 @@ class Engine(ABC):
     """Of float16."""
     applied: Tensor
     """[] bool, whether the last optimizer step was applied: its gradient was finite. The same on every rank."""
+    limit: Tensor
+    """[] float32, on the device: a micro-batch's loss above it is treated as one that is not finite. Infinite by default."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last step was not applied, as far as the host knows without waiting for the device."""
+        return self.applied.device.type == "cpu" and not bool(self.applied)
+
+    def leaves(self, student: nn.Module) -> Iterable[tuple[str, Tensor]]:
+        """What a backward pass leaves gradients in, by the parameters' names."""
+        return student.named_parameters()
 
     @abstractmethod
     def forward(self, compute: Callable[[], Output]) -> Output:
@@ -64,9 +75,10 @@ class Engine(ABC):
         """
 
 
-def or_nan(loss: Tensor) -> Tensor:
-    """``loss``, with a gradient of NaN where it is not finite: an infinite loss may have a finite gradient.
+def or_nan(loss: Tensor, limit: Tensor) -> Tensor:
+    """``loss``, with a gradient of NaN where it is above ``limit`` or not finite: an infinite loss may have a finite gradient.
 
     Decided on the device, without waiting for it.
     """
-    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+    value = loss.detach()
+    return loss * torch.where(value.isfinite() & (value <= limit), 1.0, torch.nan)

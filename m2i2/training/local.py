@@ -3,7 +3,7 @@
 It waits for nothing: whether a step is applied is decided on the device, so that a step can be captured and replayed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class LocalEngine(Engine):
         )
         self._clip, self._accumulation, self._micro = config.clip, accumulation, 0
         self.applied = torch.ones((), dtype=torch.bool, device=device)
+        self.limit = torch.full((), torch.inf, device=device)
         self.scale = LossScale(device) if scaled else None
         self.copies: HalfCopies | None = None
         """What matrix products read in place of the weights; None: the weights themselves."""
@@ -64,7 +65,8 @@ class LocalEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
-        loss = or_nan(loss / self._accumulation if self._accumulation > 1 else loss)
+        loss = or_nan(loss, self.limit)
+        loss = loss / self._accumulation if self._accumulation > 1 else loss
         loss = loss * self.scale.value if self.scale else loss
         if self.copies is None:
             loss.backward()
@@ -72,6 +74,11 @@ class LocalEngine(Engine):
         with self.copies.in_use():
             loss.backward()
         self.copies.collect(first=not self._micro)
+
+    def leaves(self, student: nn.Module) -> Iterable[tuple[str, Tensor]]:
+        """See `Engine.leaves`."""
+        copies = self.copies.trained if self.copies else {}
+        return [(name, copies.get(id(parameter), parameter)) for name, parameter in student.named_parameters()]
 
     def micro_step(self) -> bool:
         """See `Engine.micro_step`."""

@@ -1,6 +1,8 @@
 """The trainer, the same for pretraining and finetuning: one optimizer step after another, measured, saved and resumed."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,7 @@ from m2i2.errors import M2I2Error
 from m2i2.options import to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.ahead import Ahead
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_tensors
-from m2i2.training.compatible import state_to_resume
+from m2i2.training.checkpoint import Checkpoints
 from m2i2.training.deepspeed.configuration import complete_config, offloads
 from m2i2.training.deepspeed.engine import ShardedEngine
 from m2i2.training.engine import Engine
@@ -33,11 +34,16 @@ from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import adamw, learning_rate
 from m2i2.training.profiling import StepProfiler
+from m2i2.training.resuming import load, state_to_resume
 from m2i2.training.runtime import Runtime
 from m2i2.training.saving import Saver
 from m2i2.training.scaling import HALVINGS, require_one_rank
 from m2i2.training.stopping import EXIT_STOPPED, Agreed, StopFlag
+from m2i2.training.stragglers import Stragglers
+from m2i2.training.suspicion import Suspicions
 from m2i2.training.unreadable import UnreadableSamples
+from m2i2.training.watching.beat import DATA, MEASURING, SAVING
+from m2i2.training.watching.watch import Watch
 
 
 class Trainer:
@@ -74,6 +80,11 @@ class Trainer:
         """Optimizer steps done."""
         self._batches: Ahead | None = None
         self._resumed = False
+        readings = self.config.training.log_every * loader.share.passes * loader.share.ranks
+        self._suspicions = Suspicions(folder, config.training, self.engine, task.student, self.process, readings)
+        self._go_back = False
+        self._goodput: Goodput | None = None
+        self._watch, self._stragglers = Watch(folder, self.process, 0), Stragglers(self.process)
 
     def _engine(self) -> Engine:
         """DeepSpeed's where several ranks share the work, or the CPU's memory helps; one alone pays for nothing."""
@@ -102,25 +113,43 @@ class Trainer:
 
     def step(self) -> StepResult:
         """One optimizer step: its micro-batches forward and backward, the optimizer, the teacher. Collective."""
+        self._stragglers.begin_step()
         training, steps_per_epoch = self.config.training, self.loader.steps_per_epoch
         lr = learning_rate(self.config.optimizer, self.done, steps_per_epoch, training.epochs)
         self.engine.set_learning_rate(lr)
         self.task.begin_step(self.done, steps_per_epoch)
-        result = StepResult(lr)
+        result, held = StepResult(lr), list[list[Batch]]()
+        self._suspicions.limit()
         for micro in range(self.loader.share.passes):
-            result.losses.append(self._pass(Key(training.seed, self.done, micro), result))
+            held.append([self._next_batch(result) for _ in range(self.loader.share.accumulation // self.loader.share.passes)])
+            result.losses.append(self._pass(Key(training.seed, self.done, micro), held[micro]))
             if self._batches and (micro + 1 < self.loader.share.passes or self.done + 1 < self.last):
-                self._batches.send()
+                with self._watch.doing(DATA):
+                    self._batches.send()
+        if self._suspicions.doubted():
+            self._compute_again(result, held)
         self.done += 1
+        self._watch.stepped(self.done)
+        self._stragglers.end_step()
         self.runtime.backend.after_step(self.done)
         result.applied = self.engine.applied.clone()
         self.nonfinite.add(result.applied, result.losses, self.done)
         return result
 
-    def _pass(self, key: Key, result: StepResult) -> dict[str, Tensor]:
-        """The losses of the next micro-batch, or of all that are taken together, after their backward pass."""
-        share = self.loader.share
-        batches = [self._next_batch(result) for _ in range(share.accumulation // share.passes)]
+    def _compute_again(self, result: StepResult, held: Sequence[Sequence[Batch]]) -> None:
+        """Settle whether the step was refused rightly: its losses become those that count. Collective."""
+        seed = self.config.training.seed
+
+        def compute() -> list[dict[str, Tensor]]:
+            return [self._pass(Key(seed, self.done, micro), batches) for micro, batches in enumerate(held)]
+
+        began = time.monotonic()
+        items = _in_global_order(torch.stack(result.items), self.loader.share)
+        result.losses, self._go_back = self._suspicions.settle(self.done + 1, result.losses, compute, items)
+        result.replayed = time.monotonic() - began
+
+    def _pass(self, key: Key, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The losses of a micro-batch, or of all that are taken together, after their backward pass."""
         self.task.begin_micro_batch(key)
         torch.manual_seed(step_generator_seed(key, self.process.rank))
         if len(batches) == 1:
@@ -143,7 +172,8 @@ class Trainer:
         """The next micro-batch on the device; what it cost is noted in ``result``."""
         if self._batches is None:
             self._batches = Ahead(iter(self.loader), self.runtime.device)
-        batch = next(self._batches)
+        with self._watch.doing(DATA):
+            batch = next(self._batches)
         result.waited += self._batches.waited
         result.unreadable += batch.unreadable
         result.items.append(batch.item)
@@ -161,6 +191,10 @@ class Trainer:
         stop = stop or StopFlag()
         if not self._resumed:
             self.resume()
+        with Watch(self.folder, self.process, self.config.training.hang_seconds) as self._watch:
+            return self._run(stop, begun)
+
+    def _run(self, stop: StopFlag, begun: Callable[[], None]) -> int:
         if self.done >= self.last and not self._unmeasured():
             self.process.say(f"Nothing left to do: {self.folder} has finished {self.done} steps; the run ends at {self.last}.")
             return 0
@@ -179,17 +213,19 @@ class Trainer:
         )
         with stop, run_log as log, profiler:
             begun()
-            goodput, before = Goodput(self.folder, self.done, active=self.process.first), self.nonfinite.skipped
+            self._goodput = goodput = Goodput(self.folder, self.done, active=self.process.first)
+            before = self.nonfinite.skipped
+            self._suspicions.begin(self.done)
             items = StepLines(self.folder / "items.jsonl", self.done) if self.process.first else None
             if self._unmeasured():  # the run was stopped between saving and measuring
-                with goodput.spending("validation"):
-                    self._measure(log, goodput)
+                self._measure(log)
             self.saver.prepare()
             meter, agreed = Meter(self.config, self.runtime.device, self.done), Agreed()
             while self.done < self.last:
                 result = self.step()
                 meter.add(result)
                 goodput.add("data", result.waited)
+                goodput.add("replays", result.replayed)
                 with meter.paused():
                     profiler.step()
                 self._write_items(result, items)
@@ -199,23 +235,32 @@ class Trainer:
                 agreed = stop.agreed(bool(result.unreadable), self.saver.overdue(), self.saver.failed)
                 if agreed.news:
                     unreadable.add(self.done, result.unreadable)
-                with goodput.spending("saves"):
+                with self._doing("saves", SAVING):
                     if agreed.failed:
                         self.saver.finish()
                     if agreed.signal:
                         self._save_last(agreed.signal, stop)
                         break
-                    if self._save_due(agreed.overdue):
+                    if self._go_back:
+                        self._skip_since_checkpoint()
+                    elif self._save_due(agreed.overdue):
                         self._begin_save()
-                with meter.paused(), goodput.spending("validation"):
-                    self._measure(log, goodput)
-            with goodput.spending("saves"):
+                with meter.paused():
+                    self._measure(log)
+            with self._doing("saves", SAVING):
                 self.saver.finish()
             goodput.reading(self.done, self.nonfinite.skipped - before)
         if agreed.signal:
             return EXIT_STOPPED
         self.process.say(f"Done: {self.done} steps; the model is {self.checkpoints.folder / Checkpoints.name(self.saver.saved)}.")
         return 0
+
+    @contextmanager
+    def _doing(self, kind: str, phase: int) -> Iterator[None]:
+        """Within it this rank does something else than steps: for goodput and for those who watch."""
+        assert self._goodput is not None
+        with self._goodput.spending(kind), self._watch.doing(phase):
+            yield
 
     def _introduce(self) -> None:
         """Say what is about to happen."""
@@ -233,13 +278,16 @@ class Trainer:
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
         """A line of the log. Collective; waits for the device."""
         self.nonfinite.settle()
+        losses = meter.losses()
+        self._suspicions.band.add(losses.get("loss"))
         return {
             "step": self.done,
             "epoch": self.done / self.loader.steps_per_epoch,
-            **meter.losses(),
+            **losses,
             **self.task.readings(),
             "lr": result.lr,
             **meter.speed(self.done),
+            **self._stragglers.reading(),
             "skipped_steps": self.nonfinite.skipped,
             "unreadable": len(unreadable.items),
         }
@@ -274,14 +322,16 @@ class Trainer:
         logged = on_first_rank(lambda: any(row["step"] == self.done for row in StepLines.of(path)))
         return bool(self._due()) and not logged
 
-    def _measure(self, log: RunLog, goodput: Goodput) -> None:
+    def _measure(self, log: RunLog) -> None:
         """Let what is due measure, and save the model where one of them asks for it. Collective."""
-        due = self._due()
-        if not due:
-            return
+        if due := self._due():
+            with self._doing("validation", MEASURING):
+                self._measure_by(due, log)
+
+    def _measure_by(self, due: Sequence[Evaluator], log: RunLog) -> None:
         found = [one.measure(self.done) for one in due]
         if any(one.keep for one in found):
-            with goodput.spending("saves"):
+            with self._doing("saves", SAVING):
                 if self.saver.saved != self.done:
                     self._begin_save()
                 self.saver.finish()  # it must be complete before it is named
@@ -324,6 +374,7 @@ class Trainer:
             "ranks": self.loader.share.ranks,
             **({"loss_scale": self.engine.scale.state()} if self.engine.scale else {}),
             **({"attention": list(self.attention)} if self.attention else {}),
+            **({"loss_band": list(self._suspicions.band.readings)} if self.config.training.spike_sigma else {}),
         }
 
     def resume(self) -> None:
@@ -338,24 +389,32 @@ class Trainer:
         if path is not None:
             state = state_to_resume(path, self.config, self.loader.corpus.fingerprint)
             self._set_aside(passed_over)
-            what = f"{path}/model.safetensors"
-            copy_into(self.task.student, read_tensors(path / "model.safetensors"), what)
-            for name, module in self.task.beside.items():
-                copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
-            self.task.loaded()
-            self.engine.load_moments(read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
-            if self.engine.scale and "loss_scale" in state:
-                self.engine.scale.load(state["loss_scale"])
+            load(path, state, self.task, self.engine)
             if self.attention and set(state.get("attention", ())) == set(self.attention):
                 self._compute_attention_by(state["attention"])  # what was measured at the first start
             self.done = self.saver.saved = state["step"]
             self.nonfinite.skipped = state["skipped_steps"]
+            self._suspicions.band.readings.extend(state.get("loss_band", ()))
             self.process.say(f"Resuming after step {self.done} from {path}.")
         per_epoch = self.loader.steps_per_epoch
         self.loader.starting_at(Position(self.done // per_epoch, self.done % per_epoch))
         self._batches, self._resumed = None, True
         for one in self.evaluators:
             one.resume(self.checkpoints, self.done)
+
+    def _skip_since_checkpoint(self) -> None:
+        """Go back to the weights of the newest checkpoint, and skip the steps since, with their data. Collective."""
+        self._go_back = False
+        self.saver.finish()
+        path, _ = on_first_rank(self.checkpoints.newest)
+        if path is None:
+            self.process.say(f"There is no checkpoint to go back to: step {self.done} alone is skipped.")
+            return
+        state = state_to_resume(path, self.config, self.loader.corpus.fingerprint)
+        load(path, state, self.task, self.engine)
+        self.nonfinite.skipped += self.done - state["step"] - 1  # the last of them is counted already
+        self.process.say(f"Went back to {path}: steps {state['step'] + 1} to {self.done} are skipped with their data.")
+        self._begin_save()
 
     def _set_aside(self, passed_over: dict[str, str]) -> None:
         """Rename the checkpoints that are not complete, and name them."""

@@ -93,7 +93,7 @@ class Watched:
         """The loader processes of a rank."""
         rank = self.rank(number)
         self.tree()
-        return rank.children() if rank else []
+        return [child for child in (rank.children() if rank else []) if not is_sentinel(child)]
 
     def wait_until(self, there: Callable[[], bool], seconds: float = 900) -> bool:
         """Whether ``there`` came true before the command ended."""
@@ -121,6 +121,11 @@ class Watched:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait(300)
+
+
+def is_sentinel(process: psutil.Process) -> bool:
+    """Whether it is the process beside a rank that watches over it."""
+    return any(word.endswith("sentinel.py") for word in process.cmdline())
 
 
 def _rank_of(process: psutil.Process) -> str | None:

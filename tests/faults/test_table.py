@@ -8,8 +8,8 @@ from tests.conftest import ROOT
 
 def test_every_row_names_its_test() -> None:
     text = (ROOT / "docs" / "faults.md").read_text()
-    table = [line for line in text.splitlines() if line.startswith("|") and line.count("|") == 6][2:]
-    assert len(table) >= 20
+    table = [line for line in text.splitlines() if line.startswith("|") and "::test_" in line]
+    assert len(table) >= 32
     for row in table:
         named = re.findall(r"`([a-z_/]+\.py)::(test_[a-z_]+)`", row)
         assert named, row

@@ -71,5 +71,15 @@ def test_a_start_that_resumes_before_two_others_makes_both_lose(tmp_path: Path) 
     assert found.wall - sum(found.spent.values()) == pytest.approx(4 + 2)
 
 
+def test_a_clock_that_is_set_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, set_back = Clock(), iter([1e9, 0.0, 5e8])
+    monkeypatch.setattr("m2i2.training.goodput.time.time", lambda: next(set_back))
+    ledger = Goodput(tmp_path, 0, active=True, clock=clock, age=1.0)
+    clock.pass_by(9.0)
+    assert ledger.reading(3, 0)["goodput"] == pytest.approx(0.9)
+    Goodput(tmp_path, 3, active=True, clock=clock, age=1.0)
+    assert summarise(StepLines.of(tmp_path / LEDGER)).wall == pytest.approx(11.0)
+
+
 def test_the_age_of_a_process_counts_its_imports() -> None:
     assert 0 < process_age() < 86400 * 30

@@ -47,6 +47,8 @@ class ShardedEngine(Engine):
         self.shares_memory, remarks = private.apply_patches(self._zero)
         self.remarks = tuple(remarks)
         self.applied = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)
+        self.limit = torch.full((), torch.inf, device=self.applied.device)
+        self._applied = True
         self._gathered: dict[tuple[int, str], Tensor] = {}
 
     def forward(self, compute: Callable[[], Output]) -> Output:
@@ -62,7 +64,7 @@ class ShardedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
-        self._engine.backward(or_nan(loss))
+        self._engine.backward(or_nan(loss, self.limit))
 
     def micro_step(self) -> bool:
         """See `Engine.micro_step`."""
@@ -70,8 +72,14 @@ class ShardedEngine(Engine):
         self._engine.step()
         if not boundary:
             return False
-        self.applied.fill_(self._engine.was_step_applied())  # DeepSpeed knows the outcome on the host
+        self._applied = bool(self._engine.was_step_applied())  # DeepSpeed knows the outcome on the host
+        self.applied.fill_(self._applied)
         return True
+
+    @property
+    def refused(self) -> bool:
+        """See `Engine.refused`."""
+        return not self._applied
 
     def set_learning_rate(self, lr: float) -> None:
         """See `Engine.set_learning_rate`."""

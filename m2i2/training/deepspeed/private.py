@@ -17,6 +17,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from m2i2.backends.shared_memory import Exchange, common_memory
+from m2i2.distributed import first_collective
 from m2i2.errors import M2I2Error
 
 OLDEST, TOO_NEW = "0.19.8", "0.20"
@@ -231,6 +232,7 @@ def share_memory(zero: Any) -> bool:
     def reduce(bucket: Iterable[Sequence[Any]], communication_data_type: torch.dtype, **options: Any) -> None:
         if communication_data_type != torch.float32 or options.get("divide", True):
             raise RuntimeError("DeepSpeed asks for a reduction that the exchange in memory does not do; please report this.")
+        first_collective.note()
         exchange([(_owners(entry[0]), entry[1], entry[2] if len(entry) > 2 else None) for entry in bucket])
 
     zero.allreduce_and_scatter = reduce

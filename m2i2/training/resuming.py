@@ -1,17 +1,23 @@
-"""Whether a checkpoint is one that a run may go on from: of the same settings and the same data."""
+"""Going on from a checkpoint: whether a run may, and its tensors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.errors import M2I2Error
 from m2i2.options import differences
-from m2i2.training.checkpoint import read_config, read_run_state
+from m2i2.tasks.task import Task
+from m2i2.training.checkpoint import copy_into, read_config, read_run_state, read_tensors
+from m2i2.training.engine import Engine
 
 _CHANGEABLE = (
     *("training.max_steps", "training.save_", "training.keep", "training.log_every", "training.log_items"),
     *(
         "training.grace_seconds",
+        "training.hang_seconds",
+        "training.spike_sigma",
+        "training.on_spike",
         "training.max_nonfinite",
         "training.accumulation",
         "training.kernels",
@@ -43,3 +49,14 @@ def state_to_resume(path: Path, config: PretrainingConfig | FinetuningConfig, fi
             f"or choose another --output for a new run."
         )
     return state
+
+
+def load(path: Path, state: Mapping[str, Any], task: Task, engine: Engine) -> None:
+    """Take over the tensors of a checkpoint and its ``state``; M2I2Error where they do not fit. Collective."""
+    copy_into(task.student, read_tensors(path / "model.safetensors"), f"{path}/model.safetensors")
+    for name, module in task.beside.items():
+        copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
+    task.loaded()
+    engine.load_moments(read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
+    if engine.scale and "loss_scale" in state:
+        engine.scale.load(state["loss_scale"])
