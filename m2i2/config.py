@@ -341,6 +341,8 @@ class TrainingConfig:
     """Newest checkpoints kept."""
     keep_every: int = 0
     """Keep also, for good, the checkpoints of every so many optimizer steps; 0 = none."""
+    check_state: bool = False
+    """Compare checksums of weights, moments, teacher and queue between steps and ranks. Reads all of them twice per step."""
     hang_seconds: float = 600.0
     """A rank that takes longer for a step (and longer than 10 usual steps) is named and ended, after a warning at half of it. The
     first step, saves and validations may take 6 times as long. 0 = nobody looks."""

@@ -68,6 +68,10 @@ class Engine(ABC):
         """AdamW's moments and its step count, on rank 0; None elsewhere. Before the first step: no moments, and 0 steps."""
 
     @abstractmethod
+    def own_moments(self) -> list[Tensor]:
+        """This rank's part of the moments, where it is stored; empty before the first step."""
+
+    @abstractmethod
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """Take over gathered moments. The student's weights must be loaded first.
 

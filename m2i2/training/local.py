@@ -138,6 +138,11 @@ class LocalEngine(Engine):
                     gathered[f"{key}.{self._names[id(parameter)]}"] = view
         return Moments(gathered, steps, live=True)
 
+    def own_moments(self) -> list[Tensor]:
+        """See `Engine.own_moments`."""
+        states = [self._optimizer.state.get(flat.data, {}) for flat in self._flats]
+        return [state[key] for state in states for key in MOMENTS if key in state]
+
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`."""
         if not moments:

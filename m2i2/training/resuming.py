@@ -16,6 +16,7 @@ _CHANGEABLE = (
     *(
         "training.grace_seconds",
         "training.hang_seconds",
+        "training.check_state",
         "training.spike_sigma",
         "training.on_spike",
         "training.max_nonfinite",

@@ -39,6 +39,7 @@ from m2i2.training.runtime import Runtime
 from m2i2.training.saving import Saver
 from m2i2.training.scaling import HALVINGS, require_one_rank
 from m2i2.training.stopping import EXIT_STOPPED, Agreed, StopFlag
+from m2i2.training.stored_state import StoredState
 from m2i2.training.stragglers import Stragglers
 from m2i2.training.suspicion import Suspicions
 from m2i2.training.unreadable import UnreadableSamples
@@ -82,6 +83,7 @@ class Trainer:
         self._resumed = False
         readings = self.config.training.log_every * loader.share.passes * loader.share.ranks
         self._suspicions = Suspicions(folder, config.training, self.engine, task.student, self.process, readings)
+        self._stored = StoredState(task, self.engine, self.process, active=config.training.check_state)
         self._go_back = False
         self._goodput: Goodput | None = None
         self._watch, self._stragglers = Watch(folder, self.process, 0), Stragglers(self.process)
@@ -114,6 +116,7 @@ class Trainer:
     def step(self) -> StepResult:
         """One optimizer step: its micro-batches forward and backward, the optimizer, the teacher. Collective."""
         self._stragglers.begin_step()
+        self._stored.begin_step(self.done + 1)
         training, steps_per_epoch = self.config.training, self.loader.steps_per_epoch
         lr = learning_rate(self.config.optimizer, self.done, steps_per_epoch, training.epochs)
         self.engine.set_learning_rate(lr)
@@ -129,6 +132,7 @@ class Trainer:
         if self._suspicions.doubted():
             self._compute_again(result, held)
         self.done += 1
+        self._stored.end_step(self.done)
         self._watch.stepped(self.done)
         self._stragglers.end_step()
         self.runtime.backend.after_step(self.done)
@@ -412,6 +416,7 @@ class Trainer:
             return
         state = state_to_resume(path, self.config, self.loader.corpus.fingerprint)
         load(path, state, self.task, self.engine)
+        self._stored.forget()
         self.nonfinite.skipped += self.done - state["step"] - 1  # the last of them is counted already
         self.process.say(f"Went back to {path}: steps {state['step'] + 1} to {self.done} are skipped with their data.")
         self._begin_save()

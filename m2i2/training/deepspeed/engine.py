@@ -120,6 +120,12 @@ class ShardedEngine(Engine):
             flat.copy_(torch.cat(pieces))
         return flat
 
+    def own_moments(self) -> list[Tensor]:
+        """See `Engine.own_moments`."""
+        inner = private.inner_optimizer(self._zero)
+        states = [inner.state.get(partition, {}) for partition in private.masters(self._zero)]
+        return [state[key] for state in states for key in MOMENTS if key in state]
+
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`. The number of ranks may have changed since they were saved.
 
