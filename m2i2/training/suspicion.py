@@ -116,7 +116,7 @@ class Suspicions:
 
         ``items``: the step's samples.
         """
-        spike = self._engine.limit.isfinite().item() and self._over(first)
+        spike = bool(self._engine.limit.isfinite()) and self._over(first)
         with GradientNorms(self._engine.leaves(self._student)) as norms:
             again = compute()
         refused, differ = self._engine.refused, not _same(first, again)

@@ -54,13 +54,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         for name in names:
             memory = _bytes(tensors[name])
             for start in range(0, len(memory), _SLICE):
-                part = memory[start : start + _SLICE]
-                file.write(part)
-                digest.update(part)
+                piece = memory[start : start + _SLICE]
+                file.write(piece)
+                digest.update(piece)
     return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes in the host's memory, without a copy where they are there already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -101,6 +101,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(folder: Path, monkeypat
         "Does it look at the image?",
         "the image of another question of the same kind",
         "Are its probabilities true?",
+        "start(s) went into steps that count.",
         "objectives.queue",
         "deepspeed",
     ):

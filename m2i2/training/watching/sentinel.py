@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import beat as beats  # type: ignore[import-not-found]
-import process as processes  # type: ignore[import-not-found]
+import beat as beats
+import process as processes
 
 _POLL = 0.5
 """Seconds between two looks."""
@@ -199,13 +199,16 @@ class Sentinel:
             self._peers.send(verdict)
             self._obey(verdict)
 
-    def _innocence(self, rank: int, silent: float) -> tuple[bool, bool, int, bool]:
-        """The least of these is at fault: who is not heard of, who stands still, who is behind, who waits for no other rank."""
+    def _innocence(self, rank: int, silent: float) -> tuple[bool, bool, int, bool, int]:
+        """The least of these is at fault: who is not heard of, who stands still, who is behind, who waits for no other rank, and
+        of those that all wait, who waits where the fewest do.
+        """
         report = self._reports.get(rank)
         if report is None or silent > 4 * _POLL + 5.0:
-            return (False, False, -1, False)
-        waits = processes.in_collective(report.get("calls", []))
-        return (True, report.get("state", "") not in processes.STATES, report["step"], waits)
+            return (False, False, -1, False, 0)
+        calls = report.get("calls", [])
+        alike = sum(one.get("calls", [])[:1] == calls[:1] for one in self._reports.values())
+        return (True, report.get("state", "") not in processes.STATES, report["step"], processes.in_collective(calls), alike)
 
     def _described(self, rank: int, age: float) -> str:
         report = self._reports.get(rank)
