@@ -43,8 +43,9 @@ CONTENDERS = ("before", "foreground", "background", "dcp", "dcp-thread", "dcp-pr
 def state(name: str) -> tuple[Any, PretrainingTask, LocalEngine]:
     """Settings, task and engine of a preset, with moments."""
     config = preset(name)[0]
-    torch.manual_seed(0)
-    task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, torch.float32)
+    with torch.device("meta"):  # the values do not matter
+        student = PretrainingModel(config.vision, config.text, config.objectives)
+    task = PretrainingTask(student.to_empty(device="cpu"), config, torch.float32)
     engine = LocalEngine(task.student, config.optimizer, choose(torch.device("cpu")), 1)
     task.placed()
     zeros = {f"{key}.{n}": torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq") for n, p in task.student.named_parameters()}
