@@ -6,14 +6,12 @@ step changes, is found by the replicas alone.
 """
 
 import socket
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from m2i2.distributed import all_gather, checksum
 from m2i2.errors import M2I2Error
-from m2i2.tasks.flat import Pair, together
 from m2i2.tasks.task import Task
 from m2i2.training.engine import Engine
 from m2i2.training.processes import Process
@@ -60,15 +58,10 @@ class StoredState:
         modules = {"weights": self._task.student, **self._task.beside}
         groups = [module.state_dict().values() for module in modules.values()]
         device = self._engine.applied.device
-        return torch.stack([checksum(_long(group)).to(device) for group in (*groups, self._engine.own_moments())])
+        return torch.stack([checksum(group).to(device) for group in (*groups, self._engine.own_moments())])
 
     def _fail(self, what: list[str], when: str, where: str) -> None:
         raise M2I2Error(
             f"The stored {' and '.join(what)} changed {when} on {where} ({self._process.device}), and no step did it: a fault of "
             f"its memory. The same command resumes from the newest checkpoint; leave that node out if it happens again."
         )
-
-
-def _long(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The same memory as fewer, longer tensors, where they lie side by side."""
-    return [run.follower for run in together([Pair(tensor, tensor) for tensor in tensors])]
