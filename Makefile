@@ -12,7 +12,7 @@ OLDEST_TORCHVISION := 0.21.0
 # programs that tests start: a SLURM cluster with its database, a browser, and a compiler for torch.compile
 PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver g++
 
-.PHONY: setup demo test test-oldest lint sbom audit clean help packages
+.PHONY: setup demo test test-oldest lint docs package sbom audit clean help packages
 
 help:
 	@echo "make setup   a virtual environment in .venv with the tested versions; HASHES=no for builds of PyTorch from elsewhere"
@@ -20,6 +20,8 @@ help:
 	@echo "make test    all tests (and lint)"
 	@echo "make test-oldest  unit, parity and distributed tests with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint    ruff, mypy, and the direction of imports"
+	@echo "make docs    the documentation as a site, in site/VERSION"
+	@echo "make package the wheel and the sdist, in dist/"
 	@echo "make sbom    sbom.json, the bill of materials of what is installed"
 	@echo "make audit ADVISORIES=FILE   what is installed, against a file of advisories"
 	@echo "make clean   remove runs/ and caches; .venv stays"
@@ -71,6 +73,14 @@ packages:
 	      || echo "Not all of it could be installed; the tests that need it say so and are skipped."; \
 	  else echo "Tests of SLURM and of the app are skipped where these are not installed: sudo apt-get install $(PACKAGES)"; fi; }
 
+docs: $(STAMP)
+	@version=$$($(BIN)/python -c 'import m2i2; print(m2i2.__version__)') \
+	  && $(BIN)/mkdocs build --quiet --strict --site-dir site/$$version && echo "Open site/$$version/index.html"
+
+package: $(STAMP)
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation
+
 sbom: $(STAMP)
 	@$(BIN)/python tools/supply_chain.py sbom sbom.json
 
@@ -78,4 +88,4 @@ audit: $(STAMP)
 	@$(BIN)/python tools/supply_chain.py audit $(ADVISORIES)
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

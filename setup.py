@@ -14,8 +14,9 @@ APP = [*DICOM, "gradio>=6"]
 SLURM = ["submitit>=1.5", "pyyaml"]
 REMOTE = ["fsspec>=2026.9", "aiohttp>=3.14", "s3fs>=2026.9"]
 PARQUET = ["pyarrow>=15"]
+DOCS = ["mkdocs>=1.6"]
 TESTS = [
-    *(*SLURM, *REMOTE, *PARQUET, *DICOM, "matplotlib", "tensorboard"),
+    *(*SLURM, *REMOTE, *PARQUET, *DICOM, *DOCS, "matplotlib", "tensorboard", "datasets>=5"),
     *("pytest", "pytest-xdist", "hypothesis", "psutil", "onnx", "moto[server]>=5.2"),
 ]
 """What tests/unit, tests/parity and tests/distributed need."""
@@ -31,7 +32,23 @@ setup(
     description="Self-supervised vision-language pretraining and medical visual question answering, at any scale",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    author="The M2I2 authors",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords=["medical visual question answering", "vision-language pretraining", "radiology", "DeepSpeed", "PyTorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/2211.13594"},
     python_requires=">=3.10",
     packages=find_packages(include=["m2i2", "m2i2.*"]),
     package_data={
@@ -39,6 +56,7 @@ setup(
         "m2i2.evaluation": ["*.json"],
         "m2i2.reporting": ["*.j2"],
         "m2i2.demo": ["model/*"],
+        "m2i2": ["py.typed"],
     },
     install_requires=[
         "torch>=2.6",
@@ -66,7 +84,8 @@ setup(
         "wandb": ["wandb"],
         "fuzz": ["hypothesis", "atheris>=3; sys_platform == 'linux' and python_version >= '3.11'"],
         "tests": TESTS,
-        "dev": [*TESTS, *APP, "wandb", "selenium>=4", "ruff", "mypy", "import-linter"],
+        "docs": DOCS,
+        "dev": [*TESTS, *APP, "wandb", "selenium>=4", "ruff", "mypy", "import-linter", "build"],
     },
     entry_points={
         "console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.cli.{name}:main" for name in COMMANDS],

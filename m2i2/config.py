@@ -324,7 +324,7 @@ class TrainingConfig:
     """Micro-batches per optimizer step: less memory, the same losses (but see objectives.scope)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Of matrix products; auto takes bfloat16 where the processor or GPU has it. Weights are float32 always. float16 is for GPUs
-    without bfloat16: it scales the loss, and trains on one rank."""
+    without bfloat16: it scales the loss."""
     tf32: bool = False
     """Let a GPU round the inputs of float32 matrix products to 10 bits (TF32). Without effect where products are half precision."""
     seed: int = 0
@@ -363,9 +363,14 @@ class TrainingConfig:
     plain computes attention and linear layers by PyTorch's own kernels too, where the project has some for CPUs."""
     compile: bool = False
     """Let torch.compile fuse the layers' elementwise work; needs a C++ compiler, and the first steps take minutes."""
+    engine: Literal["auto", "flat", "deepspeed"] = "auto"
+    """What partitions moments and gradients over ranks (ZeRO). flat sums gradients in buckets after a backward pass; deepspeed is
+    DeepSpeed's own engine, which calls Python for every parameter. auto takes flat, unless the DeepSpeed configuration asks for
+    what only DeepSpeed's own engine does, such as offloading."""
     half_weights: Literal["auto", "on", "off"] = "auto"
     """Keep half-precision copies of the weights for matrix products, refreshed once per step, in place of a cast for each product:
-    2 bytes for every weight of student and teacher. auto keeps them on a GPU. They need half precision and one rank."""
+    2 bytes for every weight of student and teacher. auto keeps them on a GPU. They need half precision. DeepSpeed's own engine has
+    none."""
     graphs: bool = True
     """Record a step on one GPU as a CUDA graph for each shape of batch, and launch it as one. Without effect elsewhere."""
     checkpoint_activations: bool = False

@@ -43,51 +43,27 @@ def common_memory(sizes: Sequence[int], slab: int = _SLAB) -> Memory | None:
     return Memory(parts, slabs)
 
 
-class _Piece(NamedTuple):
-    """A part of a gradient that fits a slab, and where in the slab it stands."""
-
-    owners: frozenset[int]
-    gradient: Tensor
-    total: Tensor | None
-    offset: int
-
-
 class Exchange:
     """Sums of gradients at their owners, through two slabs per rank: one is written while others still read the other one."""
 
-    def __init__(self, memory: Tensor) -> None:
-        self._slabs = memory.view(2, world_size(), -1)
-        self._rank, self._turn = rank(), 0
+    def __init__(self, slabs: Tensor) -> None:
+        """``slabs``: of `common_memory`."""
+        ranks = world_size()
+        self._width = len(slabs) // (2 * ranks * ranks)
+        """Numbers for one owner between two barriers."""
+        self._slabs = slabs[: 2 * ranks * ranks * self._width].view(2, ranks, ranks, self._width)  # turn, from, to
+        self._rank, self._others, self._turn = rank(), [one for one in range(ranks) if one != rank()], 0
 
-    def __call__(self, pieces: Sequence[tuple[frozenset[int], Tensor, Tensor | None]]) -> None:
-        """(owners, gradient [n], where an owner accumulates [n] or None); gradients become sums at their owners."""
-        load: list[_Piece] = []
-        filled, capacity = 0, self._slabs.shape[-1]
-        for owners, gradient, total in pieces:
-            for start in range(0, gradient.numel(), capacity):
-                part = slice(start, start + capacity)
-                one = gradient[part]
-                if filled + one.numel() > capacity:
-                    self._round(load)
-                    load, filled = [], 0
-                load.append(_Piece(owners, one, None if total is None else total[part], filled))
-                filled += one.numel()
-        self._round(load)
-
-    def _round(self, load: Sequence[_Piece]) -> None:
-        slabs = self._slabs[self._turn]
-        for owners, gradient, _, offset in load:
-            if owners != {self._rank}:
-                slabs[self._rank, offset : offset + gradient.numel()] = gradient
-        dist.barrier()  # now all have written, and all have read what was written the time before
-        for owners, gradient, total, offset in load:
-            if self._rank in owners:
-                for other in range(len(slabs)):
-                    if other != self._rank:
-                        gradient += slabs[other, offset : offset + gradient.numel()]
-                if total is not None:
-                    total += gradient
-        self._turn = 1 - self._turn
+    def __call__(self, x: Tensor) -> None:
+        """x [ranks, n]: this rank's row becomes the sum of that row over all ranks, own values first. Collective."""
+        for columns in x.split(self._width, dim=1):
+            slab, width = self._slabs[self._turn], columns.shape[1]
+            for owner in self._others:
+                slab[self._rank, owner, :width] = columns[owner]
+            dist.barrier()  # now all have written, and all have read what was written the time before
+            for other in self._others:
+                columns[self._rank] += slab[other, self._rank, :width]
+            self._turn = 1 - self._turn
 
 
 def _mapped(numbers: int) -> Tensor | None:

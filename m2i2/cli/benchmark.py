@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   python tools/benchmark.py pretrain --preset paper --batch 32 --steps 20 --record docs/results/speed.csv
   python tools/benchmark.py table docs/results/speed.csv
   python tools/benchmark.py engine --preset paper --batch 32
+  deepspeed --num_gpus 2 tools/benchmark.py engine --parameters 700 --also flat:ds_configs/zero1.json
   python tools/benchmark.py fed --shards shards/rocov2 --preset paper --batch 256 data.workers=8
   python tools/benchmark.py data rocov2 data/rocov2
   python tools/benchmark.py shards rocov2 data/rocov2
@@ -78,7 +79,7 @@ def _add_training(stage: Stage) -> None:
     for name, about in (
         ("pretrain", "a pretraining step under DeepSpeed"),
         ("finetune", "a VQA finetuning step under DeepSpeed"),
-        ("engine", "a pretraining step under DeepSpeed over the same step in plain PyTorch"),
+        ("engine", "a pretraining step by the engine, and by DeepSpeed's own, over the same step in plain PyTorch"),
         ("fed", "pretraining from shards through the loader over the same batches from memory"),
     ):
         add = stage(name, about)
@@ -91,6 +92,14 @@ def _add_training(stage: Stage) -> None:
         add("--warm-up", type=int, default=2, metavar="STEPS", help="steps before them (%(default)s)")
         add("--threads", type=int, help="threads of each rank (default: the cores shared out)")
         add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
+        if name == "engine":
+            add(
+                "--parameters",
+                type=int,
+                metavar="N",
+                help="in place of the model: N small ones; the host's time alone",
+            )
+            add("--also", metavar="ENGINE:FILE", action="append", default=[], help="flat or deepspeed, and a configuration for it")
         if name in ("pretrain", "engine"):
             add("--tokens", type=int, default=25, help="length of the captions (%(default)s)")
         if name == "finetune":
@@ -176,6 +185,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
     from m2i2.performance.engine import time_engine
     from m2i2.performance.fed import time_feeding
+    from m2i2.performance.many import time_many_parameters
     from m2i2.performance.training import Timing, time_finetuning, time_pretraining
     from m2i2.training.processes import leave
     from m2i2.training.runtime import Runtime
@@ -193,8 +203,13 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         if given.command == "fed":
             found = time_feeding(config, runtime, timing, shards=given.shards, batch=given.batch)
         else:
-            time_it = time_engine if given.command == "engine" else time_pretraining
-            found = time_it(config, runtime, timing, batch=given.batch, tokens=given.tokens)
+            sizes = {"batch": given.batch, "tokens": given.tokens}
+            if given.command == "engine" and given.parameters:
+                found = time_many_parameters(runtime, timing, parameters=given.parameters, also=given.also)
+            elif given.command == "engine":
+                found = time_engine(config, runtime, timing, **sizes, also=given.also)
+            else:
+                found = time_pretraining(config, runtime, timing, **sizes)
     leave()
     return found if runtime.process.first else None
 

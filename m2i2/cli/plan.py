@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from m2i2.performance.plan import Machine, plan
-    from m2i2.training.scaling import require_one_rank
 
     measured = _measured(arguments)
     config = override(preset(arguments.preset)[0], arguments.settings)
@@ -62,8 +61,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     batch = arguments.batch or gpus * _batch_per_gpu(measured, config.training.batch)
     if gpus < 1 or batch % (gpus * accumulation):
         raise M2I2Error(f"--batch {batch} does not divide by {gpus} GPUs x accumulation {accumulation}.")
-    if config.training.precision == "float16":
-        require_one_rank(gpus, arguments.offload)
+    if config.training.precision == "float16" and arguments.offload:
+        raise M2I2Error("training.precision=float16 needs a loss scale, which offloading does not have; leave out one of them.")
     rows = batch // gpus // accumulation
     tflops = arguments.tflops or (measured.number("tflops") if measured else 100)
     tokens = arguments.tokens or (int(measured.number("tokens")) if measured else 25)
@@ -72,7 +71,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     of = lambda count: plan(config, count, machine, rows=rows, tokens=tokens, **ways)  # noqa: E731
     _show_one(of(gpus), rows, batch)
     _show_assumptions(arguments, measured, tflops)
-    counts = {gpus} if config.training.precision == "float16" else {*(4**k for k in range(7)), gpus}
+    counts = {*(4**k for k in range(7)), gpus}
     _show_table([of(count) for count in sorted(counts)], rows * accumulation)
     needed = sum(of(gpus).memory.values()) / 1e9
     if needed > arguments.gpu_memory:

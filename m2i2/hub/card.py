@@ -2,18 +2,17 @@
 
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from m2i2.hub.configuration import M2I2Config
 
+TASK = "visual-question-answering"
+"""The hub's name of the task; its list of models is filtered by it."""
 _NAMES = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
 
 _CARD = """---
-library_name: transformers
-tags:
-- m2i2
-- medical
-- visual-question-answering
-- vision-language
-{pipeline}---
+{metadata}
+---
 
 # {title}
 
@@ -25,6 +24,8 @@ Method: Li et al., *Self-supervised vision-language pretraining for medical visu
 ([arXiv:2211.13594](https://arxiv.org/abs/2211.13594)).
 
 ## Use
+
+The package `m2i2` loads it; no code comes with the weights, and `trust_remote_code` is not needed.
 
 {use}
 
@@ -59,7 +60,7 @@ def model_card(config: M2I2Config, architecture: str, results: dict[str, Any] | 
     vision, text, _ = config.sections
     answers = architecture == "M2I2ForVisualQuestionAnswering"
     return _CARD.format(
-        pipeline="pipeline_tag: visual-question-answering\n" if answers else "",
+        metadata=_metadata(answers, results),
         title="M2I2, finetuned to answer questions about radiographs" if answers else "M2I2, pretrained",
         what="A vision-language model that writes an answer to a question about a radiograph."
         if answers
@@ -75,6 +76,37 @@ def model_card(config: M2I2Config, architecture: str, results: dict[str, Any] | 
         use=(_USE_VQA if answers else _USE_PRETRAINING).format(folder=config.name_or_path or "FOLDER"),
         results=_results(results) if results else "None were given when the model was saved.",
     )
+
+
+def _metadata(answers: bool, results: dict[str, Any] | None) -> str:
+    """What the hub reads of a card, as YAML: its names of library and task, and the scores.
+
+    The library is our package: for transformers the hub would print code that does not load this model.
+    """
+    data = ModelCardData(
+        language="en",
+        library_name="m2i2",
+        pipeline_tag=TASK if answers else None,
+        tags=["medical", "radiology", "vision-language", "safetensors"],
+        model_name="M2I2" if results else None,
+        eval_results=[
+            EvalResult(
+                task_type=TASK,
+                dataset_type=results["shards"]["source"],
+                dataset_name=f"{results['shards']['source']}, {name}",
+                dataset_args={"protocol": results["protocol"]["name"]},
+                metric_type="accuracy",
+                metric_name=f"accuracy of {kind} questions, %" if kind != "overall" else "accuracy, %",
+                metric_value=view["model"][kind]["accuracy"],
+            )
+            for name, view in results["views"].items()
+            for kind in ("closed", "open", "overall")
+            if view["model"][kind]["accuracy"] is not None
+        ]
+        if results
+        else None,
+    )
+    return data.to_yaml()
 
 
 def _results(results: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from m2i2.backends.choice import install
-from m2i2.data.images.picture import PictureSource
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, write_text
 from m2i2.hub.card import model_card
 from m2i2.hub.configuration import M2I2Config
-from m2i2.hub.processing import M2I2Processor
+from m2i2.hub.processing import M2I2Processor, several_images
 from m2i2.inference.answering import Answer, Answerer, open_image
 from m2i2.models.bounds import check_folder
 from m2i2.models.pretraining import PretrainingModel
@@ -213,14 +212,42 @@ class M2I2ForVisualQuestionAnswering(M2I2PreTrainedModel[VQAModel]):
             loss = answer_loss(logits, answers, (labels >= 0).long())
         return M2I2AnsweringOutput(loss=loss, last_hidden_state=states)
 
-    def answer(self, image: PictureSource, question: str, candidates: Sequence[str] | None = None, top: int = 5) -> list[Answer]:
-        """At most ``top`` answers with their probabilities, likeliest first.
+    @overload
+    def answer(self, image: Any, question: str, candidates: Sequence[str] | None = None, top: int = 5) -> list[Answer]: ...
+    @overload
+    def answer(
+        self, image: Any, question: Sequence[str], candidates: Sequence[str] | None = None, top: int = 5, batch: int = 16
+    ) -> list[list[Answer]]: ...
+    def answer(
+        self,
+        image: Any,
+        question: str | Sequence[str],
+        candidates: Sequence[str] | None = None,
+        top: int = 5,
+        batch: int = 16,
+    ) -> list[Answer] | list[list[Answer]]:
+        """At most ``top`` answers with their probabilities, likeliest first; for a list of questions a list of them.
 
         ``image``: a file (PNG, JPEG, DICOM ...), its bytes, a PIL image, or pixels (an array or a tensor; see
-        `m2i2.data.images.picture.open_picture`). With ``candidates`` every one of them is scored
-        and the probabilities are among them; without, answers are written by beam search.
+        `m2i2.data.images.picture.open_picture`). Several questions are about one image, or each about its own of a list (or of
+        an array or tensor of four dimensions); they are asked ``batch`` at a time. With ``candidates`` every one of them is
+        scored and the probabilities are among them; without, answers are written by beam search. M2I2Error for an empty
+        question and for lists that differ in length.
         """
         self.eval()
+        answerer = self.answerer(candidates)
+        several = several_images(image)
+        if isinstance(question, str):
+            if several is not None and len(several) != 1:
+                raise M2I2Error(f"One question and {len(several)} images; name a question for each image, as a list.")
+            one = image if several is None else several[0]
+            return answerer.answer(open_image(one), question, top)
+        opened = [open_image(image)] * len(question) if several is None else [open_image(one) for one in several]
+        if len(opened) != len(question):
+            raise M2I2Error(f"There are {len(opened)} images and {len(question)} questions; name one image, or one per question.")
+        return answerer.answer_all(opened, question, top, batch)
+
+    def answerer(self, candidates: Sequence[str] | None = None) -> Answerer:
+        """The model with its tokenizer, on its device, with a tree of the candidates that it need not build again."""
         install(self.device)
-        answerer = Answerer(self.network, self.processor.own_tokenizer, self.processor.normalisation, candidates or ())
-        return answerer.answer(open_image(image), question, top)
+        return Answerer(self.network, self.processor.own_tokenizer, self.processor.normalisation, candidates or ())

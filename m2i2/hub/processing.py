@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import tokenizers
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import BatchFeature, BertTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -69,29 +70,67 @@ class M2I2Processor(ProcessorMixin):
         inner = self.tokenizer.backend_tokenizer
         return Tokenizer(tokenizers.Tokenizer.from_str(inner.to_str()), "of the processor")
 
-    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        padding: bool | str = True,
+        truncation: bool = True,
+        max_length: int | None = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
         """``pixel_values`` [B, 3, H, W] of images, ``input_ids`` and ``attention_mask`` [B, L] of questions.
 
         An image is a file, bytes, a PIL image, an array or a tensor (see `m2i2.data.images.picture.open_picture`); several are a
-        list, or an array or tensor of four dimensions.
+        list, or an array or tensor of four dimensions. Texts are cut at ``max_length`` tokens (default and bound: the model's
+        own ``max_tokens``) and padded to the longest one, or with ``padding="max_length"`` to ``max_length``.
+        ``return_tensors``: "pt" or "np". ValueError for another value of these; TypeError for an argument that is not known.
         """
-        if kwargs.pop("return_tensors", "pt") != "pt":
-            raise ValueError("M2I2Processor gives PyTorch tensors: return_tensors='pt'.")
         if kwargs:
-            raise TypeError(f"M2I2Processor has no argument {next(iter(kwargs))!r}; it takes images and text.")
+            raise TypeError(
+                f"M2I2Processor has no argument {next(iter(kwargs))!r}; it takes images, text, padding, truncation, max_length "
+                f"and return_tensors."
+            )
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors={return_tensors!r}; M2I2Processor gives PyTorch tensors ('pt') or arrays ('np').")
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f"padding={padding!r}; it is True, False, 'longest' or 'max_length'.")
         data: dict[str, Any] = {}
         if images is not None:
-            batch = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-            several = images if batch else [images]
+            several = several_images(images)
             transform = EvaluationTransform(size=self.image_size)
-            pictures: list[Image.Image] = [open_image(image) for image in several]
+            pictures: list[Image.Image] = [open_image(image) for image in ([images] if several is None else several)]
             data["pixel_values"] = normalise(torch.stack([transform.of_image(picture) for picture in pictures]))
         if text is not None:
-            tokenizer = self.own_tokenizer
             texts = [text] if isinstance(text, str) else text
-            rows = [tokenizer.encode(clean_question(t, TEST_WORDS, self.normalisation), self.max_tokens) for t in texts]
-            data["input_ids"], data["attention_mask"] = pad_rows(rows, tokenizer.pad_id)
+            data["input_ids"], data["attention_mask"] = self._tokens(texts, padding, truncation, max_length)
+        if return_tensors == "np":
+            data = {name: tensor.numpy() for name, tensor in data.items()}
         return BatchFeature(data)
+
+    def _tokens(
+        self, texts: Sequence[str], padding: bool | str, truncation: bool, max_length: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask [B, L]."""
+        tokenizer, longest = self.own_tokenizer, min(max_length or self.max_tokens, self.max_tokens)
+        cleaned = [clean_question(text, TEST_WORDS, self.normalisation) for text in texts]
+        rows = [tokenizer.encode(text, longest if truncation else self.max_tokens + 1) for text in cleaned]
+        lengths = {len(row) for row in rows}
+        if max(lengths) > self.max_tokens:
+            raise ValueError(f"A text has more than {self.max_tokens} tokens, which the model takes; leave truncation=True.")
+        if padding in (False, "do_not_pad") and len(lengths) > 1:
+            raise ValueError(f"Texts of {sorted(lengths)} tokens make no tensor without padding; leave padding=True.")
+        ids, mask = pad_rows(rows, tokenizer.pad_id)
+        more = longest - ids.shape[1] if padding == "max_length" else 0
+        if more > 0:
+            ids, mask = F.pad(ids, (0, more), value=tokenizer.pad_id), F.pad(mask, (0, more))
+        return ids, mask
+
+
+def several_images(images: Any) -> Sequence[Any] | None:
+    """The images of a list, a tuple, or an array or tensor of four dimensions; None for one image."""
+    return images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else None
 
 
 def _from_hub(name: str, kwargs: dict[str, Any]) -> Path:

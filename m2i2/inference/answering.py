@@ -1,4 +1,4 @@
-"""One question about one image: the likeliest answers, and where in the image they come from."""
+"""Questions about images: the likeliest answers, and where in the image they come from."""
 
 from collections.abc import Sequence
 
@@ -31,8 +31,16 @@ def open_image(source: PictureSource, name: str = "given") -> Image.Image:
     return opened(source, name)
 
 
+def require_words(question: str, normalisation: Normalisation) -> str:
+    """A question after its clean-up; M2I2Error for one without words."""
+    text = clean_question(question, TEST_WORDS, normalisation).strip()
+    if not text:
+        raise M2I2Error("The question is empty; ask something about the image.")
+    return text
+
+
 class Answerer:
-    """A model with its tokenizer, asked one question at a time. It keeps no state between questions: threads may share it."""
+    """A model with its tokenizer, asked one question or many. It keeps no state between questions: threads may share it."""
 
     def __init__(self, model: VQAModel, tokenizer: Tokenizer, normalisation: Normalisation, candidates: Sequence[str] = ()) -> None:
         """``candidates``: the answers to choose from, of the same ``fixed`` form once; none: answers are written by beam search."""
@@ -55,32 +63,58 @@ class Answerer:
 
     def question_tokens(self, question: str) -> list[int]:
         """[CLS] question [SEP] after its clean-up; M2I2Error for one without words."""
-        text = clean_question(question, TEST_WORDS, self.normalisation).strip()
-        if not text:
-            raise M2I2Error("The question is empty; ask something about the image.")
-        return self.tokenizer.encode(text, self.model.text.positions)
+        return self.tokenizer.encode(require_words(question, self.normalisation), self.model.text.positions)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An RGB image -> [1, 3, H, W] as the model takes it."""
         return normalise(self.transform.of_image(image)[None].to(self.device)).to(next(self.model.parameters()).dtype)
 
-    @torch.inference_mode()
     def answer(self, image: Image.Image, question: str, top: int = 5) -> list[Answer]:
         """At most ``top`` answers, likeliest first."""
-        ids, mask = (t.to(self.device) for t in pad_rows([self.question_tokens(question)], self.tokenizer.pad_id))
-        states = self.model.encode_question(ids, mask, self.model.encode_image(self.pixels(image)))
+        return self.answer_all([image], [question], top)[0]
+
+    def answer_all(
+        self, images: Sequence[Image.Image], questions: Sequence[str], top: int = 5, batch: int = 16
+    ) -> list[list[Answer]]:
+        """The answers to question i about image i, ``batch`` questions at a time. An image object that comes again in a batch is
+        encoded once."""
+        rows = [self.question_tokens(question) for question in questions]
+        found: list[list[Answer]] = []
+        for start in range(0, len(rows), batch):
+            asked = images[start : start + batch]
+            once = {id(image): image for image in asked}
+            places = {key: place for place, key in enumerate(once)}
+            pixels = torch.cat([self.pixels(image) for image in once.values()])
+            ids, mask = pad_rows(rows[start : start + batch], self.tokenizer.pad_id)
+            image_of = torch.tensor([places[id(image)] for image in asked], device=self.device)
+            found += self.answer_tensors(pixels, ids.to(self.device), mask.to(self.device), top, image_of)
+        return found
+
+    @torch.inference_mode()
+    def answer_tensors(
+        self, pixels: Tensor, ids: Tensor, mask: Tensor, top: int = 5, image_of: Tensor | None = None
+    ) -> list[list[Answer]]:
+        """The answers to questions [Q, L] about normalised images [B, 3, H, W].
+
+        ``image_of``: [Q], which image each question is about; default: question i is about image i.
+        """
+        states = self.model.encode_question(ids, mask, self.model.encode_image(pixels), image_of)
         decoder = self.model.text_decoder
         if self.tree is not None:
             scores, numbers, _ = likeliest(decoder, states, mask, self.tree, len(self.candidates))
-            chances = zip(scores[0].softmax(-1).tolist(), numbers[0].tolist(), strict=True)
-            return [(self.candidates[number], chance) for chance, number in chances][:top]
+            rows = zip(scores.softmax(-1).tolist(), numbers.tolist(), strict=True)
+            return [[(self.candidates[n], chance) for chance, n in zip(*row, strict=True)][:top] for row in rows]
         ends = {"cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
         found, scores = all_beams(decoder, states, mask, beams=top, max_tokens=self.longest, **ends)
+        return [self._written(*row) for row in zip(found, scores.exp().tolist(), strict=True)]
+
+    def _written(self, beams: list[list[int]], chances: list[float]) -> list[Answer]:
+        """The texts of beams, likeliest first; beams that are one text count together."""
         written: dict[str, float] = {}
-        for tokens, score in zip(found[0], scores[0].exp().tolist(), strict=True):
-            if score > 0:
+        for tokens, chance in zip(beams, chances, strict=True):
+            if chance > 0:
                 text = self.tokenizer.decode(tokens)
-                written[text] = written.get(text, 0.0) + score
+                written[text] = written.get(text, 0.0) + chance
         return sorted(written.items(), key=lambda answer: -answer[1])
 
     @torch.inference_mode()

@@ -130,23 +130,27 @@ def plan(
 
     ``offload``: moments, and copies of the weights and of their gradients, lie in the CPU's memory (`zero2_offload.json`).
 
-    DeepSpeed's buckets of several ranks' gradients are all-reduced, in a ring twice (N - 1) / N of the parameters, in every
-    micro-batch (ZeRO-2), or once per step where losses are those of the whole batch; the weights are all-gathered once per step.
+    Gradients are reduce-scattered in buckets, in a ring (N - 1) / N of the parameters, in every micro-batch (ZeRO-2), or once per
+    step where losses are those of the whole batch; the weights are all-gathered once per step. The gradients of a backward pass
+    take the memory that its activations have left, and more only where they are larger. With ``offload`` gradients are DeepSpeed's,
+    all-reduced.
     """
     half, accumulation = config.training.precision != "float32", config.training.accumulation
     together = accumulation > 1 and config.objectives.scope == "batch"
-    reductions = 1 if together else accumulation
+    reductions, sent = 1 if together else accumulation, 2 if offload else 1
     trained, followed = parameters(config)
     objectives = config.objectives
     queue = objectives.queue * (2 * objectives.projection * _FLOAT + 16)
+    activations = activation_bytes(config, rows, tokens, half)
+    of_a_pass = 0 if gpus == 1 else max(0, (2 if half else _FLOAT) * trained - activations)
     memory = {
         "parameters": _FLOAT * trained,
-        "gradients": _FLOAT * trained / gpus + _FLOAT * bucket,
+        "gradients": _FLOAT * trained / gpus + _FLOAT * bucket + of_a_pass,
         "optimizer": 0 if offload else 2 * _FLOAT * trained / gpus,
         "teacher": _FLOAT * followed,
         "queue": queue,
         "half-precision weights": 2 * trained if half else 0,
-        "activations": activation_bytes(config, rows, tokens, half),
+        "activations": activations,
         "contrast": contrast_bytes(config, gpus, rows),
         **(accumulation_bytes(config, gpus, rows, tokens) if together else {}),
     }
@@ -159,7 +163,7 @@ def plan(
     seen = visible_patches(config.vision, objectives) + 1
     exchanged = rows * (seen * config.vision.width + tokens * config.text.width) * (2 if half else _FLOAT)
     wire = {
-        "gradients": reductions * 2 * share * _FLOAT * trained,
+        "gradients": reductions * sent * share * _FLOAT * trained,
         "weights": share * _FLOAT * trained,
         "features": accumulation * share * features,
         "hard negatives": accumulation * share * 2 * exchanged,
@@ -167,7 +171,7 @@ def plan(
     pair = sum(pretraining_flops(config, tokens, rows * gpus).values())
     if together:
         pair += second_encoding_flops(config, tokens)
-    messages = (reductions + 1) * -(-trained // bucket) + 8 * reductions
+    messages = reductions * -(-trained // bucket) + 2 + 8 * reductions
     network = sum(wire.values()) / machine.bytes_per_s + messages * machine.latency_s * max(0, gpus - 1) ** 0.5
     compute = accumulation * rows * pair / machine.flops_per_s
     return Plan(gpus, memory, host, wire, compute, network if gpus > 1 else 0.0, overlap)

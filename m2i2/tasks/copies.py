@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from m2i2.tasks.flat import Pair, Runs, lay_out
 
@@ -34,7 +34,7 @@ class HalfCopies:
 
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
         """``dtype``: bfloat16 or float16. Word embeddings are not copied: their rows are looked up in float32."""
-        copies = dict[nn.Parameter, nn.Parameter]()
+        copies = self._copies = dict[nn.Parameter, nn.Parameter]()
         self._places: list[_Place] = []
         for one in (part for module in modules for part in module.modules()):
             if isinstance(one, (*_READERS, *_BETWEEN)):
@@ -54,6 +54,16 @@ class HalfCopies:
     def trained(self) -> dict[int, nn.Parameter]:
         """The copies of weights that are trained, by the weight's id."""
         return {id(weight): copy for weight, copy in self._trained}
+
+    def take(self, weights: Iterable[nn.Parameter]) -> list[Tensor | None]:
+        """The gradients of ``weights``, of their copies where those have any, to be used once: nothing keeps them here."""
+        found: list[Tensor | None] = []
+        for weight in weights:
+            copy = self._copies.get(weight, weight)
+            holder = weight if copy.grad is None else copy
+            found.append(holder.grad)
+            holder.grad = None
+        return found
 
     @torch.no_grad()
     def refresh(self) -> None:

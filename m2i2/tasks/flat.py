@@ -6,35 +6,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-_ALIGNMENT = 128
+ALIGNMENT = 128
 """Bytes at which every parameter begins: what vectorised kernels and matrix products ask for."""
 
 
 class Flat:
     """Parameters as views of one buffer, and their gradients as views of another. The space between them is zero."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Moves the ``parameters``, all of one dtype and device, into the buffer. They stay the objects that they are."""
+    def __init__(self, parameters: Sequence[nn.Parameter], *, parts: int = 1, gradients: bool = True) -> None:
+        """Moves the ``parameters``, all of one dtype and device, into the buffer. They stay the objects that they are.
+
+        ``parts``: the buffer divides into so many, of equal length and aligned. ``gradients``: whether they have a buffer.
+        """
         self.parameters, self.offsets = list(parameters), list[int]()
         first = self.parameters[0]
-        step, size = _ALIGNMENT // first.element_size(), 0
+        step, size = ALIGNMENT // first.element_size(), 0
         for parameter in self.parameters:
             self.offsets.append(size)
             size += -(-parameter.numel() // step) * step
+        size = -(-size // (step * parts)) * step * parts
         self.data = nn.Parameter(first.new_zeros(size))
-        self.data.grad = first.new_zeros(size)
-        with torch.no_grad():
-            for parameter, view, gradient in zip(
-                self.parameters, self.views(self.data.detach()), self.views(self.data.grad), strict=True
-            ):
-                view.copy_(parameter)
-                parameter.data, parameter.grad = view, gradient
+        if gradients:
+            self.data.grad = first.new_zeros(size)
+            for parameter, view in zip(self.parameters, self.views(self.data.grad), strict=True):
+                parameter.grad = view
+        self.move(self.data.detach())
 
     @property
     def gradient(self) -> Tensor:
         """The gradients' buffer."""
         assert self.data.grad is not None
         return self.data.grad
+
+    @torch.no_grad()
+    def move(self, memory: Tensor) -> None:
+        """Take the weights to other memory, [as long as `data`]."""
+        for parameter, view in zip(self.parameters, self.views(memory), strict=True):
+            view.copy_(parameter)
+            parameter.data = view
+        self.data.data = memory
 
     def views(self, buffer: Tensor) -> Iterator[Tensor]:
         """The parameters' parts of a buffer like `data`."""
@@ -52,7 +62,7 @@ class Pair(NamedTuple):
 def together(pairs: Sequence[Pair]) -> list[Pair]:
     """The same pairs as few long ones: those that stand in the same order and at the same distances in both memories are one.
 
-    The space between them, of less than `_ALIGNMENT` bytes, is part of it.
+    The space between them, of less than `ALIGNMENT` bytes, is part of it.
     """
     return [_run(group) for group in _groups(pairs, _alike)]
 
@@ -127,7 +137,7 @@ def _distance(before: Tensor, after: Tensor) -> int | None:
     between = next_start - start - before.numel()
     if memory != next_memory or not (before.is_contiguous() and after.is_contiguous()):
         return None
-    return next_start - start if 0 <= between * before.element_size() < _ALIGNMENT else None
+    return next_start - start if 0 <= between * before.element_size() < ALIGNMENT else None
 
 
 def _span(first: Tensor, last: Tensor) -> Tensor:

@@ -1,176 +1,23 @@
-"""The engine of one process alone: nothing is partitioned, and the whole update is a few kernels over flat buffers.
+"""The engine of one process alone: nothing is partitioned, and no collective is called, so that a step can be recorded."""
 
-It waits for nothing: whether a step is applied is decided on the device, so that a step can be captured and replayed.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from m2i2.backends.choice import Backend
-from m2i2.config import OptimizerConfig, TrainingConfig
-from m2i2.errors import M2I2Error
-from m2i2.precision import HALF
-from m2i2.tasks.copies import HalfCopies
-from m2i2.tasks.flat import Flat
-from m2i2.tasks.task import Output
-from m2i2.training.engine import Engine, Moments, or_nan
-from m2i2.training.optimizer import MOMENTS, build, parameter_groups, required, steps_done
-from m2i2.training.runtime import Runtime
-from m2i2.training.scaling import LossScale
+from m2i2.config import OptimizerConfig
+from m2i2.training.engine import Moments
+from m2i2.training.flat import FlatEngine, Stepped, laid_out
 
 
-class LocalEngine(Engine):
-    """AdamW over the flat weights of one student. The weights are the master weights; they move into buffers of the engine."""
+class LocalEngine(FlatEngine):
+    """Steps the whole of every buffer. The weights move into buffers of the engine."""
 
     def __init__(
         self, student: nn.Module, config: OptimizerConfig, backend: Backend, accumulation: int, *, scaled: bool = False
     ) -> None:
-        """``student``: float32 (or float64), on its device. ``accumulation``: backward passes of an optimizer step.
-
-        ``scaled``: whether matrix products are float16, which takes a loss scale.
-        """
-        self._names = {id(parameter): name for name, parameter in student.named_parameters()}
-        groups = parameter_groups(student, config.weight_decay)
-        self._flats = [Flat(group["params"]) for group in groups if group["params"]]
-        device = self._flats[0].data.device
-        decays = [group["weight_decay"] for group in groups if group["params"]]
-        self._lr = torch.tensor(config.lr, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
-        self._on_device = backend.kernel == "fused"
-        """Whether the optimizer takes the outcome and the clipping from the device; the others learn it from the host."""
-        self._optimizer = build(
-            [{"params": [flat.data], "weight_decay": decay} for flat, decay in zip(self._flats, decays, strict=True)],
-            backend,
-            lr=self._lr if self._on_device else config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            **({"capturable": True} if self._on_device and device.type == "cuda" else {}),
-        )
-        self._clip, self._accumulation, self._micro = config.clip, accumulation, 0
-        self.applied = torch.ones((), dtype=torch.bool, device=device)
-        self.limit = torch.full((), torch.inf, device=device)
-        self.scale = LossScale(device) if scaled else None
-        self.copies: HalfCopies | None = None
-        """What matrix products read in place of the weights; None: the weights themselves."""
-
-    def forward(self, compute: Callable[[], Output]) -> Output:
-        """See `Engine.forward`."""
-        if self.copies is None:
-            return compute()
-        if not self._micro:
-            self.copies.refresh()
-        with self.copies.in_use():
-            return compute()
-
-    def backward(self, loss: Tensor) -> None:
-        """See `Engine.backward`."""
-        loss = or_nan(loss, self.limit)
-        loss = loss / self._accumulation if self._accumulation > 1 else loss
-        loss = loss * self.scale.value if self.scale else loss
-        if self.copies is None:
-            loss.backward()
-            return
-        with self.copies.in_use():
-            loss.backward()
-        self.copies.collect(first=not self._micro)
-
-    def leaves(self, student: nn.Module) -> Iterable[tuple[str, Tensor]]:
-        """See `Engine.leaves`."""
-        copies = self.copies.trained if self.copies else {}
-        return [(name, copies.get(id(parameter), parameter)) for name, parameter in student.named_parameters()]
-
-    def micro_step(self) -> bool:
-        """See `Engine.micro_step`."""
-        self._micro = (self._micro + 1) % self._accumulation
-        if not self._micro:
-            self._update()
-        return not self._micro
-
-    @torch.no_grad()
-    def _update(self) -> None:
-        """Clip the gradient by its norm, step the optimizer where that is finite, and forget the gradient."""
-        norms = [torch.linalg.vector_norm(flat.gradient) for flat in self._flats]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.applied.copy_(norm.isfinite())
-        overflow = (~self.applied).to(torch.float32)
-        divisor = self._divisor(norm)
-        fused = self._on_device and norm.dtype == torch.float32
-        if divisor is not None and not fused:
-            for flat in self._flats:
-                flat.gradient.div_(divisor)
-        if self._on_device:
-            self._optimizer.grad_scale = divisor if fused else None  # type: ignore[attr-defined]
-            self._optimizer.found_inf = overflow  # type: ignore[attr-defined]
-            self._optimizer.step()
-        elif bool(self.applied):
-            self._optimizer.step()
-        if self.scale:
-            self.scale.update(overflow)
-        for flat in self._flats:
-            flat.gradient.zero_()
-
-    def _divisor(self, norm: Tensor) -> Tensor | None:
-        """What the gradient of this norm is divided by: the loss scale, and what clipping asks for (as DeepSpeed has it)."""
-        if not self._clip:
-            return self.scale.value if self.scale else None
-        if not self.scale:
-            return ((norm + 1e-6) / self._clip).clamp_min(1.0)
-        return self.scale.value * ((norm / self.scale.value + 1e-6) / self._clip).clamp_min(1.0)
-
-    def set_learning_rate(self, lr: float) -> None:
-        """See `Engine.set_learning_rate`."""
-        self._lr.fill_(lr)
-        if not self._on_device:
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
+        """``student``: float32 (or float64), on its device. The rest: see `FlatEngine`."""
+        stepped = [Stepped(flat, flat.data, decay) for flat, decay in laid_out(student, config.weight_decay)]
+        super().__init__(student, stepped, config, backend, accumulation, scaled=scaled)
 
     def moments(self) -> Moments:
         """See `Engine.moments`."""
-        steps, gathered = 0, dict[str, Tensor]()
-        for flat, group in zip(self._flats, self._optimizer.param_groups, strict=True):
-            state = self._optimizer.state.get(flat.data, {})
-            if "exp_avg" not in state or not steps_done(state, group):
-                continue
-            steps = steps_done(state, group)
-            for key in MOMENTS:
-                for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
-                    gathered[f"{key}.{self._names[id(parameter)]}"] = view
-        return Moments(gathered, steps, live=True)
-
-    def own_moments(self) -> list[Tensor]:
-        """See `Engine.own_moments`."""
-        states = [self._optimizer.state.get(flat.data, {}) for flat in self._flats]
-        return [state[key] for state in states for key in MOMENTS if key in state]
-
-    def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
-        """See `Engine.load_moments`."""
-        if not moments:
-            return
-        for flat, group in zip(self._flats, self._optimizer.param_groups, strict=True):
-            state = self._optimizer.state[flat.data]
-            state["step"] = torch.tensor(float(steps), device=flat.data.device if self._on_device else "cpu")
-            group["step"] = steps  # where apex counts
-            for key in MOMENTS:
-                state[key] = torch.zeros_like(flat.data)
-                for parameter, view in zip(flat.parameters, flat.views(state[key]), strict=True):
-                    name = self._names[id(parameter)]
-                    view.copy_(required(moments, f"{key}.{name}", name, parameter.shape))
-
-
-def keep_copies(engine: Engine, modules: Sequence[nn.Module], training: TrainingConfig, runtime: Runtime) -> None:
-    """Give ``engine`` half-precision copies of the weights of ``modules``, where the settings and the device ask for them.
-
-    The weights have their places in memory. M2I2Error where copies are asked for and cannot be kept.
-    """
-    possible = runtime.dtype in HALF and isinstance(engine, LocalEngine)
-    if training.half_weights == "on" and not possible:
-        raise M2I2Error(
-            "training.half_weights=on needs training.precision=bfloat16 or float16, and one rank without offloading; "
-            "training.half_weights=auto keeps copies where it can."
-        )
-    wanted = training.half_weights == "on" or (training.half_weights == "auto" and runtime.device.type == "cuda")
-    if wanted and possible and isinstance(engine, LocalEngine):
-        engine.copies = HalfCopies(modules, runtime.dtype)
-        name = str(runtime.dtype).removeprefix("torch.")
-        engine.remarks = (f"Matrix products read {name} copies of the weights, refreshed once per step.",)
+        return self._moments()

@@ -23,6 +23,7 @@ _CHANGEABLE = (
         "training.accumulation",
         "training.kernels",
         "training.compile",
+        "training.engine",
         "training.half_weights",
         "training.graphs",
         "training.tf32",

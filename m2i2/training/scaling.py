@@ -6,20 +6,9 @@ Micikevicius et al., Mixed precision training, 2018, with the constants of PyTor
 import torch
 from torch import Tensor
 
-from m2i2.errors import M2I2Error
-
 _START, _GROWTH, _BACKOFF, _INTERVAL = 2.0**16, 2.0, 0.5, 2000
 HALVINGS = 24
 """Overflows in a row that are normal: from the first scale down to 2^-8."""
-
-
-def require_one_rank(ranks: int, offloads: bool) -> None:
-    """M2I2Error where float16 is not available: the engine of several ranks, and of offloading, has no loss scale."""
-    if ranks > 1 or offloads:
-        raise M2I2Error(
-            "training.precision=float16 needs a loss scale, which several ranks and offloading do not have. Train on one rank "
-            "without offloading, or take bfloat16 or float32."
-        )
 
 
 class LossScale:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,19 @@ from m2i2.options import to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.ahead import Ahead
 from m2i2.training.checkpoint import Checkpoints
-from m2i2.training.deepspeed.configuration import complete_config, offloads
-from m2i2.training.deepspeed.engine import ShardedEngine
-from m2i2.training.engine import Engine
+from m2i2.training.engines import make_engine
 from m2i2.training.evaluators import Evaluator, Measured
+from m2i2.training.flat import keep_copies
 from m2i2.training.goodput import Goodput
 from m2i2.training.lines import StepLines
-from m2i2.training.local import LocalEngine, keep_copies
 from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
-from m2i2.training.optimizer import adamw, learning_rate
+from m2i2.training.optimizer import learning_rate
 from m2i2.training.profiling import StepProfiler
 from m2i2.training.resuming import load, state_to_resume
 from m2i2.training.runtime import Runtime
 from m2i2.training.saving import Saver
-from m2i2.training.scaling import HALVINGS, require_one_rank
+from m2i2.training.scaling import HALVINGS
 from m2i2.training.stopping import EXIT_STOPPED, Agreed, StopFlag
 from m2i2.training.stored_state import StoredState
 from m2i2.training.stragglers import Stragglers
@@ -67,7 +65,7 @@ class Trainer:
         for module in modules:
             module.to(runtime.device)
         fuse_and_compile(modules, runtime.backend, config.training)
-        self.engine = self._engine()
+        self.engine = make_engine(task.student, config.optimizer, config.training, runtime, loader.share)
         task.placed()
         keep_copies(self.engine, modules, config.training, runtime)
         self._compute_attention_by(attention.chosen(config, loader.share.micro_batch, runtime.device, runtime.dtype))
@@ -87,18 +85,6 @@ class Trainer:
         self._go_back = False
         self._goodput: Goodput | None = None
         self._watch, self._stragglers = Watch(folder, self.process, 0), Stragglers(self.process)
-
-    def _engine(self) -> Engine:
-        """DeepSpeed's where several ranks share the work, or the CPU's memory helps; one alone pays for nothing."""
-        student, optimizer, backend, share = self.task.student, self.config.optimizer, self.runtime.backend, self.loader.share
-        deepspeed = complete_config(self.runtime.deepspeed, share, optimizer.clip, self.runtime.deepspeed_source)
-        scaled = self.runtime.dtype == torch.float16
-        if scaled:
-            require_one_rank(share.ranks, offloads(deepspeed))
-        if share.ranks == 1 and not offloads(deepspeed):
-            return LocalEngine(student, optimizer, backend, share.passes, scaled=scaled)
-        steps_by = replace(backend, kernel="fused") if offloads(deepspeed) else backend  # apex steps on GPUs only
-        return ShardedEngine(student, adamw(student, optimizer, steps_by), deepspeed)
 
     def _compute_attention_by(self, order: Sequence[str]) -> None:
         """Let attention try its kernels in this order; empty: in PyTorch's."""

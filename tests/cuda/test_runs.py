@@ -77,7 +77,7 @@ def _steps(rank: int, ranks: int, shards: Path) -> tuple[list[dict[str, float]],
 
 
 def test_two_ranks_on_one_device_are_one(device: torch.device, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over gloo, which carries tensors of a GPU too: DeepSpeed's sharded path beside the engine of one rank."""
+    """Over gloo, which carries tensors of a GPU too: ZeRO-2 beside the engine of one rank."""
     monkeypatch.setitem(os.environ, "M2I2_SHARE_GPU", "1")
     ((expected, weights),) = on_ranks(1, _steps, shards)
     found = on_ranks(2, _steps, shards)

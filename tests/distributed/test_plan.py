@@ -11,13 +11,11 @@ from m2i2.backends import shared_memory
 from m2i2.config import PretrainingConfig, preset
 from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel
-from m2i2.performance.plan import Machine, plan
+from m2i2.performance.plan import Machine, parameters, plan
 from m2i2.performance.training import DrawnBatches, drawn_captions
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
-from m2i2.training.deepspeed import private
-from m2i2.training.deepspeed.engine import ShardedEngine
-from m2i2.training.local import LocalEngine
+from m2i2.training.flat import FlatEngine
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
 from tests.distributed.processes import on_ranks
@@ -56,16 +54,17 @@ def _step(rank: int, ranks: int) -> dict[str, int]:
     finally:
         dist.all_reduce = all_reduce
     engine.micro_step()
-    if isinstance(engine, LocalEngine):
-        weights, optimizer = [flat.data.detach() for flat in engine._flats], engine._optimizer
-    else:
-        assert isinstance(engine, ShardedEngine)
-        weights, optimizer = list(engine._zero.bit16_groups_flat), private.inner_optimizer(engine._zero)
-        masters = {t.untyped_storage().data_ptr() for t in private.masters(engine._zero)}
-        assert masters <= {t.untyped_storage().data_ptr() for t in weights}, "no second copy of the weights"
+    assert isinstance(engine, FlatEngine)
+    weights, optimizer = [flat.data.detach() for flat in engine._flats], engine._optimizer
+    masters = {part.untyped_storage().data_ptr() for part in engine._parts}
+    assert masters <= {t.untyped_storage().data_ptr() for t in weights}, "no second copy of the weights"
+    gradients = [part.grad for part in engine._parts if part.grad is not None]
+    left = [p for p in task.student.parameters() if p.grad is not None]
+    assert ranks == 1 or not left, "of whole gradients nothing is kept"
     moments = [t for state in optimizer.state.values() for name, t in state.items() if name.startswith("exp_avg")]
     return {
         "parameters": bytes_of(weights),
+        "gradients": bytes_of(gradients),
         "optimizer": bytes_of(moments),
         "teacher": bytes_of(list(task.teacher.parameters())),
         "queue": bytes_of(list(task.queue.buffers())),
@@ -79,5 +78,6 @@ def test_memory_and_gradients_are_as_planned(ranks: int) -> None:
     for found in on_ranks(ranks, _step):
         for kind in ("parameters", "optimizer", "teacher", "queue"):
             assert found[kind] == pytest.approx(planned.memory[kind], rel=0.1), kind
-        if ranks > 1:  # a ring sends each reduced byte 2 (N - 1) / N times
-            assert 2 * (ranks - 1) / ranks * found["reduced"] == pytest.approx(planned.wire["gradients"], rel=0.1)
+        assert found["gradients"] == pytest.approx(4 * parameters(settings())[0] / ranks, rel=0.1)
+        if ranks > 1:  # NCCL scatters what gloo sums for everyone: a ring sends each byte (N - 1) / N times
+            assert (ranks - 1) / ranks * found["reduced"] == pytest.approx(planned.wire["gradients"], rel=0.1)

@@ -73,7 +73,7 @@ def test_importing_the_package_loads_nothing() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/hugging-face.md"])
 def test_documented_python_runs_offline_with_it(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one program for each page; the model and the image that it names are the demo model and a drawn image.
+    """As one program for each page; the model and the images that it names are the demo model and drawn images.
 
     The other pages bring their own data: see tests/unit/test_documentation.py.
     """
@@ -83,7 +83,8 @@ def test_documented_python_runs_offline_with_it(page: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hub").mkdir()
     os.symlink(FOLDER, tmp_path / "hub" / "m2i2-rad")
-    demo_image().save(tmp_path / "chest.png")
+    for number, name in enumerate(("chest.png", "abdomen.png")):
+        demo_image(number).save(tmp_path / name)
     exec(compile("\n".join(blocks), page, "exec"), {"__name__": page})
 
 

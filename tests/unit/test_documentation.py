@@ -1,11 +1,13 @@
 """Every command that the documentation prints is one that the commands take, and its Python runs."""
 
 import importlib
+import json
 import re
 import shlex
 import sys
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,10 +74,26 @@ def test_the_threat_model_names_tests_that_exist() -> None:
             assert re.search(rf"^def {start}", page.read_text(), re.MULTILINE), f"{page} has no {start}"
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind # in a page: its headings as GitHub and mkdocs spell them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+    """Files and anchors; nothing is asked of a network."""
+    links = 0
+    for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if target.startswith(("https://", "http://")):
+                continue
+            links += 1
+            name, _, anchor = target.partition("#")
+            other = page.parent / name if name else page
+            assert other.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(other), f"{page.name} links to {target}; there is {sorted(anchors(other))}"
+    assert links > 100
 
 
 def python_of(page: str) -> str:
@@ -109,3 +127,26 @@ def test_the_page_on_python_runs_as_it_stands(tmp_path: Path, monkeypatch: pytes
     done = run([sys.executable, "page.py"], tmp_path, {**environment(), "PYTHONPATH": str(ROOT)}, 900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "image 3: " in done.stdout and (tmp_path / "explained.png").stat().st_size
+
+
+def test_the_notebook_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells, one after another, and what they count; what is stored with it is what they gave."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    book = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"]) and all(cell["outputs"] for cell in cells)
+    space: dict[str, Any] = {"__name__": "notebook"}
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), space)
+    assert space["right"] > 0.7 * space["total"] and space["right"] > 1.5 * space["baseline"]
+    printed = "".join(line for cell in cells for out in cell["outputs"] for line in out.get("text", ()))
+    assert f"{space['right']} of {space['total']} right" in printed
+
+
+def test_pages_that_the_notebook_names_exist() -> None:
+    book = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    text = "".join(line for cell in book["cells"] if cell["cell_type"] == "markdown" for line in cell["source"])
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all((ROOT / "docs" / target).is_file() for target in targets)

@@ -7,7 +7,8 @@ import pytest
 
 from m2i2.data.loading.sampling import Share
 from m2i2.errors import M2I2Error
-from m2i2.training.deepspeed.configuration import DEFAULT_CONFIG, complete_config, read_deepspeed_config
+from m2i2.training.deepspeed.configuration import DEFAULT_CONFIG, Partitioning, complete_config, read_deepspeed_config
+from m2i2.training.engines import choose
 from tests.conftest import ROOT
 
 SHARE = Share(batch=32, accumulation=2, rank=0, ranks=4)
@@ -52,6 +53,41 @@ def test_the_batch_and_the_clipping_are_ours() -> None:
 def test_conflicts_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(M2I2Error, match=message):
         complete(**changes)
+
+
+OFFLOADED = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ranks", "changes", "chosen"),
+    [
+        ("auto", 1, {}, "local"),
+        ("auto", 2, {}, "zero"),
+        ("flat", 2, {"zero_optimization": {"stage": 1}, "communication_data_type": "fp32"}, "zero"),
+        ("auto", 1, {"zero_optimization": OFFLOADED}, "deepspeed"),
+        ("auto", 2, {"communication_data_type": "bf16"}, "deepspeed"),
+        ("auto", 1, {"comms_logger": {"enabled": True}}, "local"),
+        ("deepspeed", 1, {}, "deepspeed"),
+    ],
+)
+def test_the_engine_is_that_which_does_what_is_asked(wanted: str, ranks: int, changes: dict[str, Any], chosen: str) -> None:
+    assert choose(wanted, complete(**changes), "c.json", ranks, scaled=False) == chosen
+
+
+def test_engines_that_cannot_do_what_is_asked_are_refused() -> None:
+    with pytest.raises(M2I2Error, match=r"c\.json asks for prescale_gradients, which only DeepSpeed's own engine does"):
+        choose("flat", complete(prescale_gradients=True), "c.json", 2, scaled=False)
+    for wanted, changes in (("deepspeed", {}), ("auto", {"zero_optimization": OFFLOADED})):
+        with pytest.raises(M2I2Error, match="float16 needs a loss scale"):
+            choose(wanted, complete(**changes), "c.json", 2, scaled=True)
+    assert choose("auto", complete(), "c.json", 2, scaled=True) == "zero"
+
+
+def test_what_the_file_leaves_out_is_deepspeeds() -> None:
+    assert Partitioning.of(complete()) == Partitioning(2, 8_000_000, 50_000_000, True)
+    assert Partitioning.of(complete(zero_optimization={"stage": 1, "reduce_scatter": False})) == Partitioning(
+        1, 500_000_000, 500_000_000, False
+    )
 
 
 PLACE = "/tmp/elsewhere"

@@ -1,6 +1,8 @@
 """Hugging Face's conventions: what is saved comes back to the bit, under Auto classes too, and answers in three lines."""
 
 import copy
+import importlib
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -13,15 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering, AutoProcessor, BertTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+    BertTokenizer,
+    pipeline,
+)
 
+import m2i2
 from m2i2 import M2I2Config, M2I2ForPretraining, M2I2ForVisualQuestionAnswering, M2I2Processor
 from m2i2.config import finetuning_preset, pretraining_preset
 from m2i2.data.images.transforms import EvaluationTransform, normalise
 from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.errors import M2I2Error
+from m2i2.hub import VisualQuestionAnsweringPipeline
 from tests.conftest import ROOT
 from tests.launching import environment
 
@@ -75,6 +88,7 @@ def test_auto_classes(tmp_path: Path) -> None:
     for kind, auto in zip(KINDS, autos, strict=True):
         make(kind, tmp_path).save_pretrained(tmp_path / kind.__name__)
         assert isinstance(auto.from_pretrained(tmp_path / kind.__name__), kind)
+        assert isinstance(AutoModel.from_pretrained(tmp_path / kind.__name__), kind)
         assert isinstance(AutoProcessor.from_pretrained(tmp_path / kind.__name__), M2I2Processor)
         assert isinstance(AutoConfig.from_pretrained(tmp_path / kind.__name__), M2I2Config)
 
@@ -104,8 +118,85 @@ def test_the_processor_prepares_as_the_evaluation_does(tmp_path: Path) -> None:
     assert found["input_ids"][0].tolist() == tokenizer.encode("is there a lesion", 64)
     assert found["input_ids"][1].tolist()[:4] == tokenizer.encode("mass no", 64)
     assert found["attention_mask"].sum(1).tolist() == [6, 4]
-    with pytest.raises(TypeError, match="no argument 'padding'"):
-        processor(text="mass", padding=True)
+
+
+def test_the_processor_takes_the_arguments_of_others(tmp_path: Path) -> None:
+    processor = make(M2I2ForVisualQuestionAnswering, tmp_path).processor
+    texts = ["is there a lesion on the left side", "mass"]
+    plain = processor(text=texts)
+    padded = processor(text=texts, padding="max_length", max_length=12, truncation=True, return_tensors="np")
+    assert isinstance(padded["input_ids"], np.ndarray) and padded["input_ids"].shape == (2, 12)
+    width = plain["input_ids"].shape[1]
+    for name in ("input_ids", "attention_mask"):
+        assert padded[name][:, :width].tolist() == plain[name].tolist() and not padded[name][:, width:].any()
+        assert torch.equal(processor(text=texts, padding=True, return_tensors="pt")[name], plain[name])
+    assert processor(text=texts, max_length=4)["input_ids"].shape == (2, 4)
+    assert processor(text="mass", padding=False)["input_ids"].shape == (1, 3)
+    for wrong, message in (
+        ({"padding": False}, r"Texts of \[3, 10\] tokens make no tensor"),
+        ({"padding": "left"}, "padding='left'"),
+        ({"return_tensors": "tf"}, "return_tensors='tf'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(text=texts, **wrong)
+    processor.max_tokens = 8
+    with pytest.raises(ValueError, match="more than 8 tokens"):
+        processor(text=texts, truncation=False)
+    with pytest.raises(TypeError, match="no argument 'boxes'"):
+        processor(text="mass", boxes=[])
+
+
+def test_many_questions_are_answered_as_each_alone(tmp_path: Path) -> None:
+    model = make(M2I2ForVisualQuestionAnswering, tmp_path)
+    images = [Image.effect_noise((90, 70), 60).convert("RGB") for _ in range(3)]
+    asked = ["is there a lesion", "mass or cyst on the left side", "nodule"]
+    for candidates in (["yes", "no", "mass"], None):
+        alone = [model.answer(image, question, candidates) for image, question in zip(images, asked, strict=True)]
+        together = model.answer(images, asked, candidates, batch=2)
+        pixels = np.stack([np.asarray(image) for image in images])
+        for found in (together, model.answer(pixels, asked, candidates)):
+            for one, other in zip(alone, found, strict=True):
+                assert [a for a, _ in one] == [a for a, _ in other]
+                assert [p for _, p in one] == pytest.approx([p for _, p in other], rel=1e-4)
+    about_one = model.answer(images[0], asked, ["yes", "no"])
+    assert [dict(row) for row in about_one] == [
+        pytest.approx(dict(model.answer(images[0], question, ["yes", "no"])), rel=1e-4) for question in asked
+    ]
+    for image, question, message in (
+        (images, asked[0], "One question and 3 images"),
+        (images[:2], asked, "2 images and 3 questions"),
+        (images[0], [asked[0], "?"], "question is empty"),
+    ):
+        with pytest.raises(M2I2Error, match=message):
+            model.answer(image, question)
+
+
+def test_the_pipeline_of_transformers_answers(tmp_path: Path) -> None:
+    model = make(M2I2ForVisualQuestionAnswering, tmp_path)
+    model.save_pretrained(tmp_path / "saved")
+    ask: Any = pipeline("medical-visual-question-answering", model=str(tmp_path / "saved"), device="cpu")
+    assert isinstance(ask, VisualQuestionAnsweringPipeline)
+    images = [Image.effect_noise((90, 70), 60).convert("RGB") for _ in range(3)]
+    names = ["yes", "no", "mass"]
+    expected = [model.answer(image, "is there a lesion", names, top=2) for image in images]
+    rows = [{"image": image, "question": "is there a lesion"} for image in images]
+    many = [[ask(image, "is there a lesion", candidates=names, top_k=2) for image in images]]
+    many.append(ask(image=images, question="is there a lesion", candidates=names, top_k=2, batch_size=2))
+    many.append(ask(rows, candidates=names, top_k=2))
+    many.append(list(ask((row for row in rows), candidates=names, top_k=2, batch_size=3)))
+    for found in many:
+        assert [[one["answer"] for one in row] for row in found] == [[a for a, _ in row] for row in expected]
+        scores = [one["score"] for row in found for one in row]
+        assert scores == pytest.approx([p for row in expected for _, p in row], rel=1e-4)
+    written = ask(images[0], ["is there a lesion", "nodule"], batch_size=2)
+    assert [len(row) > 0 for row in written] == [True, True]
+    with pytest.raises(M2I2Error, match="question is empty"):
+        ask(images[0], "?")
+    with pytest.raises(TypeError, match="no argument 'topk'"):
+        ask(images[0], "nodule", topk=1)
+    ask.save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.py"))
+    assert_same(M2I2ForVisualQuestionAnswering.from_pretrained(tmp_path / "again").state_dict(), model.state_dict())
 
 
 def test_the_loss_is_that_of_the_answers(tmp_path: Path) -> None:
@@ -126,13 +217,30 @@ def test_the_loss_is_that_of_the_answers(tmp_path: Path) -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the wheel puts into an environment."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("m2i2", "setup.py", "pyproject.toml", "README.md"):
+    for name in ("m2i2", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist", folder]
     subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True, capture_output=True)
     (wheel,) = (folder / "dist").glob("m2i2-*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "installed")
     return folder / "installed"
+
+
+def test_the_wheel_says_what_it_is(installed: Path) -> None:
+    (found,) = importlib.metadata.distributions(path=[str(installed)])
+    about = found.metadata
+    assert (about["Name"], about["Version"], about["Requires-Python"]) == ("m2i2", m2i2.__version__, ">=3.10")
+    assert (about["License"] or about["License-Expression"]) == "MIT" and about["License-File"] == "LICENSE"
+    assert about["Summary"] and about["Author"] and about["Keywords"] and about["Description-Content-Type"] == "text/markdown"
+    assert "Project-URL" in about and "Topic :: Scientific/Engineering :: Artificial Intelligence" in about.get_all(
+        "Classifier", []
+    )
+    extras = {"slurm", "remote", "parquet", "dicom", "app", "plots", "tensorboard", "wandb", "fuzz", "tests", "docs", "dev"}
+    assert set(about.get_all("Provides-Extra", [])) == extras
+    names = {str(file) for file in found.files or ()}
+    assert "m2i2/py.typed" in names and "m2i2/demo/model/model.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.split("/")[0] not in ("m2i2", f"m2i2-{m2i2.__version__}.dist-info")]
 
 
 def test_three_lines_answer_a_question_from_the_wheel(installed: Path, tmp_path: Path) -> None:
@@ -173,7 +281,15 @@ def test_the_card_says_what_it_scored_and_what_it_is_not(tmp_path: Path) -> None
     model = make(M2I2ForVisualQuestionAnswering, tmp_path)
     model.save_pretrained(tmp_path / "saved", results=results)
     card = (tmp_path / "saved" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: visual-question-answering" in card
+    data = ModelCard(card).data
+    assert (data.library_name, data.language, data.pipeline_tag) == ("m2i2", "en", "visual-question-answering")
+    task = importlib.import_module(f"huggingface_hub.inference._generated.types.{str(data.pipeline_tag).replace('-', '_')}")
+    assert task, "a task of the hub"
+    assert [(r.metric_name, r.metric_value, r.dataset_args) for r in data.eval_results or []][-1] == (
+        "accuracy, %",
+        50.0,
+        {"protocol": "paper"},
+    )
     for words in ("not a medical device", "| this model | 50.0 | 50.0 | 50.0 |", "- The split leaks.", "64 x 64 pixels"):
         assert words in card
     (tmp_path / "saved" / "README.md").write_text("mine")
@@ -183,7 +299,7 @@ def test_the_card_says_what_it_scored_and_what_it_is_not(tmp_path: Path) -> None
 
 def test_every_command_of_the_wheel_explains_itself(installed: Path) -> None:
     (listed,) = installed.glob("m2i2-*.dist-info/entry_points.txt")
-    commands = [line.split(" = ")[1] for line in listed.read_text().splitlines() if " = " in line]
+    commands = [line.split(" = ")[1] for line in listed.read_text().splitlines() if line.endswith(":main")]
     names = {script.stem for folder in ("tools", "launchers") for script in (ROOT / folder).glob("*.py")}
     assert {command.split(".")[-1].removesuffix(":main") for command in commands} == names - {"ablate", "benchmark", "demo"}
     place = {**environment(), "PYTHONPATH": str(installed)}

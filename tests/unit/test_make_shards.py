@@ -294,6 +294,16 @@ def test_a_full_disk_is_a_plain_error(tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path / "shards")]) == 0
 
 
+def test_a_corrected_command_may_use_the_folder_of_one_that_began_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), (9, 99, 199)).save(tmp_path / "a.png")
+    (tmp_path / "mine.csv").write_text("scan,finding\na.png,a chest\n")
+    words = ["captions", "json", str(tmp_path / "mine.csv"), "--output", str(tmp_path / "s"), "--workers", "1"]
+    assert main(words) == 2, "the columns have other names"
+    assert main([*words, "--columns", "image=scan,caption=finding"]) == 0
+    assert main(words) == 2, "this folder holds something"
+    assert (tmp_path / "s" / "index.json").exists()
+
+
 def test_a_second_build_into_one_folder_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["captions", "phantoms", "--output", str(tmp_path / "s"), "--side", "64", "--workers", "1"]
     code = "import sys; from m2i2.cli.make_shards import main; sys.exit(main(sys.argv[1:]))"

@@ -1,7 +1,7 @@
-"""A step of one rank reads nothing back from its device: on tensors without values any such read raises.
+"""A step reads nothing back from its device: on tensors without values any such read raises.
 
-What a step would wait for on a GPU: ``.item()``, ``nonzero``, a Python branch on a tensor. On several ranks the engine's own reads
-(DeepSpeed's check for overflow) come after it.
+What a step would wait for on a GPU: ``.item()``, ``nonzero``, a Python branch on a tensor. On several ranks one read is left: the
+plan of fetching other ranks' hard negatives (`m2i2.distributed.RowExchange`), before the backward pass.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from m2i2.backends.choice import choose
 from m2i2.config import FinetuningConfig, PretrainingConfig, preset
@@ -25,7 +27,9 @@ from m2i2.tasks.copies import HalfCopies
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Task
 from m2i2.tasks.vqa import VQATask
+from m2i2.training.deepspeed.configuration import Partitioning
 from m2i2.training.local import LocalEngine
+from m2i2.training.zero import ZeroEngine
 
 PRETRAINING, FINETUNING = preset("tiny")
 READS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -72,8 +76,8 @@ def _branch(states: States) -> Tensor:
     return states.contrast.loss if states.contrast.loss > 1 else states.image_features.sum()
 
 
-def _whole_step(kind: type[Any], precision: str, batch: Batch) -> None:
-    """A step by the trainer's own parts: the engine of one rank, its update and its copies of the weights."""
+def _whole_step(kind: type[Any], precision: str, batch: Batch, stage: int = 0) -> None:
+    """A step by the trainer's own parts, with the engine of one rank or that of a ``stage`` of ZeRO."""
     config = PRETRAINING if kind is PretrainingConfig else FINETUNING
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     task: Task
@@ -81,7 +85,11 @@ def _whole_step(kind: type[Any], precision: str, batch: Batch) -> None:
         task = PretrainingTask(PretrainingModel(config.vision, config.text, config.objectives), config, dtype)
     else:
         task = VQATask(VQAModel(config.vision, config.text), config, dtype)
-    engine = LocalEngine(task.student, replace(config.optimizer, clip=1.0), choose(torch.device("cpu")), 1)
+    optimizer, kernels = replace(config.optimizer, clip=1.0), choose(torch.device("cpu"))
+    partitioning = Partitioning(stage, 50_000, 50_000, True)
+    engine = (
+        ZeroEngine(task.student, optimizer, kernels, 1, partitioning) if stage else LocalEngine(task.student, optimizer, kernels, 1)
+    )
     task.placed()
     if dtype == torch.bfloat16:
         engine.copies = HalfCopies((task.student, *task.beside.values()), dtype)
@@ -98,6 +106,16 @@ def _whole_step(kind: type[Any], precision: str, batch: Batch) -> None:
 def test_nothing_of_a_whole_step_reads(kind: type[Any], precision: str, valueless: tuple[CaptionBatch, QuestionBatch]) -> None:
     """Losses, gradients, clipping, AdamW, teacher and queue."""
     _whole_step(kind, precision, valueless[0] if kind is PretrainingConfig else valueless[1])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_nothing_of_a_step_of_several_ranks_reads(stage: int, valueless: tuple[CaptionBatch, QuestionBatch]) -> None:
+    """By NCCL's collectives, which here move nothing: sums of gradients, norm over the ranks, clipping, AdamW, weights."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        _whole_step(FinetuningConfig, "bfloat16", valueless[1], stage)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_read_planted_in_the_update_is_found(

@@ -89,7 +89,11 @@ def build(
         with exclusive(output / _LOCK, f"A build of {output}"):
             if (finished := _claim(output, settings, source)) is not None:
                 return finished
-            return _build(source, output, encoding, settings, workers, max_rejects, progress)
+            try:
+                return _build(source, output, encoding, settings, workers, max_rejects, progress)
+            except M2I2Error:
+                _let_go(output)
+                raise
     except OSError as e:
         raise M2I2Error(
             f"Building {output} failed: {e}. Finished shards stay; fix the cause and run the same command again."
@@ -226,6 +230,12 @@ def _claim(output: Path, settings: dict[str, Any], source: Source) -> Report | N
     except (OSError, ValueError) as e:
         raise M2I2Error(f"Cannot use {output} as --output: {e}.") from e
     return None
+
+
+def _let_go(output: Path) -> None:
+    """Forget the settings of a build that failed before its first shard: a corrected command may use the folder."""
+    if {path.name for path in output.iterdir()} <= {SETTINGS, _LOCK}:
+        (output / SETTINGS).unlink()
 
 
 def _finished(output: Path, index: dict[str, Any], settings: dict[str, Any], source: Source) -> Report:

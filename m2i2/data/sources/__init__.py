@@ -21,6 +21,8 @@ class Entry:
     """module:Class, imported when it is used; the class takes the path (phantoms: none) and ``options``."""
     options: tuple[str, ...] = ()
     """Keyword arguments of the reader."""
+    hub: bool = False
+    """Whether PATH may also be a name on the Hugging Face hub."""
 
 
 SOURCES: dict[tuple[Kind, str], Entry] = {
@@ -57,6 +59,14 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "make_shards.py captions parquet data/ROCOv2-radiology --output shards/rocov2",
         "m2i2.data.sources.parquet:ParquetCaptions",
         ("columns", "image_root"),
+    ),
+    ("captions", "datasets"): Entry(
+        "captions",
+        "a folder of datasets' save_to_disk, or a name on the hub (NAME or NAME:CONFIGURATION): columns image and caption or text",
+        "make_shards.py captions datasets data/rocov2_saved --output shards/rocov2",
+        "m2i2.data.sources.saved:SavedCaptions",
+        ("columns", "image_root", "split"),
+        hub=True,
     ),
     ("captions", "phantoms"): Entry(
         "captions",
@@ -105,6 +115,14 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
         "m2i2.data.sources.parquet:ParquetQuestions",
         ("columns", "image_root"),
     ),
+    ("vqa", "datasets"): Entry(
+        "vqa",
+        "a folder of datasets' save_to_disk, or a name on the hub (NAME or NAME:CONFIGURATION): image, question and answer",
+        "make_shards.py vqa datasets flaviagiammarino/vqa-rad --output shards/vqa_rad",
+        "m2i2.data.sources.saved:SavedQuestions",
+        ("columns", "image_root", "split"),
+        hub=True,
+    ),
     ("vqa", "phantoms"): Entry(
         "vqa",
         "built-in drawn demo data (no PATH)",
@@ -131,7 +149,7 @@ def open_source(kind: Kind, name: str, path: Path | None, **options: Any) -> Sou
             f"The source {name} needs the path of its data, and none was given ({entry.about}). "
             f"Name it behind {name}: python tools/{entry.example}"
         )
-    elif not path.exists():
+    elif not path.exists() and not entry.hub:
         raise M2I2Error(f"The source {name} needs the path of its data; {path} is not there ({entry.about}).")
     if (root := options.get("image_root")) is not None and not Path(root).is_dir():
         raise M2I2Error(

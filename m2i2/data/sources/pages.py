@@ -204,7 +204,7 @@ def _check_schema(schema: list[dict[int, Any]]) -> None:
 def batches(table: "ParquetFile", groups: Sequence[Group], path: Path, columns: Sequence[str]) -> Iterator["RecordBatch"]:
     """The rows of a file with ``groups`` of `read_footer`, a few at a time; M2I2Error where ``columns`` take too much memory."""
     for name in columns:
-        _check_type(table.schema_arrow.field(name).type, path, name)
+        check_type(table.schema_arrow.field(name).type, path, name)
     decoded, most = 0, FREE + MOST_RATIO * path.stat().st_size
     with path.open("rb") as file:
         for group in range(table.num_row_groups):
@@ -223,7 +223,7 @@ def _bytes_of(column: "Array") -> int:
     return (column.dictionary_decode() if types.is_dictionary(column.type) else column).nbytes
 
 
-def _check_type(kind: "DataType", path: Path, name: str, depth: int = 0) -> None:
+def check_type(kind: "DataType", path: Path, name: str, depth: int = 0) -> None:
     """M2I2Error for a column of a type that no data set needs, and that may take memory for values that are not there."""
     from pyarrow import types
 
@@ -231,9 +231,9 @@ def _check_type(kind: "DataType", path: Path, name: str, depth: int = 0) -> None
         raise M2I2Error(f"{path} was refused: its column {shown(name)} is nested too deeply.")
     if types.is_struct(kind):
         for number in range(kind.num_fields):
-            _check_type(kind.field(number).type, path, name, depth + 1)
+            check_type(kind.field(number).type, path, name, depth + 1)
     elif types.is_list(kind) or types.is_large_list(kind) or (types.is_dictionary(kind) and not depth):
-        _check_type(kind.value_type, path, name, depth + 1)
+        check_type(kind.value_type, path, name, depth + 1)
     elif types.is_fixed_size_binary(kind):
         if kind.byte_width > MOST_WIDTH:
             raise M2I2Error(f"{path} was refused: its column {shown(name)} has values of {kind.byte_width} bytes each.")

@@ -38,7 +38,7 @@ _METADATA: dict[Kind, tuple[str, ...]] = {
 }
 
 
-class _ParquetSource:
+class TableSource:
     """What both kinds share: files by split, and rows out of them."""
 
     name = "parquet"
@@ -50,7 +50,15 @@ class _ParquetSource:
         self.notes: Counter[str] = Counter()
         self._root = Path(image_root or (path if path.is_dir() else path.parent))
         self._renamed = renamed_columns(columns)
-        self._files = _files_by_split(path)
+        self._files = self._files_by_split(path)
+
+    def _files_by_split(self, path: Path) -> dict[str, list[Path]]:
+        """The files of each split, in order, train first."""
+        return _files_by_split(path)
+
+    def _read(self, file: Path) -> Iterator[dict[str, Any]]:
+        """The rows of a file, its columns by our names."""
+        return _read(file, self.kind, self._renamed)
 
     def _rows(self, split: str) -> Iterator[tuple[Path, int, dict[str, Any]]]:
         """(file, row of the split, its columns by our names)."""
@@ -61,7 +69,7 @@ class _ParquetSource:
                 refuse_foreign(file)
             except OSError as e:
                 raise M2I2Error(f"Cannot read {file}: {e.strerror}.") from e
-            for row in _read(file, _NEEDED[self.kind], self._renamed):
+            for row in self._read(file):
                 yield file, number, row
                 number += 1
 
@@ -83,7 +91,7 @@ class _ParquetSource:
         return {name: " ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in found.items()}
 
 
-class ParquetCaptions(_ParquetSource):
+class ParquetCaptions(TableSource):
     """Rows of ``image`` and ``caption`` (a text or a list of texts)."""
 
     kind: Kind = "captions"
@@ -103,7 +111,7 @@ class ParquetCaptions(_ParquetSource):
                 )
 
 
-class ParquetQuestions(_ParquetSource):
+class ParquetQuestions(TableSource):
     """Rows of ``image``, ``question`` and ``answer``; questions about the same image become one record.
 
     Without a column ``answer_type`` a question counts as closed where its answer is yes or no; the number of those
@@ -198,7 +206,20 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
     return {split: [found[split][part] for part in sorted(found[split])] for split in order}
 
 
-def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def columns_of(there: Sequence[str], kind: Kind, renamed: Mapping[str, str], file: Path) -> dict[str, str]:
+    """{their name: ours} of the columns that are read; M2I2Error where one is missing that is needed."""
+    header = {name.lower(): name for name in there}
+    ours: dict[str, str] = {}
+    for name, usual in COLUMNS.items():
+        theirs = [header[n.lower()] for n in ([renamed[name]] if name in renamed else usual) if n.lower() in header]
+        if theirs:
+            ours[theirs[0]] = name
+        elif name in _NEEDED[kind] or name in renamed:
+            raise M2I2Error(f"{file} has {missing_column(name, renamed, header)}")
+    return ours
+
+
+def _read(file: Path, kind: Kind, renamed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """The rows of a file, its columns by our names; M2I2Error where it is damaged or lacks one that is needed."""
     try:
         from pyarrow import parquet
@@ -207,14 +228,7 @@ def _read(file: Path, needed: Sequence[str], renamed: Mapping[str, str]) -> Iter
     groups = read_footer(file)
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as table:
-            header = {name.lower(): name for name in table.schema_arrow.names}
-            ours: dict[str, str] = {}
-            for name, usual in COLUMNS.items():
-                theirs = [header[n.lower()] for n in ([renamed[name]] if name in renamed else usual) if n.lower() in header]
-                if theirs:
-                    ours[theirs[0]] = name
-                elif name in needed or name in renamed:
-                    raise M2I2Error(f"{file} has {missing_column(name, renamed, header)}")
+            ours = columns_of(table.schema_arrow.names, kind, renamed, file)
             for batch in batches(table, groups, file, list(ours)):
                 yield from ({ours[name]: value for name, value in row.items()} for row in batch.to_pylist())
     except M2I2Error:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from m2i2.data.loading.sampling import Share
 from m2i2.errors import M2I2Error, shown
@@ -59,6 +59,8 @@ _KNOWN_OF_ZERO = {
     **{"stage": _ANY, "offload_optimizer": _ANY, "reduce_bucket_size": _COUNT, "allgather_bucket_size": _COUNT},
 }
 _KNOWN_OF_LOGGER = {**dict.fromkeys(("enabled", "prof_all", "verbose", "debug"), _SWITCH), "prof_ops": "a list of names"}
+_REPORTS = ("prescale_gradients", "wall_clock_breakdown", "memory_breakdown", "dump_state")
+"""Switches that mean something in DeepSpeed's own engine only."""
 _OFFLOAD = ("offload_param", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "zenflow")
 
 
@@ -127,6 +129,38 @@ def complete_config(config: Mapping[str, Any], share: Share, clip: float, source
 def offloads(config: Mapping[str, Any]) -> bool:
     """Whether the optimizer's state and the master weights are kept in the CPU's memory."""
     return config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+
+
+class Partitioning(NamedTuple):
+    """What a completed configuration asks of the engine of several ranks."""
+
+    stage: int
+    """Of ZeRO."""
+    reduce_bucket: int
+    """Numbers of gradients that are summed at a time."""
+    gather_bucket: int
+    """Numbers of weights that are sent at a time, by gloo."""
+    reduce_scatter: bool
+    """Whether NCCL scatters sums; else every rank receives all of them."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Partitioning":
+        """Where the file says nothing, what DeepSpeed takes."""
+        zero = config["zero_optimization"]
+        reduce, gather = (int(zero.get(name, 5e8)) for name in ("reduce_bucket_size", "allgather_bucket_size"))
+        return cls(zero["stage"], reduce, gather, zero.get("reduce_scatter", True))
+
+
+def for_deepspeed_alone(config: Mapping[str, Any]) -> str:
+    """What of a completed configuration only DeepSpeed's own engine does; empty: nothing."""
+    found = {
+        "zero_optimization.offload_optimizer": offloads(config),
+        "communication_data_type": config.get("communication_data_type", "fp32") != "fp32",
+        "gradient_predivide_factor": config.get("gradient_predivide_factor", 1) != 1,
+        "comms_logger": config.get("comms_logger", {}).get("enabled", False),
+        **{name: config.get(name, False) for name in _REPORTS},
+    }
+    return next((name for name, asked in found.items() if asked), "")
 
 
 def _refuse_unknown(section: Mapping[str, Any], known: Collection[str], source: str, prefix: str) -> None:

@@ -30,7 +30,7 @@ class _Within(nn.Module):
 
 
 class ShardedEngine(Engine):
-    """ZeRO-1/2 training of one student on several ranks. Rank 0's weights are broadcast to every rank."""
+    """ZeRO-1/2 by DeepSpeed itself, with or without offloading. Rank 0's weights are broadcast to every rank."""
 
     def __init__(self, student: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
         """``student``: float32, on its device. ``config``: as `complete_config` gives it."""
@@ -44,8 +44,7 @@ class ShardedEngine(Engine):
         )
         self._zero = self._engine.optimizer
         private.require_zero(self._zero)
-        self.shares_memory, remarks = private.apply_patches(self._zero)
-        self.remarks = tuple(remarks)
+        self.remarks = ("Steps are those of DeepSpeed's own engine.", *private.apply_patches())
         self.applied = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)
         self.limit = torch.full((), torch.inf, device=self.applied.device)
         self._applied = True

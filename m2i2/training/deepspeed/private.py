@@ -1,14 +1,13 @@
 """Every use of DeepSpeed's private names. Written for DeepSpeed 0.19.8 and later, below 0.20.
 
-What a checkpoint needs (`layout`, `masters`) must be there, or training does not start. The patches make ZeRO cheaper and
-change no result: each checks first that what it replaces exists with the signature it was written for. Where that fails,
-training runs without the patch and says so.
+What a checkpoint needs (`layout`, `masters`) must be there, or training does not start. The patch makes gloo cheaper and changes no
+result: it checks first that what it replaces exists with the signature it was written for. Where that fails, training runs
+without it and says so.
 """
 
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +15,6 @@ import torch.distributed as dist
 from packaging.version import Version
 from torch import Tensor, nn
 
-from m2i2.backends.shared_memory import Exchange, common_memory
-from m2i2.distributed import first_collective
 from m2i2.errors import M2I2Error
 
 OLDEST, TOO_NEW = "0.19.8", "0.20"
@@ -102,167 +99,47 @@ def inner_optimizer(zero: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-# --- patches
+# --- a patch
 
 
 class Unpatchable(Exception):
     """DeepSpeed differs from what a patch was written for."""
 
 
-def apply_patches(zero: Any) -> tuple[bool, list[str]]:
-    """Make ZeRO cheaper where DeepSpeed is as expected. Collective.
-
-    Returns whether the ranks share their weights in memory, and a line for each patch that could not be applied.
-    """
+def apply_patches() -> tuple[str, ...]:
+    """Send updated weights by broadcasts over gloo, where DeepSpeed is as expected; returns what a user must know."""
     import deepspeed
 
-    tested = Version(OLDEST) <= Version(deepspeed.__version__) < Version(TOO_NEW)
-    left_out = (
-        []
-        if tested
-        else [f"DeepSpeed {deepspeed.__version__} was not tested with this version; tested: {OLDEST} to below {TOO_NEW}."]
-    )
-    shares = False
-
-    def attempt(name: str, patch: Callable[[], bool]) -> bool:
-        try:
-            return patch()
-        except Unpatchable as e:
-            left_out.append(f"DeepSpeed's {name} is not replaced: {e}.")
-            return False
-
+    remarks = []
+    if not Version(OLDEST) <= Version(deepspeed.__version__) < Version(TOO_NEW):
+        remarks.append(f"DeepSpeed {deepspeed.__version__} was not tested with this version; tested: {OLDEST} to below {TOO_NEW}.")
     if dist.get_backend() == "gloo":
-        shares = attempt("exchange of gradients and weights", lambda: share_memory(zero))
-        finish = wait_for_all if shares else broadcast_partitions
-        attempt("gathering of weights", lambda: replace_gathering(finish))
-    attempt("copy of the master weights", lambda: alias_masters(zero))
-    attempt("buffer of gradients", lambda: keep_gradient_partition(zero))
-    return shares, left_out
+        try:
+            replace_gathering()
+        except Unpatchable as e:
+            remarks.append(f"DeepSpeed's gathering of weights is not replaced: {e}.")
+    return tuple(remarks)
 
 
-def _expect(owner: Any, name: str, *parameters: str) -> Any:
-    """The function ``name`` of ``owner``; Unpatchable unless it takes just these parameters (but for self)."""
-    function = getattr(owner, name, None)
-    if function is None:
-        raise Unpatchable(f"it has no {name}")
-    found = tuple(inspect.signature(function).parameters)
-    if found != parameters:
-        raise Unpatchable(f"{name} takes ({', '.join(found)}), not ({', '.join(parameters)})")
-    return function
-
-
-def _expect_attributes(zero: Any, *names: str) -> None:
-    for name in names:
-        if not hasattr(zero, name):
-            raise Unpatchable(f"it has no {name}")
-
-
-def alias_masters(zero: Any) -> bool:
-    """Let the master weights be the rank's own slice of the weights themselves: half-precision weights need a copy, float32
-    ones do not.
-
-    Saves 4 / ranks bytes per parameter.
-    """
-    _expect_attributes(zero, "cpu_offload")
-    if zero.cpu_offload:
-        return False
-    link = _expect(zero, "_link_all_hp_params")
-    changed = False
-    for group, partition in enumerate(masters(zero)):
-        own = own_weights(zero, group)
-        if own.dtype == partition.dtype and own.device == partition.device:
-            partition.data = own
-            changed = True
-    link()
-    return changed
-
-
-def keep_gradient_partition(zero: Any) -> bool:
-    """Add gradients to the flat partition at once, instead of keeping and concatenating them (ZeRO-2).
-
-    That partition stays from step to step: allocated again in the middle of each, it would fragment the heap of a CPU process.
-    """
-    _expect_attributes(zero, "partition_gradients", "cpu_offload")
-    if not zero.partition_gradients or zero.cpu_offload:
-        return False
-    _expect(zero, "_use_compact_grad_partition_buffer", "group_idx")
-    build = _expect(zero, "_build_compact_grad_partition_buffer", "group_idx")
-    built: dict[int, Any] = {}
-
-    def rebuild(group_idx: int) -> Any:
-        if group_idx not in built:
-            built[group_idx] = build(group_idx)
-        built[group_idx].flat_partition.zero_()
-        return type(built[group_idx])(list(built[group_idx]), built[group_idx].flat_partition)
-
-    zero._use_compact_grad_partition_buffer = lambda group_idx: True
-    zero._build_compact_grad_partition_buffer = rebuild
-    return True
-
-
-def share_memory(zero: Any) -> bool:
-    """Let the ranks of one machine share weights and exchange gradients in memory; False where they cannot. Collective.
-
-    Sums are those of gloo: own values first, then the other ranks' in their order. What was one weight per rank becomes the
-    same weight for all, so that a rank may write its part only between the last exchange of a step, when nobody reads weights
-    any more, and `wait_for_all`.
-    """
-    _expect_attributes(zero, "cpu_offload", "communication_data_type")
-    flats: list[Tensor] = zero.bit16_groups_flat
-    plain = all(flat.dtype == torch.float32 and flat.device.type == "cpu" for flat in flats) and not zero.cpu_offload
-    if dist.get_world_size() == 1 or not plain or zero.communication_data_type != torch.float32:
-        return False
-    update = _expect(zero, "_update_model_bit16_weights", "group_index")
-    cut = _expect(zero, "get_data_parallel_partitions", "tensor", "group_id")
-    _expect(
-        zero, "allreduce_and_scatter", "bucket", "communication_data_type", "numel_per_bucket", "log", "divide", "process_group"
-    )
-    memory = common_memory([flat.numel() for flat in flats])
-    if memory is None:
-        return False
-    for group, (part, flat) in enumerate(zip(memory.parts, flats, strict=True)):
-        if dist.get_rank() == 0:
-            part.copy_(flat)
-        zero.bit16_groups_flat[group] = part
-        update(group)
-        zero.parallel_partitioned_bit16_groups[group] = cut(part, group)
-    dist.barrier()
-    exchange = Exchange(memory.slabs)
-
-    def reduce(bucket: Iterable[Sequence[Any]], communication_data_type: torch.dtype, **options: Any) -> None:
-        if communication_data_type != torch.float32 or options.get("divide", True):
-            raise RuntimeError("DeepSpeed asks for a reduction that the exchange in memory does not do; please report this.")
-        first_collective.note()
-        exchange([(_owners(entry[0]), entry[1], entry[2] if len(entry) > 2 else None) for entry in bucket])
-
-    zero.allreduce_and_scatter = reduce
-    return True
-
-
-def _owners(ranks: int | frozenset[int]) -> frozenset[int]:
-    """The ranks that want the sum of a slice: one, or several."""
-    return ranks if isinstance(ranks, frozenset) else frozenset((ranks,))
-
-
-def replace_gathering(finish: Callable[..., None]) -> bool:
-    """Let ``finish`` bring the updated weights to every rank, in the place of DeepSpeed's gathering."""
+def replace_gathering() -> None:
+    """Let `broadcast_partitions` bring the updated weights to every rank, in the place of DeepSpeed's gathering."""
     module = importlib.import_module("deepspeed.runtime.zero.stage_1_and_2")
-    if getattr(module, "all_gather_dp_groups", None) not in (wait_for_all, broadcast_partitions):
-        expected = (
-            "groups_flat",
-            "partitioned_param_groups",
-            "dp_process_group",
-            "start_alignment_factor",
-            "allgather_bucket_size",
-        )
-        _expect(module, "all_gather_dp_groups", *expected)
-    module.all_gather_dp_groups = finish  # type: ignore[attr-defined]
-    return True
+    function = getattr(module, "all_gather_dp_groups", None)
+    if function is None:
+        raise Unpatchable("it has no all_gather_dp_groups")
+    found = tuple(inspect.signature(function).parameters)
+    if function is not broadcast_partitions and found != _GATHERING:
+        raise Unpatchable(f"all_gather_dp_groups takes ({', '.join(found)}), not ({', '.join(_GATHERING)})")
+    module.all_gather_dp_groups = broadcast_partitions  # type: ignore[attr-defined]
 
 
-def wait_for_all(**_: Any) -> None:
-    """DeepSpeed's ``all_gather_dp_groups`` where weights are shared: wait until every rank has updated its part."""
-    dist.barrier()
+_GATHERING = (
+    "groups_flat",
+    "partitioned_param_groups",
+    "dp_process_group",
+    "start_alignment_factor",
+    "allgather_bucket_size",
+)
 
 
 def broadcast_partitions(*, partitioned_param_groups: list[list[Tensor]], dp_process_group: list[Any], **_: Any) -> None:
