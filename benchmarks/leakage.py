@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from m2i2.backends.heap import keep_freed_memory
 from m2i2.evaluation.leakage import AuditedImage, Pair, audited, matches
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--images", type=int, default=100)
     arguments = parser.parse_args()
+    keep_freed_memory()
     COMMANDS[arguments.command](arguments.folders, arguments.images)
 
 

@@ -13,10 +13,12 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
+from m2i2.backends.heap import keep_freed_memory
 from m2i2.data.loading.clean import clean_parts
 from m2i2.data.shards.split import read_index
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.leakage import CANDIDATE, SAME, SAME_BY_FEATURES, AuditedSet, Pair, in_pairs, matches, parse_sets, read_set
+from m2i2.evaluation.leakage import SAME, SAME_BY_FEATURES, AuditedSet, Pair, in_pairs, matches, parse_sets, read_set
+from m2i2.evaluation.whole_images import CANDIDATE
 from m2i2.exits import guarded
 from m2i2.files import replacing, write_text
 from m2i2.terminal import say
@@ -63,6 +65,7 @@ def _audit(words: Sequence[str], output: Path, within: Sequence[Path], workers: 
     names = parse_sets(words)
     if unknown := [str(folder) for folder in within if folder not in {name for name, _ in names}]:
         raise M2I2Error(f"--within {' '.join(unknown)} is none of the audited folders; spell it as there.")
+    keep_freed_memory()
     console = Console(stderr=True)
     sets = []
     for folder, split in names:
@@ -71,7 +74,7 @@ def _audit(words: Sequence[str], output: Path, within: Sequence[Path], workers: 
     comparisons = list(in_pairs(sets))
     found = []
     for first, second in track(comparisons, "comparing", console=console, disable=not console.is_terminal):
-        found.append((first, second, matches(first.images, second.images)))
+        found.append((first, second, matches(first.images, second.images, workers)))
     audit: dict[str, Any] = {
         "thresholds": {"candidate": CANDIDATE, "same": SAME, "same_by_features": SAME_BY_FEATURES},
         "sets": [_account(one) for one in sets],

@@ -6,6 +6,7 @@ by Gauss-Newton steps (Lucas and Kanade, 1981) until the details correlate most.
 Coordinates are in units of an image's longer side. Maps are [2, 3] arrays from the first image to the second.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,17 @@ from m2i2.evaluation.local_features import Floats, blurred
 Map = NDArray[np.float64]
 
 THUMBNAIL = 128
-_COARSE, _FINE = 24, 64
+COARSE, FINE = 24, 64
 """Pixels along what the two images share, at which maps are improved."""
 _TILE, _LEAST_SPREAD = 9, 0.05
 """Pixels of a tile, and the least product of the two standard deviations in it (1 is the mean local contrast)."""
 _STEPS, _LEAST_PIXELS, _SMALLEST_SHARE = 8, 300, 0.05
+QUICK = ((COARSE, 1), (FINE, 2))
+"""Pixels along what the two images share, and on every how many of them along x and y a map is improved: it has six unknowns."""
+CAREFUL = ((FINE, 1),)
+
+
+_GRID = (np.stack(np.meshgrid(*[np.arange(20, dtype=np.float64)] * 2), axis=-1).reshape(-1, 2) + 0.5) / 20
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,13 @@ def inverse(map_: Map) -> Map:
     return np.column_stack([linear, -linear @ map_[:, 2]])
 
 
-def align(first: Image.Image, second: Image.Image, start: Map) -> Alignment:
-    """The alignment that ``start`` leads to. Both are grey thumbnails (mode L)."""
+def align(first: Image.Image, second: Image.Image, start: Map, passes: Sequence[tuple[int, int]] = QUICK) -> Alignment:
+    """The alignment that ``start`` leads to in some passes. Both are grey thumbnails (mode L)."""
     found = Alignment(0.0, start, _shares(first, second, start))
-    for side in (_COARSE, _FINE):
+    for side, every in passes:
         if min(found.shares) < _SMALLEST_SHARE:
             return Alignment(0.0, found.map, found.shares)
-        found = _improved(first, second, found, side)
+        found = _improved(first, second, found, side, every)
     return found
 
 
@@ -68,8 +75,7 @@ def _shares(first: Image.Image, second: Image.Image, map_: Map) -> tuple[float, 
 
 def _covered(one: Image.Image, other: Image.Image, map_: Map) -> float:
     """Which part of ``one`` the map takes into ``other``."""
-    grid = (np.stack(np.meshgrid(*[np.arange(20)] * 2), axis=-1).reshape(-1, 2) + 0.5) / 20 * extent(one)
-    there = grid @ map_[:, :2].T + map_[:, 2]
+    there = _GRID @ (map_[:, :2] * extent(one)).T + map_[:, 2]
     return float(((there >= 0) & (there <= extent(other))).all(axis=1).mean())
 
 
@@ -82,55 +88,89 @@ def _detail(image: Image.Image, density: float, sigma: float) -> tuple[Floats, N
     return np.divide(values, contrast + 1.0), np.array([width, height]) / extent(image)
 
 
-def _improved(first: Image.Image, second: Image.Image, start: Alignment, side: int) -> Alignment:
+def _improved(first: Image.Image, second: Image.Image, start: Alignment, side: int, every: int) -> Alignment:
     """Gauss-Newton steps at ``side`` pixels along what both images show."""
     shared = np.sqrt(start.shares[1] * np.prod(extent(second)))
     zoom = np.sqrt(abs(np.linalg.det(start.map[:, :2])))
     density = side / shared
     reduced = min(1.0, THUMBNAIL / density, THUMBNAIL / (density * zoom))
     sigma = reduced * side / 12
-    one, one_density = _detail(first, density * zoom * reduced, sigma)
-    other, other_density = _detail(second, density * reduced, sigma)
-    rows, columns = np.indices(other.shape)
-    there = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5]) / other_density
-    gradients = np.stack([one, *np.gradient(one)[::-1]])  # values, along x, along y
-    back = inverse(start.map)
+    one = _Detail(*_detail(first, density * zoom * reduced, sigma))
+    other = _Detail(*_detail(second, density * reduced, sigma))
+    least = _LEAST_PIXELS * min(1.0, side * reduced / FINE) ** 2
+    back = _refined(one, other, inverse(start.map), every, least)
+    map_ = inverse(back)
+    target, there, tiles = other.pixels(1)
+    inside, values = one.at(there, back, one.values[None])
+    if len(inside) < least:
+        return Alignment(0.0, map_, start.shares)
+    correlation = _correlation(values[0], target[inside])
+    if side != COARSE:
+        correlation = _median_correlation(values[0], target[inside], tiles[inside])
+    return Alignment(correlation, map_, _shares(first, second, map_))
+
+
+def _refined(one: "_Detail", other: "_Detail", back: Map, every: int, least: float) -> Map:
+    """The map from ``other`` to ``one`` that ``back`` leads to; at ``least`` so many pixels must lie in both."""
+    gradients = np.stack([one.values, *np.gradient(one.values)[::-1]])  # values, along x, along y
+    target_everywhere, there, _ = other.pixels(every)
     best, best_back = 0.0, back
-    seen: tuple[Floats, Floats, NDArray[np.int64]] = np.zeros(0), np.zeros(0), np.zeros(0, np.int64)
-    tiles = (rows // _TILE * (columns.max() // _TILE + 1) + columns // _TILE).ravel()
     for step in range(_STEPS + 1):
-        places = (there @ back[:, :2].T + back[:, 2]) * one_density - 0.5
-        inside = ((places >= 0) & (places <= np.array(one.shape[::-1]) - 1.001)).all(axis=1)
-        if inside.sum() < _LEAST_PIXELS * min(1.0, (side * reduced / _FINE)) ** 2:
+        inside, (values, dx, dy) = one.at(there, back, gradients)
+        if len(values) * every**2 < least:
             break
-        values, dx, dy = _sampled(gradients, places[inside])
-        target, at = other.ravel()[inside], there[inside]
+        target, at = target_everywhere[inside], there[inside]
         correlation = _correlation(values, target)
         if abs(correlation) <= abs(best) + 1e-4 and step:
             break
-        best, best_back, seen = correlation, back, (values, target, tiles[inside])
-        dx, dy = dx * one_density[0], dy * one_density[1]
-        columns_of = np.column_stack([dx * at[:, 0], dx * at[:, 1], dx, dy * at[:, 0], dy * at[:, 1], dy, values, np.ones(len(at))])
-        normal = columns_of.T @ columns_of
-        solved = np.linalg.solve(normal + np.diag(1e-6 * np.diag(normal) + 1e-9), columns_of.T @ target)
+        best, best_back = correlation, back
+        dx, dy = dx * np.float32(one.density[0]), dy * np.float32(one.density[1])
+        columns = np.stack([dx * at[:, 0], dx * at[:, 1], dx, dy * at[:, 0], dy * at[:, 1], dy, values, np.ones_like(dx)])
+        normal = (columns @ columns.T).astype(np.float64)
+        solved = np.linalg.solve(normal + np.diag(1e-6 * np.diag(normal) + 1e-9), columns @ target)
         if abs(solved[6]) < 0.05:
             break
         back = back + np.clip(solved[:6].reshape(2, 3) / solved[6], -0.1, 0.1)
         if abs(np.linalg.det(back[:, :2])) < 1e-3:
             break
-    map_ = inverse(best_back)
-    return Alignment(_median_correlation(*seen), map_, _shares(first, second, map_))
+    return best_back
 
 
-def _sampled(layers: Floats, places: NDArray[np.float64]) -> Floats:
+@dataclass(frozen=True)
+class _Detail:
+    """The details of an image at some density."""
+
+    values: Floats
+    """[h, w]."""
+    density: NDArray[np.float64]
+    """Pixels a unit along x and y."""
+
+    def pixels(self, every: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
+        """The values, places [n, 2] in units, and tiles of every ``every``-th pixel along x and y."""
+        height, width = self.values.shape
+        rows, columns = np.indices((height, width))[:, ::every, ::every].reshape(2, -1)
+        there = ((np.stack([columns, rows], axis=1) + 0.5) / self.density).astype(np.float32)
+        return self.values[::every, ::every].ravel(), there, rows // _TILE * ((width - 1) // _TILE + 1) + columns // _TILE
+
+    def at(self, there: Floats, map_: Map, layers: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """Which of the places ``there`` the map takes into this image, and the bilinear values [layers, n] of ``layers`` there."""
+        linear = (map_ * self.density[:, None]).astype(np.float32)
+        x, y = linear[:, :2] @ there.T + (linear[:, 2:] - np.float32(0.5))
+        height, width = self.values.shape
+        inside = np.flatnonzero((x >= 0) & (y >= 0) & (x <= width - 1.001) & (y <= height - 1.001))
+        return inside, _sampled(layers, x[inside], y[inside])
+
+
+def _sampled(layers: Floats, x: Floats, y: Floats) -> Floats:
     """[layers, n]: bilinear values at (x, y) in pixels."""
-    x, y = places[:, 0].astype(np.int64), places[:, 1].astype(np.int64)
-    u, v = (places[:, 0] - x).astype(np.float32), (places[:, 1] - y).astype(np.float32)
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    u, v = x - left.astype(np.float32), y - top.astype(np.float32)
     width = layers.shape[2]
-    flat, index = layers.reshape(len(layers), -1), y * width + x
-    upper = flat[:, index] * (1 - u) + flat[:, index + 1] * u
-    lower = flat[:, index + width] * (1 - u) + flat[:, index + width + 1] * u
-    return np.asarray(upper * (1 - v) + lower * v)
+    flat, index = layers.reshape(len(layers), -1), top * width + left
+    upper, lower = flat.take(index, axis=1), flat.take(index + width, axis=1)
+    upper += (flat.take(index + 1, axis=1) - upper) * u
+    lower += (flat.take(index + width + 1, axis=1) - lower) * u
+    return np.asarray(upper + (lower - upper) * v)
 
 
 def _median_correlation(one: Floats, other: Floats, tiles: NDArray[np.int64]) -> float:

@@ -1,12 +1,12 @@
 """Which images of two large sets share local features in one arrangement: a search by an index of visual words.
 
-Every descriptor of the second set belongs to a word, the nearest of some thousand centres (Sivic and Zisserman, 2003). A
-descriptor of the first is compared with those of its word alone, and votes for the images of the most similar ones. The eight
-images with the best votes, turned by about the same angle, are matched descriptor by descriptor; each match says how the one
-image would lie on the other (Lowe 2004, 7.3), and the map that most matches agree on is the pair's.
+Every descriptor of the second set belongs to a word, the nearest of some thousand centres (Sivic and Zisserman, 2003), found
+through cells of centres. A descriptor of the first is compared with those of its word alone, and votes for the images of the
+most similar ones. The eight images with the best votes, turned by about the same angle, are matched descriptor by descriptor;
+each match says how the one image would lie on the other (Lowe 2004, 7.3), and the map that most matches agree on is the pair's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ SIMILAR = 0.90
 """Least product of two descriptors (of unit length) that vote for their images."""
 VOTES, INLIERS = 4, 7
 """Least agreeing votes of a pair that is matched, and least agreeing matches of a pair that is reported."""
-_PER_WORD, _PER_FEATURE, _PER_IMAGE, _CHUNK, _BLOCK = 2048, 16, 8, 2000, 1024
+_PER_WORD, _PER_FEATURE, _PER_IMAGE, _BLOCK = 2048, 16, 8, 1024
 _MOST_REPORTED = 3
 _TOLERANCE, _TURN, _ZOOM = 0.025, np.radians(20), np.log(1.5)
 
@@ -38,30 +38,32 @@ class Sighting:
     """Matches that agree on the map."""
 
 
-def sightings(
-    first: Sequence[Features], second: Sequence[Features], progress: Callable[[int], None] = lambda done: None
-) -> Iterator[Sighting]:
-    """Pairs that share features in one arrangement, of each first image the three that agree most; mirrored or not."""
-    if not sum(map(len, first)) or not sum(map(len, second)):
-        return
-    index = _Index(second)
-    for start in range(0, len(first), _CHUNK):
-        chunk = first[start : start + _CHUNK]
+class FeatureSearch:
+    """A search for images that share features with those of a set."""
+
+    def __init__(self, images: Sequence[Features]) -> None:
+        self._images = images
+        self._index = _Index(images) if sum(map(len, images)) else None
+
+    def sightings(self, images: Sequence[Features]) -> Iterator[Sighting]:
+        """Pairs that share features in one arrangement, of each image the three that agree most; mirrored or not."""
+        if self._index is None or not sum(map(len, images)):
+            return
+        sides = images, [features.mirrored() for features in images]
         proposed: dict[int, list[tuple[float, int, int]]] = {}
-        sides = chunk, [features.mirrored() for features in chunk]
-        for side, seen in enumerate(sides):
-            for number, other, score in index.alike(seen):
-                proposed.setdefault(number, []).append((score, other, side))
+        for place, other, score in self._index.alike([*sides[0], *sides[1]]):
+            side, number = divmod(place, len(images))
+            proposed.setdefault(number, []).append((score, other, side))
         for number, ranked in sorted(proposed.items()):
             best: dict[int, Sighting] = {}
+            described = [units(side[number].descriptors) for side in sides]
             for _, other, side in sorted(ranked, reverse=True)[:_PER_IMAGE]:
                 one = sides[side][number]
-                found = arrangement(one, second[other])
+                found = arrangement(one.places, described[side], self._images[other])
                 if found and (other not in best or best[other].inliers < found[1]):
                     map_ = _unmirrored(found[0], one.width) if side else found[0]
-                    best[other] = Sighting(start + number, other, map_, found[1])
+                    best[other] = Sighting(number, other, map_, found[1])
             yield from sorted(best.values(), key=lambda seen: -seen.inliers)[:_MOST_REPORTED]
-        progress(start + len(chunk))
 
 
 def _unmirrored(map_: Map, width: float) -> Map:
@@ -69,23 +71,28 @@ def _unmirrored(map_: Map, width: float) -> Map:
     return np.column_stack([-map_[:, 0], map_[:, 1], map_[:, 2] + width * map_[:, 0]])
 
 
-def arrangement(one: Features, other: Features) -> tuple[Map, int] | None:
-    """The affine map that most matches agree on, and how many do; None for fewer than `INLIERS`."""
-    products = units(one.descriptors) @ units(other.descriptors).T
+def arrangement(places: Floats, described: Floats, other: Features) -> tuple[Map, int] | None:
+    """The affine map that most matches agree on, and how many do; None for fewer than `INLIERS`.
+
+    From places [n, 4] with descriptors [n, 128] of unit length to the other image.
+    """
+    products = described @ units(other.descriptors).T
     partner, back = products.argmax(axis=1), products.argmax(axis=0)
-    mutual = np.flatnonzero((back[partner] == np.arange(len(one))) & (products.max(axis=1) >= 0.75))
+    mutual = np.flatnonzero((back[partner] == np.arange(len(places))) & (products.max(axis=1) >= 0.75))
     if len(mutual) < INLIERS:
         return None
-    here, there = one.places[mutual].astype(np.float64), other.places[partner[mutual]].astype(np.float64)
+    here, there = places[mutual].astype(np.float64), other.places[partner[mutual]].astype(np.float64)
     zoom, turn = np.log(there[:, 2] / here[:, 2]), there[:, 3] - here[:, 3]
     # [hypothesis, match]: how far each hypothesis puts the other matches from where they are, relative to its own; x + iy
-    start, end = (places[:, 0] + 1j * places[:, 1] for places in (here, there))
+    start, end = (rows[:, 0] + 1j * rows[:, 1] for rows in (here, there))
     misses = np.abs(np.exp(zoom + 1j * turn)[:, None] * (start[None] - start[:, None]) - (end[None] - end[:, None]))
     tolerance = _TOLERANCE * np.maximum(1, np.exp(zoom))
     turned = np.abs((turn[None] - turn[:, None] + np.pi) % (2 * np.pi) - np.pi)
     agree = (misses <= tolerance[:, None]) & (turned <= _TURN) & (np.abs(zoom[None] - zoom[:, None]) <= _ZOOM)
     best = int(agree.sum(axis=1).argmax())
     inliers = agree[best]
+    if inliers.sum() < INLIERS:
+        return None
     for _ in range(3):
         if _spread(here[inliers], there[inliers]) < INLIERS:
             return None
@@ -112,16 +119,12 @@ class _Index:
         self._images = np.repeat(np.arange(len(images)), [len(image) for image in images])
         self._places = np.concatenate([image.places for image in images])
         descriptors = np.concatenate([image.descriptors for image in images])
-        self._centres = _centres(descriptors, max(1, len(descriptors) // _PER_WORD))
-        words = self._words(descriptors)
+        self._words = _Words(descriptors, max(1, len(descriptors) // _PER_WORD))
+        words = self._words.of(descriptors)
         order = np.argsort(words, kind="stable")
         self._descriptors, self._images, self._places = descriptors[order], self._images[order], self._places[order]
-        self._starts = np.searchsorted(words[order], np.arange(len(self._centres) + 1))
+        self._starts = np.searchsorted(words[order], np.arange(self._words.count + 1))
         self._count = len(images)
-
-    def _words(self, descriptors: NDArray[np.uint8]) -> NDArray[np.int64]:
-        blocks = [descriptors[n : n + 4096] for n in range(0, len(descriptors), 4096)]
-        return np.concatenate([(units(block) @ self._centres.T).argmax(axis=1) for block in blocks])
 
     def alike(self, images: Sequence[Features]) -> list[tuple[int, int, float]]:
         """(number in ``images``, number in the index, score) of pairs that `VOTES` descriptors agree on."""
@@ -148,40 +151,81 @@ class _Index:
 
     def _votes(self, descriptors: NDArray[np.uint8]) -> tuple[Rows, Rows, Floats]:
         """(own row, index row, weight) of the most similar descriptors of each; the weight is how far one stands out of them."""
-        words = self._words(descriptors)
+        words = self._words.of(descriptors)
         order = np.argsort(words, kind="stable")
-        bounds = np.searchsorted(words[order], np.arange(len(self._centres) + 1))
-        hits = [
-            self._hits(descriptors, order[start : min(start + _BLOCK, bounds[w + 1])], w)
-            for w in range(len(self._centres))
-            for start in range(bounds[w], bounds[w + 1], _BLOCK)
-            if self._starts[w] < self._starts[w + 1]
-        ]
-        mine, theirs, products = (np.concatenate(part) for part in zip(*hits, strict=True))
-        order = np.lexsort((-products, mine))
-        mine, theirs, products = mine[order], theirs[order], products[order]
-        starts = np.flatnonzero(np.diff(mine, prepend=-1))
-        counts = np.diff(starts, append=len(mine))
-        rank = np.arange(len(mine)) - np.repeat(starts, counts)
-        floor = np.where(counts >= _PER_FEATURE, products[np.minimum(starts + _PER_FEATURE, len(mine)) - 1], SIMILAR)
-        kept = rank < _PER_FEATURE
-        return mine[kept], theirs[kept], (products - np.repeat(floor, counts) + 0.01)[kept]
+        bounds = np.searchsorted(words[order], np.arange(self._words.count + 1))
+        hits = [part for w in range(self._words.count) for part in self._hits(descriptors, order[bounds[w] : bounds[w + 1]], w)]
+        if not hits:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        mine, theirs, weights = (np.concatenate(part) for part in zip(*hits, strict=True))
+        return mine, theirs, weights
 
-    def _hits(self, descriptors: NDArray[np.uint8], mine: Rows, word: int) -> tuple[Rows, Rows, Floats]:
-        """(own row, index row, product) of descriptors of one word that are alike."""
+    def _hits(self, descriptors: NDArray[np.uint8], mine: Rows, word: int) -> Iterator[tuple[Rows, Rows, Floats]]:
+        """(own row, index row, weight) of descriptors of one word that are alike."""
         start, stop = self._starts[word], self._starts[word + 1]
-        products = units(descriptors[mine]) @ units(self._descriptors[start:stop]).T
-        rows, columns = np.nonzero(products >= SIMILAR)
-        return mine[rows], start + columns, products[rows, columns]
+        if start == stop or not len(mine):
+            return
+        theirs = units(self._descriptors[start:stop]).T
+        for n in range(0, len(mine), _BLOCK):
+            block = mine[n : n + _BLOCK]
+            products = units(descriptors[block]) @ theirs
+            rows, columns = np.divmod(np.flatnonzero(products >= SIMILAR), stop - start)
+            values = products[rows, columns]
+            order = np.lexsort((-values, rows))
+            rows, columns, values = rows[order], columns[order], values[order]
+            starts = np.flatnonzero(np.diff(rows, prepend=-1))
+            counts = np.diff(starts, append=len(rows))
+            rank = np.arange(len(rows)) - np.repeat(starts, counts)
+            floor = np.full(len(starts), SIMILAR, dtype=np.float32)
+            many = counts >= _PER_FEATURE
+            floor[many] = values[starts[many] + _PER_FEATURE - 1]
+            kept = rank < _PER_FEATURE
+            yield block[rows[kept]], start + columns[kept], (values - np.repeat(floor, counts) + 0.01)[kept]
 
 
-def _centres(descriptors: NDArray[np.uint8], count: int) -> Floats:
-    """[count, 128] of unit length, by k-means on evenly spaced rows."""
-    rows = descriptors[np.linspace(0, len(descriptors) - 1, min(len(descriptors), 40 * count)).astype(np.int64)]
-    sample = units(rows)
+class _Words:
+    """Centres of descriptors in two levels: cells, and words in each cell."""
+
+    def __init__(self, descriptors: NDArray[np.uint8], count: int) -> None:
+        rows = np.linspace(0, len(descriptors) - 1, min(len(descriptors), 40 * count)).astype(np.int64)
+        sample = units(descriptors[rows])
+        self._cells = _centres(sample, max(1, round(count**0.5)))
+        cell = _nearest(sample, self._cells)
+        share = np.maximum(1, np.rint(np.bincount(cell, minlength=len(self._cells)) * count / len(sample))).astype(np.int64)
+        self._centres = [
+            _centres(sample[cell == n], k) if (cell == n).any() else self._cells[n : n + 1] for n, k in enumerate(share)
+        ]
+        self._first = np.concatenate([[0], np.cumsum([len(centres) for centres in self._centres])])
+        self.count = int(self._first[-1])
+
+    def of(self, descriptors: NDArray[np.uint8]) -> Rows:
+        """The word of each descriptor: the nearest centre of the three nearest cells."""
+        return np.concatenate([self._of(units(descriptors[n : n + 16384])) for n in range(0, len(descriptors), 16384)])
+
+    def _of(self, vectors: Floats) -> Rows:
+        most = min(3, len(self._cells))
+        near = np.argpartition(-(vectors @ self._cells.T), most - 1, axis=1)[:, :most]
+        best, word = np.full(len(vectors), -np.inf, dtype=np.float32), np.zeros(len(vectors), dtype=np.int64)
+        for cell, centres in enumerate(self._centres):
+            rows = np.flatnonzero((near == cell).any(axis=1))
+            products = vectors[rows] @ centres.T
+            closest = products.argmax(axis=1)
+            values = products[np.arange(len(rows)), closest]
+            better = values > best[rows]
+            best[rows[better]], word[rows[better]] = values[better], self._first[cell] + closest[better]
+        return word
+
+
+def _nearest(vectors: Floats, centres: Floats) -> Rows:
+    return np.concatenate([(vectors[n : n + 4096] @ centres.T).argmax(axis=1) for n in range(0, len(vectors), 4096)])
+
+
+def _centres(sample: Floats, count: int) -> Floats:
+    """[count or fewer, 128] of unit length, by k-means on a sample of vectors."""
+    count = min(count, len(sample))
     centres = sample[np.linspace(0, len(sample) - 1, count).astype(np.int64)]
     for _ in range(6):
-        nearest = np.concatenate([(sample[n : n + 4096] @ centres.T).argmax(axis=1) for n in range(0, len(sample), 4096)])
+        nearest = _nearest(sample, centres)
         order = np.argsort(nearest, kind="stable")
         filled, starts = np.unique(nearest[order], return_index=True)
         sums = np.add.reduceat(sample[order], starts, axis=0)

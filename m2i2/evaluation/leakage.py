@@ -1,45 +1,41 @@
 """The same image in two sets: byte for byte, pixel for pixel, or altered.
 
-Altered images are sought in two ways. `candidates` correlates the details of whole images, in eight orientations and inverted
+Altered images are sought in two ways. `whole_images` correlates the details of whole images, in eight orientations and inverted
 or not; `feature_search` looks for parts. What either proposes is laid over the other image and compared again (`alignment`).
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, product
-from multiprocessing import get_context
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from m2i2.data.images.decoding import decode
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.errors import M2I2Error
-from m2i2.evaluation.alignment import THUMBNAIL, Alignment, align, oriented_map
-from m2i2.evaluation.feature_search import sightings
-from m2i2.evaluation.local_features import Features, Floats, blurred, features_of
+from m2i2.evaluation.alignment import CAREFUL, QUICK, THUMBNAIL, Alignment, Map, align, oriented_map
+from m2i2.evaluation.feature_search import FeatureSearch
+from m2i2.evaluation.forked import each
+from m2i2.evaluation.local_features import Features, features_of
+from m2i2.evaluation.whole_images import details, partners
 
-CANDIDATE, SAME = 0.75, 0.92
-"""Least correlation of whole images that are laid over each other (24 pixels), and of the same image (64 pixels, aligned);
-docs/evaluation.md has what they find and what they mistake."""
+SAME = 0.92
+"""Least correlation of the same image (64 pixels, aligned); docs/evaluation.md has what it finds and what it mistakes."""
 SAME_BY_FEATURES = ((7, 0.90), (15, 0.875), (30, 0.78), (45, 0.50))
 """(agreeing features, least correlation) of the same image found by its features."""
-_UNDECIDED = 0.6
-"""A pair that correlates at least so much, and too little to be the same, is compared again with equalised grey values."""
-_SIDE, _BLOCK = 24, 2048
+_UNDECIDED, _CLOSE = 0.7, 0.1
+"""A pair that correlates at least so much, and too little to be the same, is compared again with equalised grey values; one that
+lacks less than `_CLOSE` is aligned on all pixels."""
 _WHOLE = 0.8
 """What is shared of both images, at least, for a pair to be called near and not part."""
-_TURNS = tuple(
-    np.diag([x, y]) @ (np.eye(2)[::-1] if transposed else np.eye(2))
-    for transposed, x, y in product((False, True), (1, -1), (1, -1))
-)
-"""[2, 2] each: the eight ways to lay a sheet on a rectangle, the upright one first."""
+_PORTIONS, _LEAST_PORTION, _LARGEST_PORTION = 16, 128, 2000
+"""Into how many portions the first images are divided, and how many images one has. Not by the number of processes: all give
+the same result to the last bit."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +95,9 @@ def read_set(folder: Path, split: str, workers: int = 1, progress: Callable[[int
     _, first = np.unique(shards.items[["shard", "image_offset"]], return_index=True)
     items = sorted(first.tolist())
     images: list[AuditedImage] = []
-    read = partial(_read, shards)
-    if workers > 1 and len(items) > 64:
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            for image in pool.map(read, items, chunksize=16):
-                images.append(image)
-                progress(len(images))
-    else:
-        for image in map(read, items):
-            images.append(image)
-            progress(len(images))
+    for image in each(partial(_read, shards), items, workers, 16):
+        images.append(image)
+        progress(len(images))
     kept = dict(index.get("encoding", {}))
     return AuditedSet(folder, split, str(index["source"]), str(index["kind"]), str(index["fingerprint"]), kept, tuple(images))
 
@@ -127,37 +116,64 @@ def audited(key: str, stored_sha256: str, image: Image.Image) -> AuditedImage:
     return AuditedImage(key, stored_sha256, pixels, grey, features)
 
 
-def matches(first: Sequence[AuditedImage], second: Sequence[AuditedImage]) -> list[Pair]:
+def matches(first: Sequence[AuditedImage], second: Sequence[AuditedImage], workers: int = 1) -> list[Pair]:
     """Every pair of the same image; an image may have several partners."""
     found = {(pair.first, pair.second): pair for pair in _exact(first, second)}
-    exact = set(found)
-
-    def consider(number: int, other: int, start: NDArray[np.float64], least: float) -> None:
-        if (number, other) in exact:
-            return
-        alignment = _laid_over(first[number].thumbnail, second[other].thumbnail, start, least)
-        known = found.get((number, other))
-        if abs(alignment.correlation) >= max(least, known.correlation if known else 0.0):
-            found[number, other] = _pair(number, other, alignment)
-
-    for number, other, turn in candidates([i.thumbnail for i in first], [i.thumbnail for i in second]):
-        consider(number, other, oriented_map(first[number].thumbnail, second[other].thumbnail, turn), SAME)
-    for seen in sightings([i.features for i in first], [i.features for i in second]):
-        least = min(correlation for inliers, correlation in SAME_BY_FEATURES if seen.inliers >= inliers)
-        consider(seen.first, seen.second, seen.map, least)
+    if first and second:
+        comparison = _Comparison(first, second, frozenset(found))
+        size = min(_LARGEST_PORTION, max(_LEAST_PORTION, -(-len(first) // _PORTIONS)))
+        portions = [range(start, min(start + size, len(first))) for start in range(0, len(first), size)]
+        for pairs in each(comparison.altered, portions, workers):
+            found |= {(pair.first, pair.second): pair for pair in pairs}
     return [found[pair] for pair in sorted(found)]
 
 
-def _laid_over(first: Image.Image, second: Image.Image, start: NDArray[np.float64], least: float) -> Alignment:
+class _Comparison:
+    """The search for altered images of one set in another."""
+
+    def __init__(self, first: Sequence[AuditedImage], second: Sequence[AuditedImage], known: frozenset[tuple[int, int]]) -> None:
+        self._first, self._second, self._known = first, second, known
+        self._details = details([image.thumbnail for image in second])
+        self._search = FeatureSearch([image.features for image in second])
+
+    def altered(self, portion: range) -> list[Pair]:
+        """The pairs of some of the first images, but for those known already."""
+        found: dict[tuple[int, int], Pair] = {}
+        for number, other, start, least in self._proposed(portion):
+            if (number, other) not in self._known:
+                alignment = _laid_over(self._first[number].thumbnail, self._second[other].thumbnail, start, least)
+                before = found.get((number, other))
+                if abs(alignment.correlation) >= max(least, before.correlation if before else 0.0):
+                    found[number, other] = _pair(number, other, alignment)
+        return list(found.values())
+
+    def _proposed(self, portion: range) -> Iterator[tuple[int, int, Map, float]]:
+        """(first, second, where the first image would lie on the second, least correlation) of pairs that may be the same."""
+        images = [self._first[number] for number in portion]
+        for place, other, turn in partners(details([image.thumbnail for image in images]), self._details):
+            start = oriented_map(images[place].thumbnail, self._second[other].thumbnail, turn)
+            yield portion[place], other, start, SAME
+        for seen in self._search.sightings([image.features for image in images]):
+            least = min(correlation for inliers, correlation in SAME_BY_FEATURES if seen.inliers >= inliers)
+            yield portion[seen.first], seen.second, seen.map, least
+
+
+def _laid_over(first: Image.Image, second: Image.Image, start: Map, least: float) -> Alignment:
     """The alignment of two thumbnails; where it leaves open whether they are the same, with equalised grey values if that is more.
 
     Equalised, two copies are alike whatever curve (window, gamma, equalisation) one of them went through.
     """
     found = align(first, second, start)
-    if not _UNDECIDED <= abs(found.correlation) < least:
-        return found
-    equalised = align(ImageOps.equalize(first), ImageOps.equalize(second), start)
-    return max(found, equalised, key=lambda alignment: abs(alignment.correlation))
+    if least - _CLOSE <= abs(found.correlation) < least:
+        found = max(found, align(first, second, found.map, CAREFUL), key=_closeness)
+    if _UNDECIDED <= abs(found.correlation) < least:
+        equalised = align(ImageOps.equalize(first), ImageOps.equalize(second), found.map, QUICK[1:])
+        found = max(found, equalised, key=_closeness)
+    return found
+
+
+def _closeness(alignment: Alignment) -> float:
+    return abs(alignment.correlation)
 
 
 def _exact(first: Sequence[AuditedImage], second: Sequence[AuditedImage]) -> Iterator[Pair]:
@@ -183,44 +199,6 @@ def _pair(number: int, other: int, alignment: Alignment) -> Pair:
         changes.append("inverted")
     kind = "near" if min(alignment.shares) >= _WHOLE else "part"
     return Pair(number, other, kind, round(abs(alignment.correlation), 4), ", ".join(changes))
-
-
-def candidates(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
-    """(first, second, turn): of each first image the second one whose details correlate most, positively or negatively.
-
-    Those below `CANDIDATE` are left out.
-    """
-    if not first or not second:
-        return
-    ours, theirs = _details(first), _details(second).reshape(len(second), -1).T.copy()
-    for start in range(0, len(ours), _BLOCK):
-        block = ours[start : start + _BLOCK]
-        best = np.full(len(block), CANDIDATE, dtype=np.float32)
-        partner, way = np.full(len(block), -1), np.zeros(len(block), dtype=np.int64)
-        for n, turn in enumerate(_TURNS):
-            turned = (block.swapaxes(1, 2) if turn[0, 0] == 0 else block)[:, :: int(turn[1].sum()), :: int(turn[0].sum())]
-            flat = turned.reshape(len(block), -1)
-            for column in range(0, len(second), _BLOCK):
-                products = np.abs(flat @ theirs[:, column : column + _BLOCK])
-                closest = products.argmax(axis=1)
-                likeness = products[np.arange(len(block)), closest]
-                better = likeness > best
-                best[better], partner[better], way[better] = likeness[better], column + closest[better], n
-        for number in np.flatnonzero(partner >= 0).tolist():
-            yield start + number, int(partner[number]), _TURNS[way[number]]
-
-
-def _details(images: Sequence[Image.Image]) -> Floats:
-    """[n, 24, 24] of unit length: each image squeezed to a square, less its blur; zeros for a blank one."""
-    found = np.zeros((len(images), _SIDE, _SIDE), dtype=np.float32)
-    for number, image in enumerate(images):
-        small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.float32)
-        values = small - blurred(small, _SIDE / 12)
-        values -= values.mean()
-        length = float(np.linalg.norm(values))
-        if length > 1e-3:
-            found[number] = values / length
-    return found
 
 
 def parse_sets(words: Sequence[str]) -> list[tuple[Path, str]]:

@@ -143,6 +143,8 @@ def _dataset(dataset: str, note: str, scored: list[Scored]) -> list[str]:
     first = scored[0].records[0]["results"]
     rules = f"Protocol `{first['protocol']['name']}`, answers in the form `{first['normalisation']}`"
     lines += [f"{rules}: {_counts(first)}", "", *([note, ""] if note else [])]
+    if (first["protocol"]["name"], first["normalisation"]) == ("clean", "official"):
+        lines += [_OLDER_FORM, ""]
     reference = next((s for s in scored if s.variant == REFERENCE), None)
     for view in first["views"]:
         totals = {kind: int(scored[0].mask(view, kind).sum()) for kind in KINDS}
@@ -164,6 +166,11 @@ def _counts(results: dict[str, Any]) -> str:
     return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in results["splits"].items()) + "."
 
 
+_OLDER_FORM = (
+    "These rows are of an earlier version: under `clean` it trained, ranked and scored answers in the form `official`, and today "
+    "`clean` uses `fixed`. A record keeps which questions were answered correctly, not the answers themselves, so these rows "
+    "cannot be scored in the form `fixed`. Their cells must be run again for that."
+)
 _WORTH = {
     ("full", REFERENCE): "All of the pretraining is worth {gain} points over all questions, by {seeds}.",
     ("with rewrites", "full"): "Training on the rewrites of test questions as well, nothing else changed: {gain} points over "

@@ -1,5 +1,7 @@
 """Answers survive training, ranking, beam search and scoring in the form `fixed`; what `official` loses is counted."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from m2i2.data.text.fit import fit_of, misfit
 from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.evaluation.protocols import PROTOCOLS
 from m2i2.evaluation.reach import Writing, answers_in_reach, remarks
+from m2i2.evaluation.scoring import Answered, accuracy
 from tests.perfect import given_by_a_perfect_model, right
 
+CASES = Path(__file__).parents[1] / "cases"
 PAIRS = {
     "words": ("two", "three"),
     "none": ("none", "0 lesions"),
@@ -147,3 +151,23 @@ def test_answers_that_share_tokens_or_that_training_never_gave_are_counted() -> 
     assert found["cannot_be_written"] == 1, "[UNK] [UNK] says nothing"
     assert found["unknown_tokens_percent"]["answers"] > 50
     assert any("2 candidates have the tokens of others" in line for line in remarks(found))
+
+
+def test_answers_that_training_never_gave_are_counted_and_their_score_has_a_width() -> None:
+    rows = json.loads((CASES / "unseen.json").read_text())
+    questions_of = {
+        split: [
+            Question(id=f"{n}", question=row["question"], answer=row["answer"], closed=False)
+            for n, row in enumerate(rows)
+            if row["split"] == split
+        ]
+        for split in ("train", "test")
+    }
+    train, test = questions_of["train"], questions_of["test"]
+    how = writing("fixed", tuple(row["answer"] for row in rows))
+    candidates = PROTOCOLS["clean"].candidates(train, [], "fixed").answers
+    found = answers_in_reach(test, train, candidates, how, 10)
+    assert candidates == ("foo",) and found["no_candidate"] == found["not_in_training"] == len(test) == 6
+    assert any("6 of 6 questions" in line for line in remarks(found))
+    low, high = accuracy([Answered(q, f"image {q.id}", "foo", False) for q in test]).interval or (0, 0)
+    assert low == 0 and 35 < high < 45, "Wilson's interval of 0 of 6 is [0, 39]"

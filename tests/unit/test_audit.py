@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 from m2i2.cli.audit_leakage import main as audit
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.data.shards.split import ShardSplit, read_index
+from m2i2.evaluation import leakage
 
 
 def picture(seed: int) -> Image.Image:
@@ -111,6 +112,13 @@ def test_planted_images_are_found(folder: Path) -> None:
     assert seen == [(f"c{n}", f"t{n}", kind, change) for n, (_, kind, change) in enumerate(PLANTED)], pairs
     assert [row["key"] for row in found["exclude"]] == [f"c{n}" for n in range(len(PLANTED))]
     assert Image.open(folder / "out" / "pairs.png").size[0] > 600
+
+
+def test_one_process_and_several_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leakage, "_LEAST_PORTION", 3)
+    sets = [leakage.read_set(folder / name, split, workers=2) for name, split in (("caps", "train"), ("vqa", "test"))]
+    alone, together = (leakage.matches(sets[0].images, sets[1].images, workers) for workers in (1, 3))
+    assert len(alone) == len(PLANTED) and alone == together
 
 
 def test_a_build_leaves_out_the_listed_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

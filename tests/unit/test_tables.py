@@ -42,6 +42,13 @@ def read(kind: Kind, path: Path, **options: Any) -> list[ImageRecord]:
         ("uidq.json", [("names_uid_1_2_840_10", "x", "yes"), ("names_uid_1_2_840_11", "x", "no")]),
         ("dot2.json", [("a", "x", "yes"), ("a", "y", "no")]),
         ("layouts/pmcvqa.csv", [("a", "What?", "liver")]),
+        ("float.csv", [("a", "how many?", "2.0"), ("b", "how many?", "2")]),
+        ("bool.csv", [("a", "is it?", "True"), ("b", "is it?", "FALSE")]),
+        ("quote.csv", [("a", 'is it 5" wide?', "yes")]),
+        ("multi.csv", [("a", "is it\nnormal?", "yes"), ("b", 'say "what"?', "liver")]),
+        ("nan.csv", [("b", "what organ?", "liver")]),
+        ("nan2.csv", [("b", "what organ?", "None")]),
+        ("null.json", [("b", "is it?", "no")]),
     ],
 )
 def test_questions(name: str, expected: list[tuple[str, str, str]]) -> None:
@@ -62,6 +69,12 @@ def test_questions(name: str, expected: list[tuple[str, str, str]]) -> None:
         ("layouts/metadata.jsonl", [("a", ("one",))]),
         ("layouts/openclip.tsv", [("a", ("one",)), ("b", ("two",))]),
         ("layouts/llava.json", [("a", ("yes",))]),
+        ("layouts/ptr.csv", [("ptr", ("x",)), ("a", ("y",))]),
+        ("many.json", [("a", ("one",)), ("b", ("one",))]),
+        ("noext.json", [("a", ("one",))]),
+        ("dot.json", [("a", ("one",)), ("b", ("two",))]),
+        ("nfc.json", [("_ber-53c6c0afd759280c", ("one",))]),
+        ("capempty.csv", [("a", ("a chest",)), ("b", ("",)), ("c", ("text",)), ("d", ("text two",))]),
     ],
 )
 def test_captions(name: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
@@ -105,6 +118,21 @@ def test_what_cannot_be_read_is_said_in_a_sentence(kind: Kind, name: str, messag
 def test_separators_are_named() -> None:
     source = open_source("vqa", "json", TABLES / "pipe.csv")
     assert list(source) and source.notes["table whose fields are separated by pipes"] == 1
+
+
+@pytest.mark.parametrize("name", ["uni.json", "übung.json"])
+def test_letters_of_other_languages_stay_in_texts_and_file_names(name: str) -> None:
+    found = [(r.split, q.question, q.answer) for r in read("vqa", CASES / name) for q in r.questions]
+    assert found == [
+        ("train", "Qué órgano — 器官?", "hígado"),
+        ("train", "ist es normal?", "ja"),
+        ("test", "Qué — 器官?", "hígado"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["only-test", "only-testing"])
+def test_a_table_without_a_val_split(name: str) -> None:
+    assert Counter(r.split for r in read("vqa", CASES / "splits" / f"{name}.csv")) == {"train": 20, "test": 10}
 
 
 @pytest.mark.parametrize("name", ["validation-test", "valid-test", "dev-test", "val-test", "val-testing"])
