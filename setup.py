@@ -89,6 +89,6 @@ setup(
     },
     entry_points={
         "console_scripts": [f"m2i2-{name.replace('_', '-')} = m2i2.cli.{name}:main" for name in COMMANDS],
-        "lmms_eval.models": ["m2i2 = m2i2.hub.lmms:MANIFEST"],
+        "lmms_eval.models": ["m2i2 = m2i2.app.lmms:MANIFEST"],
     },
 )

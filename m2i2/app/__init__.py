@@ -1,1 +1,1 @@
-"""The model in a browser: a radiograph, a question, the likeliest answers, and where in the image they come from."""
+"""Doors to a finetuned model: a page in a browser (radiograph, question, answers and where they come from), and lmms-eval."""

@@ -3,7 +3,6 @@
 There one script joins the pieces, runs the cells, several at a time, and packs the records, which are all that comes back.
 """
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ import torch
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import prepared
 from m2i2.experiments.running import ROOT
-from m2i2.files import write_text
+from m2i2.files import sha256_of, write_text
+from m2i2.models.weights import tensors_of
 
 CODE = ("m2i2", "launchers", "tools", "ds_configs")
 _SUFFIXES = {".py", ".json", ".sh", ".safetensors", ".txt", ".html", ".css", ".js"}
@@ -24,30 +24,29 @@ _SCRIPT = """#!/usr/bin/env bash
 # The packages that M2I2 needs must be importable by $PYTHON (python3). A second start goes on where the first was stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-job=${{WORK:-$here/job}}
-export OUT=${{OUT:-$here}}
+job=${WORK:-$here/job}
+export OUT=${OUT:-$here}
 cd "$here"
 sha256sum --check --quiet SHA256SUMS
 mkdir -p "$job"
-[ -e "$job/unpacked" ] || {{ cat piece-* | tar -x -C "$job" && touch "$job/unpacked"; }}
+[ -e "$job/unpacked" ] || { cat piece-* | tar -x -C "$job" && touch "$job/unpacked"; }
 cd "$job"
-export PYTHONPATH="$job/code${{PYTHONPATH:+:$PYTHONPATH}}" HF_HUB_OFFLINE=1
+export PYTHONPATH="$job/code${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 code=0
-"${{PYTHON:-python3}}" code/launchers/ablate.py recipe.json --data none --work work --results records --output records/README.md \\
-  --jobs "${{JOBS:-4}}" --threads "${{THREADS:-1}}" || code=$?
+"${PYTHON:-python3}" code/launchers/ablate.py recipe.json --data none --work work --results records --output records/README.md \\
+  --jobs "${JOBS:-4}" --threads "${THREADS:-1}" || code=$?
 tar -cz --exclude='*.safetensors' -f "$OUT/records.tar.gz" records $(ls -d work/logs 2>/dev/null)
 exit $code
 """
 
 
 class _Pieces(io.RawIOBase):
-    """A file that is written as pieces of at most ``size`` bytes, ``piece-000`` and on, each with its hash."""
+    """A file that is written as pieces of at most ``size`` bytes, ``piece-000`` and on."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self._folder, self._size, self._room = folder, size, 0
         self._file: io.BufferedWriter | None = None
-        self._hash = hashlib.sha256()
-        self.sums: list[str] = []
+        self.paths: list[Path] = []
 
     def writable(self) -> bool:
         return True
@@ -62,20 +61,18 @@ class _Pieces(io.RawIOBase):
             assert self._file is not None
             part = view[written : written + self._room]
             self._file.write(part)
-            self._hash.update(part)
             self._room -= len(part)
             written += len(part)
         return written
 
     def _next(self) -> None:
         self._end()
-        self._file = (self._folder / f"piece-{len(self.sums):03}").open("xb")
-        self._hash, self._room = hashlib.sha256(), self._size
+        self.paths.append(self._folder / f"piece-{len(self.paths):03}")
+        self._file, self._room = self.paths[-1].open("xb"), self._size
 
     def _end(self) -> None:
         if self._file is not None:
             self._file.close()
-            self.sums.append(f"{self._hash.hexdigest()}  {Path(self._file.name).name}")
             self._file = None
 
     def close(self) -> None:
@@ -113,8 +110,8 @@ def pack(recipe: Path, prepare: Sequence[str], work: Path, results: Path, output
     assert stream is not None
     stream.close()
     pieces.close()
-    write_text(output / "SHA256SUMS", "\n".join(pieces.sums) + "\n")
-    write_text(output / "run.sh", _SCRIPT.format())
+    write_text(output / "SHA256SUMS", "".join(f"{sha256_of(path)}  {path.name}\n" for path in pieces.paths))
+    write_text(output / "run.sh", _SCRIPT)
     return sorted(output.iterdir())
 
 
@@ -123,9 +120,7 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
     if path.name != "model.safetensors":
         tar.add(path, name)
         return
-    tensors = {
-        key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in safetensors.torch.load_file(path).items()
-    }
+    tensors = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors_of(path).items()}
     if any(not tensor.isfinite().all() for tensor in tensors.values() if tensor.dtype == torch.float16):
         tar.add(path, name)  # beyond float16's range
         return

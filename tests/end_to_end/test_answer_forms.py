@@ -124,8 +124,8 @@ def test_a_report_counts_spellings_that_differ_by_case_and_space_once(folder: Pa
     (evaluation / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert report([str(evaluation), "--no-gradcam", "--output", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert page.count("&times; 3</small>") == 1 and page.count("&times; 1</small>") == 1
-    assert "answers in the form fixed" in page
+    assert page.count("&times;3</small>") == 1 and page.count("&times;1</small>") == 1
+    assert "Answers are compared in the form <code>fixed</code>" in page
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused_by_clean_and_warned_of_by_paper(folder: Path, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ pytest.importorskip("lmms_eval.api.model", reason="lmms-eval is not installed")
 from lmms_eval.api.instance import Instance
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 
+from m2i2.app.lmms import M2I2
 from m2i2.demo import ANSWERS, FOLDER, demo_image, demo_model
 from m2i2.errors import M2I2Error
-from m2i2.hub.lmms import M2I2
 
 QUESTION = "is there a lesion?"
 
@@ -36,7 +36,7 @@ def model(**options: Any) -> M2I2:
 def test_lmms_eval_finds_it_by_its_name() -> None:
     registry = ModelRegistryV2()
     registry.load_entrypoint_manifests()
-    assert registry.get_manifest("m2i2").simple_class_path == "m2i2.hub.lmms.M2I2"
+    assert registry.get_manifest("m2i2").simple_class_path == "m2i2.app.lmms.M2I2"
 
 
 def test_answers_are_those_of_the_model() -> None:

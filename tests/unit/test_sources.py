@@ -185,7 +185,7 @@ def test_jsonl_names_the_line(tmp_path: Path) -> None:
 
 
 def test_unknown_names_options_and_paths(tmp_path: Path) -> None:
-    with pytest.raises(M2I2Error, match="there are rocov2, iu-xray, json, vqa-text, parquet, phantoms"):
+    with pytest.raises(M2I2Error, match="there are rocov2, iu-xray, json, vqa-text, parquet, datasets, phantoms"):
         open_source("captions", "coco", tmp_path)
     with pytest.raises(M2I2Error, match="slake does not take --projections; it takes --language"):
         open_source("vqa", "slake", tmp_path, projections="all")

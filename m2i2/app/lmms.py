@@ -17,8 +17,9 @@ from tqdm import tqdm
 from m2i2.errors import M2I2Error
 from m2i2.hub.modeling import M2I2ForVisualQuestionAnswering
 from m2i2.inference.answering import Answerer, open_image
+from m2i2.workflows.answering import read_candidates
 
-MANIFEST = ModelManifest(model_id="m2i2", simple_class_path="m2i2.hub.lmms.M2I2")
+MANIFEST = ModelManifest(model_id="m2i2", simple_class_path="m2i2.app.lmms.M2I2")
 
 
 class M2I2(lmms):
@@ -27,21 +28,15 @@ class M2I2(lmms):
     def __init__(
         self, pretrained: str, device: str = "cpu", candidates: str = "", whole_prompt: bool | str = False, **ignored: Any
     ) -> None:
-        """``pretrained``: a folder of tools/convert.py, or a name on the hub. ``candidates``: a file with an answer per line.
+        """``pretrained``: a folder of tools/convert.py, or a name on the hub. ``candidates``: see `read_candidates`.
 
         ``whole_prompt``: ask all of a task's prompt. By default only its first line: what follows it tells language models how to
         answer. M2I2Error for a model that answers no questions, and for a file of candidates that cannot be read.
         """
         super().__init__()
         self.model = M2I2ForVisualQuestionAnswering.from_pretrained(pretrained).to(device).eval()
-        answers: Sequence[str] = ()
-        if candidates:
-            try:
-                answers = [line for line in Path(candidates).read_text().split("\n") if line.strip()]
-            except (OSError, ValueError) as e:
-                raise M2I2Error(f"Cannot read the candidates {candidates}: {e}.") from e
-        processor = self.model.processor
-        self._answerer = Answerer(self.model.network, processor.own_tokenizer, processor.normalisation, answers)
+        self._writing = self._answerer()
+        self._chosen_by = self._answerer(read_candidates(Path(candidates))) if candidates else self._writing
         self._whole = str(whole_prompt).lower() in ("true", "1")
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -50,7 +45,7 @@ class M2I2(lmms):
         for request in tqdm(requests, desc="questions", disable=None):
             prompt, _, to_visual, doc, task, split = request.args
             image, question = self._asked(prompt, to_visual, self.task_dict[task][split][doc])
-            answers.append(self._answerer.answer(image, question, top=1)[0][0])
+            answers.append(self._chosen_by.answer(image, question, top=1)[0][0])
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -61,10 +56,8 @@ class M2I2(lmms):
             document = self.task_dict[task][split][doc]
             image, question = self._asked(prompt, to_visual, document)
             answer = target(document) if callable(target) else target
-            one = Answerer(self.model.network, self._answerer.tokenizer, self._answerer.normalisation, [str(answer)])
-            written = Answerer(self.model.network, self._answerer.tokenizer, self._answerer.normalisation).answer(
-                image, question, 1
-            )
+            one = self._answerer([str(answer)])
+            written = self._writing.answer(image, question, top=1)
             same = bool(written) and one.answer_tokens(written[0][0]) == one.answer_tokens(one.candidates[0])
             found.append((one.log_probability(image, question), same))
         return found
@@ -72,6 +65,10 @@ class M2I2(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported: the model keeps no conversation."""
         raise M2I2Error("M2I2 answers one question about one image at a time; choose a task without rounds.")
+
+    def _answerer(self, candidates: Sequence[str] = ()) -> Answerer:
+        processor = self.model.processor
+        return Answerer(self.model.network, processor.own_tokenizer, processor.normalisation, candidates)
 
     def _asked(self, prompt: str, to_visual: Any, document: Any) -> tuple[Any, str]:
         visuals = to_visual(document)
