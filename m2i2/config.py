@@ -343,6 +343,10 @@ class TrainingConfig:
     """Keep also, for good, the checkpoints of every so many optimizer steps; 0 = none."""
     check_state: bool = False
     """Compare checksums of weights, moments, teacher and queue between steps and ranks. Reads all of them twice per step."""
+    replay_every: int = 500
+    """Optimizer steps between two replays: each rank computes a micro-batch again that another rank has computed, and bits are
+    compared (a rank alone: twice, and products whose result is known). A rank that computes wrongly is named, and the run ends.
+    A replay takes as long as 2 micro-batches. 0 = none."""
     hang_seconds: float = 600.0
     """A rank that takes longer for a step (and longer than 10 usual steps) is named and ended, after a warning at half of it. The
     first step, saves and validations may take 6 times as long. 0 = nobody looks."""
@@ -381,8 +385,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "training", ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"))
         require(
-            min(self.keep_every, self.max_nonfinite, self.profile) >= 0,
-            "training.keep_every, training.max_nonfinite and training.profile must not be negative.",
+            min(self.keep_every, self.max_nonfinite, self.profile, self.replay_every) >= 0,
+            "training.keep_every, max_nonfinite, profile and replay_every must not be negative.",
         )
         require(
             min(self.save_minutes, self.grace_seconds, self.hang_seconds, self.spike_sigma) >= 0,

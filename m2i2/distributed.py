@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,9 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """This process's number, 0 without a process group; within a `Tape`, that of the rank whose computation it is."""
+    if Tape.current is not None:
+        return Tape.current.rank
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -49,6 +52,44 @@ first_collective = FirstCollective()
 """Of this process."""
 
 
+class Tape:
+    """What the collectives of a computation gave a rank. Another rank can do the same computation from it, alone.
+
+    Within it, collectives are recorded; or, where ``received`` is given, nothing is exchanged and they return what it holds.
+    """
+
+    current: "Tape | None" = None
+    """The one that this process is within."""
+
+    def __init__(self, rank: int, received: Sequence[Tensor] | None = None) -> None:
+        """``rank``: whose computation it is. ``received``: what its collectives gave it, in their order."""
+        self.rank, self._playing = rank, received is not None
+        self.received = list(received or ())
+        self.sent: list[Tensor] = []
+        """The checksum [2] of what the rank gave to each collective."""
+
+    def __enter__(self) -> "Tape":
+        Tape.current = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        Tape.current = None
+
+    def exchange(self, sent: Tensor, collective: Callable[[], Tensor]) -> Tensor:
+        """What the collective gives."""
+        number = len(self.sent)
+        self.sent.append(checksum([sent]))
+        if self._playing:
+            return self.received[number].clone()
+        found = collective()
+        self.received.append(found.detach().clone())
+        return found
+
+
+def _exchanged(sent: Tensor, collective: Callable[[], Tensor]) -> Tensor:
+    return collective() if Tape.current is None else Tape.current.exchange(sent, collective)
+
+
 @torch.no_grad()
 def all_gather(x: Tensor) -> Tensor:
     """Concatenate every rank's ``x`` [b, ...] along the first dimension, in rank order: [b * ranks, ...]. No gradient."""
@@ -56,9 +97,13 @@ def all_gather(x: Tensor) -> Tensor:
         return x
     first_collective.note()
     x = x.contiguous()
-    out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    _gather_into(out, x)
-    return out
+
+    def collective() -> Tensor:
+        out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+        _gather_into(out, x)
+        return out
+
+    return _exchanged(x, collective)
 
 
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -80,18 +125,49 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     """Mean of ``x`` over the ranks, as a new tensor without gradient."""
     if world_size() == 1:
         return x.detach().clone()
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x / world_size()
+    x = x.detach()
+    return _exchanged(x, lambda: _reduced(x, dist.ReduceOp.SUM)) / world_size()
 
 
 @torch.no_grad()
 def max_over_ranks(x: Tensor) -> Tensor:
     """Elementwise maximum of ``x`` over the ranks, as a new tensor without gradient."""
-    x = x.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
+    x = x.detach()
+    return _exchanged(x, lambda: _reduced(x, dist.ReduceOp.MAX)) if world_size() > 1 else x.clone()
+
+
+def _reduced(x: Tensor, operation: Any) -> Tensor:
+    out = x.clone()
+    dist.all_reduce(out, op=operation)
+    return out
+
+
+def _to_all(x: Tensor, to_me: list[int], from_me: list[int]) -> Tensor:
+    """The rows that every rank has for this one; ``from_me``: how many of ``x`` go to each, in order."""
+    x = x.contiguous()
+
+    def collective() -> Tensor:
+        received = x.new_empty((sum(to_me), *x.shape[1:]))
+        dist.all_to_all_single(received, x, to_me, from_me)
+        return received
+
+    return _exchanged(x, collective)
+
+
+def handed_on(tensors: Sequence[Tensor], distance: int) -> list[Tensor]:
+    """The tensors, of any number and shapes, of the rank that stands ``distance`` before this one, in a ring. Collective."""
+    ranks, me = dist.get_world_size(), dist.get_rank()
+    everyones: list[Any] = [None] * ranks
+    dist.all_gather_object(everyones, [(tensor.shape, tensor.dtype) for tensor in tensors])
+    described = everyones[(me - distance) % ranks]
+    bytes_to_me, bytes_from_me = [0] * ranks, [0] * ranks
+    bytes_to_me[(me - distance) % ranks] = sum(shape.numel() * dtype.itemsize for shape, dtype in described)
+    parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
+    bytes_from_me[(me + distance) % ranks] = sum(map(len, parts))
+    found = _to_all(torch.cat(parts), bytes_to_me, bytes_from_me).split(
+        [shape.numel() * dtype.itemsize for shape, dtype in described]
+    )
+    return [part.clone().view(dtype).view(shape) for part, (shape, dtype) in zip(found, described, strict=True)]
 
 
 class _AllToAll(torch.autograd.Function):
@@ -100,16 +176,12 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, to_me: list[int], from_me: list[int]) -> Tensor:
         ctx.splits = to_me, from_me  # type: ignore[attr-defined]
-        received = x.new_empty((sum(to_me), *x.shape[1:]))
-        dist.all_to_all_single(received, x.contiguous(), to_me, from_me)
-        return received
+        return _to_all(x, to_me, from_me)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         to_me, from_me = ctx.splits  # type: ignore[attr-defined]
-        returned = gradient.new_empty((sum(from_me), *gradient.shape[1:]))
-        dist.all_to_all_single(returned, gradient.contiguous(), from_me, to_me)
-        return returned, None, None
+        return _to_all(gradient, from_me, to_me), None, None
 
 
 class RowExchange:
@@ -131,9 +203,7 @@ class RowExchange:
         self._from_me = everyones[rank()]
         self._outgoing, self._places = [], []
         for request, order, to_me, from_me in zip(self._wanted, orders, self._to_me, self._from_me, strict=True):
-            rows = request.new_empty(sum(to_me))
-            dist.all_to_all_single(rows, (request % rows_per_rank)[order], to_me, from_me)
-            self._outgoing.append(rows)
+            self._outgoing.append(_to_all((request % rows_per_rank)[order], to_me, from_me))
             places = torch.empty_like(order)
             places[order] = torch.arange(len(order), device=order.device)
             self._places.append(places)

@@ -27,6 +27,8 @@ C = TypeVar("C")
 MANIFEST = "manifest.json"
 SELECTION = "selection.json"
 """What the selection scored at which step, and which step is the best; see evaluation/selection.py."""
+AGREED = "replayed.json"
+"""The last step whose replay by another rank agreed (``training.replay_every``): checkpoints up to it are trusted."""
 FORMAT = 1
 
 
@@ -139,6 +141,11 @@ class Checkpoints:
         """Folder name of the checkpoint after ``step`` optimizer steps."""
         return f"step-{step:08d}"
 
+    @staticmethod
+    def step(path: Path) -> int:
+        """The step of a checkpoint's folder."""
+        return int(path.name.removeprefix("step-"))
+
     def all(self) -> list[Path]:
         """Checkpoint folders by name, newest first, complete or not."""
         return sorted((p for p in self.folder.glob("step-" + "[0-9]" * 8) if p.is_dir()), reverse=True)
@@ -156,10 +163,33 @@ class Checkpoints:
         return None if path is None or flaw(path) else path
 
     def _outdated(self) -> list[Path]:
-        """Checkpoints that neither belong to the last ``keep`` nor are kept for good nor are the best."""
-        chosen = self._chosen()
-        old = [path for path in self.all()[self.keep :] if path != chosen]
-        return [p for p in old if not self.keep_every or int(p.name.removeprefix("step-")) % self.keep_every]
+        """Checkpoints that are neither among the last ``keep``, nor kept for good, nor the best, nor the newest trusted one."""
+        agreed = self.agreed()
+        spared = (self._chosen(), next((path for path in self.all() if self.step(path) <= agreed), None))
+        old = [path for path in self.all()[self.keep :] if path not in spared]
+        return [p for p in old if not self.keep_every or self.step(p) % self.keep_every]
+
+    def agreed(self) -> int:
+        """The last step whose replay agreed; -1 where there was none."""
+        try:
+            return int(parse_json(read_bytes(self.folder / AGREED, MOST_JSON))["step"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return -1
+
+    def note_agreed(self, step: int) -> None:
+        """The replay after ``step`` agreed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / AGREED, {"step": step})
+
+    def suspect(self) -> list[Path]:
+        """Set aside the checkpoints since the last replay that agreed; returns what they are called now."""
+        agreed = self.agreed()
+        aside = [self.set_aside(path.name, "suspect") for path in self.all() if self.step(path) > agreed]
+        if left := self.all():
+            write_text(self.folder / "latest", left[0].name + "\n")
+        else:
+            (self.folder / "latest").unlink(missing_ok=True)
+        return aside
 
     def _clear_unfinished(self) -> None:
         """Remove what killed saves have left."""
@@ -176,9 +206,9 @@ class Checkpoints:
             passed_over[path.name] = reason
         return None, passed_over
 
-    def set_aside(self, name: str) -> Path:
+    def set_aside(self, name: str, why: str = "damaged") -> Path:
         """Rename a checkpoint that was passed over: it stays for people to look at, and no longer counts towards ``keep``."""
-        aside = self.folder / f"{name}.damaged"
+        aside = self.folder / f"{name}.{why}"
         if aside.exists():
             shutil.rmtree(aside)
         return (self.folder / name).rename(aside)

@@ -44,6 +44,16 @@ class Engine(ABC):
         """What a backward pass leaves gradients in, by the parameters' names."""
         return student.named_parameters()
 
+    def gradients(self, compute: Callable[[], Output], student: nn.Module) -> tuple[Output, dict[str, Tensor]]:
+        """What ``compute`` makes of a micro-batch, and its loss's gradient by the parameters' names.
+
+        Nothing of a step changes. Call it between steps.
+        """
+        output = compute()
+        leaves = [(name, leaf) for name, leaf in self.leaves(student) if leaf.requires_grad]
+        found = torch.autograd.grad(output.loss, [leaf for _, leaf in leaves], allow_unused=True)
+        return output, {name: gradient for (name, _), gradient in zip(leaves, found, strict=True) if gradient is not None}
+
     @abstractmethod
     def forward(self, compute: Callable[[], Output]) -> Output:
         """What ``compute`` makes of a micro-batch, its loss ready for `backward`."""

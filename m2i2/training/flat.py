@@ -107,6 +107,14 @@ class FlatEngine(Engine):
         if self.copies is not None:
             self.copies.collect(first=first)
 
+    def gradients(self, compute: Callable[[], Output], student: nn.Module) -> tuple[Output, dict[str, Tensor]]:
+        """See `Engine.gradients`."""
+        if self.copies is None:
+            return super().gradients(compute, student)
+        self.copies.refresh()
+        with self.copies.in_use():
+            return super().gradients(compute, student)
+
     def leaves(self, student: nn.Module) -> Iterable[tuple[str, Tensor]]:
         """See `Engine.leaves`."""
         copies = self.copies.trained if self.copies else {}

@@ -21,7 +21,7 @@ KINDS = {
     "data": "waiting for data",
     "saves": "saving, while training stood still",
     "validation": "measuring on held-out data",
-    "replays": "steps computed again to settle a suspicion",
+    "replays": "computing again, to check the machine or to settle a suspicion",
     "skipped": "steps that were skipped",
     "lost": "steps that a later start did again",
 }

@@ -17,6 +17,7 @@ _CHANGEABLE = (
         "training.grace_seconds",
         "training.hang_seconds",
         "training.check_state",
+        "training.replay_every",
         "training.spike_sigma",
         "training.on_spike",
         "training.max_nonfinite",

@@ -32,6 +32,7 @@ from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import learning_rate
 from m2i2.training.profiling import StepProfiler
+from m2i2.training.replays.replays import Replays
 from m2i2.training.resuming import load, state_to_resume
 from m2i2.training.runtime import Runtime
 from m2i2.training.saving import Saver
@@ -82,6 +83,9 @@ class Trainer:
         readings = self.config.training.log_every * loader.share.passes * loader.share.ranks
         self._suspicions = Suspicions(folder, config.training, self.engine, task.student, self.process, readings)
         self._stored = StoredState(task, self.engine, self.process, active=config.training.check_state)
+        self._replays = Replays(folder, config.training, task, self.engine, runtime, self.saver)
+        self._recent: tuple[Key, Batch] | None = None
+        """The step's first micro-batch, until the next step."""
         self._go_back = False
         self._goodput: Goodput | None = None
         self._watch, self._stragglers = Watch(folder, self.process, 0), Stragglers(self.process)
@@ -107,7 +111,7 @@ class Trainer:
         lr = learning_rate(self.config.optimizer, self.done, steps_per_epoch, training.epochs)
         self.engine.set_learning_rate(lr)
         self.task.begin_step(self.done, steps_per_epoch)
-        result, held = StepResult(lr), list[list[Batch]]()
+        result, held, self._recent = StepResult(lr), list[list[Batch]](), None
         self._suspicions.limit()
         for micro in range(self.loader.share.passes):
             held.append([self._next_batch(result) for _ in range(self.loader.share.accumulation // self.loader.share.passes)])
@@ -117,6 +121,7 @@ class Trainer:
                     self._batches.send()
         if self._suspicions.doubted():
             self._compute_again(result, held)
+        self._recent = Key(training.seed, self.done, 0), held[0][0]
         self.done += 1
         self._stored.end_step(self.done)
         self._watch.stepped(self.done)
@@ -206,6 +211,7 @@ class Trainer:
             self._goodput = goodput = Goodput(self.folder, self.done, active=self.process.first)
             before = self.nonfinite.skipped
             self._suspicions.begin(self.done)
+            self._replays.begin(self.done)
             items = StepLines(self.folder / "items.jsonl", self.done) if self.process.first else None
             if self._unmeasured():  # the run was stopped between saving and measuring
                 self._measure(log)
@@ -218,6 +224,9 @@ class Trainer:
                 goodput.add("replays", result.replayed)
                 with meter.paused():
                     profiler.step()
+                    if self._recent and self._replays.due(self.done, self.last):
+                        with goodput.spending("replays"):
+                            self._replays.check(self.done, *self._recent)
                 self._write_items(result, items)
                 if self.done % self.config.training.log_every == 0 or self.done == self.last:
                     row = self._log_row(meter, result, unreadable)

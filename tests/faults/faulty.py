@@ -4,6 +4,7 @@ It is started once for each rank, with the environment that a launcher gives.
 """
 
 import ctypes
+import errno
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from m2i2.tasks.negatives import Negatives
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Output
 from m2i2.training.processes import leave
+from tests.distributed.test_stored_state import flip
 from tests.distributed.training_runs import trainer_of
 
 
@@ -46,6 +48,8 @@ def settings(shards: Path, hang_seconds: float, steps: int) -> PretrainingConfig
             log_every=5,
             save_every=3,
             hang_seconds=hang_seconds,
+            replay_every=max(10, steps // 100),
+            check_state=True,
             precision="float32",
         ),
         validation=replace(base.validation, every=0),
@@ -81,6 +85,49 @@ class Faulty(PretrainingTask):
         super().begin_micro_batch(key)
 
 
+def wrong_products(trainer: Any, at: int) -> None:
+    """From step ``at`` on, every product of rank 1 has one number whose last bit is wrong."""
+    linear = torch.nn.functional.linear
+
+    def wrong(*arguments: Any, **named: Any) -> torch.Tensor:
+        out: torch.Tensor = linear(*arguments, **named)
+        if trainer.done + 1 < at:
+            return out
+        error = torch.zeros_like(out)
+        with torch.no_grad():
+            error.view(-1)[7] = torch.nextafter(out.detach().view(-1)[7], torch.tensor(torch.inf)) - out.detach().view(-1)[7]
+        return out + error
+
+    torch.nn.functional.linear = wrong
+
+
+def flipped_bit(trainer: Any, what: str, at: int) -> None:
+    """After step ``at``, one bit of what rank 1 stores is another."""
+    step = trainer.step
+
+    def flipped() -> Any:
+        if trainer.done == at:
+            states = {"teacher": trainer.task.beside["teacher"].state_dict(), "weights": trainer.task.student.state_dict()}
+            states["queue"] = {"image": trainer.task.beside["queue"].state_dict()["image"]}
+            states["moments"] = dict(enumerate(trainer.engine.own_moments()))
+            flip(max(states[what].values(), key=torch.numel))
+        return step()
+
+    trainer.step = flipped
+
+
+def full_disk(trainer: Any, at: int) -> None:
+    """From step ``at`` on the disk is full under the saves, which rank 0 writes in the background."""
+    store = trainer.saver.store_tokenizer
+
+    def full(folder: Path) -> None:
+        if trainer.done >= at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        store(folder)
+
+    trainer.saver.store_tokenizer = full
+
+
 def stuck_worker(folder: Path, after: int) -> None:
     """Let a loader process of rank 1 read from a pipe into which nobody writes, after so many samples."""
     read, seen = items.Items.__getitem__, [0]
@@ -102,6 +149,12 @@ def main(fault: str, shards: Path, folder: Path, hang_seconds: float = 600.0, st
     trainer = trainer_of(settings(shards, hang_seconds, steps), folder, Faulty)
     task: Any = trainer.task
     task.fault, task.at, task.group = fault, at, dist.new_group()
+    if fault == "products" and dist.get_rank() == 1:
+        wrong_products(trainer, at)
+    elif fault.startswith("flip ") and dist.get_rank() == 1:
+        flipped_bit(trainer, fault.removeprefix("flip "), at)
+    elif fault == "disk":
+        full_disk(trainer, at)
     code = trainer.run()
     leave()
     return code

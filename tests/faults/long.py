@@ -20,10 +20,13 @@ from pathlib import Path
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.training.goodput import LEDGER, summarise
 from m2i2.training.lines import StepLines
+from tests.distributed.test_stored_state import PLACES
 from tests.faults.runs import Watched, items, lines, steps_logged, tensors
 from tests.faults.test_hangs import two_ranks
 
-KINDS = ("kill one", "kill all", "stop", "lock", "deadlock", "worker", "nan")
+FROM_OUTSIDE = ("kill one", "kill all", "stop")
+INSIDE = ("lock", "deadlock", "worker", "nan", "disk", "products", *(f"flip {what}" for what in PLACES))
+KINDS = (*FROM_OUTSIDE, *INSIDE)
 BOUND = 6.0
 
 
@@ -44,6 +47,7 @@ def clean(folder: Path, shards: Path, steps: int) -> None:
     codes = ended(two_ranks("none", shards, folder, 60.0, steps))
     run = folder / "run"
     alarms = [row["kind"] for name in ("hangs.jsonl", "suspicious.jsonl") for row in lines(run / name)]
+    alarms += ["replay" for _ in lines(run / "replays.jsonl")]
     print(f"{steps_logged(run)} steps, exit codes {codes}, alarms: {len(alarms)} {Counter(alarms) or ''}; {goodput(run)}")
     assert codes == [0, 0] and not alarms and steps_logged(run) == steps
 
@@ -53,8 +57,8 @@ def disturbed(folder: Path, shards: Path, kind: str, steps: int, chance: random.
     run = folder / "run"
     done = max([int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")], default=0)
     at = done + chance.randint(4, 8)
-    ranks = two_ranks(kind if kind in ("lock", "deadlock", "worker", "nan") else "none", shards, folder, BOUND, steps, at)
-    if kind in ("kill one", "kill all", "stop"):
+    ranks = two_ranks(kind if kind in INSIDE else "none", shards, folder, BOUND, steps, at)
+    if kind in FROM_OUTSIDE:
         assert ranks[0].wait_until(lambda: (run / LEDGER).exists() and lines(run / LEDGER)[-1]["step"] >= at - 3), ranks[0].output
         time.sleep(chance.uniform(0, 0.3))
         number = signal.SIGSTOP if kind == "stop" else signal.SIGKILL
@@ -64,7 +68,8 @@ def disturbed(folder: Path, shards: Path, kind: str, steps: int, chance: random.
         ranks[0].wait_until(lambda: bool(lines(run / "suspicious.jsonl")) and steps_logged(run) >= at + 1)
         for rank in ranks:
             rank.process.send_signal(signal.SIGTERM)
-    ended(ranks)
+    codes = ended(ranks)
+    assert 0 not in codes, (kind, codes, ranks[0].output[-2000:])
 
 
 def faults(folder: Path, shards: Path, count: int, seed: int) -> None:
