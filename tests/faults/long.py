@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from m2i2.cli.make_shards import main as make_shards
+from m2i2.training.checkpoint import Checkpoints
 from m2i2.training.goodput import LEDGER, summarise
 from m2i2.training.lines import StepLines
 from tests.distributed.test_stored_state import PLACES
@@ -55,7 +56,7 @@ def clean(folder: Path, shards: Path, steps: int) -> None:
 def disturbed(folder: Path, shards: Path, kind: str, steps: int, chance: random.Random) -> None:
     """One start with one fault."""
     run = folder / "run"
-    done = max([int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")], default=0)
+    done = max(map(Checkpoints.step, Checkpoints(run / "checkpoints").all()), default=0)
     at = done + chance.randint(4, 8)
     ranks = two_ranks(kind if kind in INSIDE else "none", shards, folder, BOUND, steps, at)
     if kind in FROM_OUTSIDE:
@@ -74,7 +75,7 @@ def disturbed(folder: Path, shards: Path, kind: str, steps: int, chance: random.
 
 def faults(folder: Path, shards: Path, count: int, seed: int) -> None:
     """Many faults in one run."""
-    chance, steps = random.Random(seed), 12 * count + 40
+    chance, steps = random.Random(seed), 10 * count + 40
     (folder / "plain").mkdir()
     ended(two_ranks("none", shards, folder / "plain", 600.0, steps))
     plan = [KINDS[number % len(KINDS)] for number in range(count)]
