@@ -229,19 +229,30 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
 
     The sum of all 32-bit words, and their sum weighted by an odd number that differs from word to word; both modulo 2^64.
     """
-    sums: list[Tensor] = []
-    for number, tensor in enumerate(tensors):
-        for start, part in enumerate(_words(tensor.detach()).split(_CHUNK)):
-            words = part.long()
-            weights = 2 * torch.arange(len(words), device=words.device) + (2 * (number * 0x9E3779B1 + start * _CHUNK) + 1)
-            sums.append(torch.stack([words.sum(), (words * weights).sum()]))
+    sums, place, group, held = list[Tensor](), 0, list[Tensor](), 0
+    for tensor in tensors:
+        for words in _words(tensor.detach()).split(_CHUNK):
+            if group and (held + len(words) > _CHUNK or words.device != group[0].device):
+                sums.append(_sums(torch.cat(group), place))
+                place, group, held = place + held, [], 0
+            group.append(words)
+            held += len(words)
+    if group:
+        sums.append(_sums(torch.cat(group), place))
     return torch.stack([one.to(sums[0].device) for one in sums]).sum(0) if sums else torch.zeros(2, dtype=torch.int64)
 
 
+def _sums(words: Tensor, place: int) -> Tensor:
+    """[2] the two sums of words that stand at ``place`` and after it."""
+    wide = words.long()
+    weights = 2 * torch.arange(place, place + len(wide), device=wide.device) + 1
+    return torch.stack([wide.sum(), (wide * weights).sum()])
+
+
 def _words(x: Tensor) -> Tensor:
-    """The bits of ``x`` as numbers of four bytes (or of one, where four do not divide an element)."""
+    """The bits of ``x`` as int32 numbers of four bytes (or of one, where four do not divide an element)."""
     flat = x.contiguous().flatten()
-    return flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8)
+    return flat.view(torch.int32) if flat.element_size() % 4 == 0 else flat.view(torch.uint8).int()
 
 
 def same_on_all_ranks(value: Tensor) -> bool:
