@@ -1,7 +1,7 @@
 """The report of a recipe, from the records of its cells and nothing else: tables, a plot, and the text around them."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from m2i2.errors import M2I2Error
 from m2i2.evaluation.literature import literature, published
 from m2i2.evaluation.results import KINDS, with_interval
 from m2i2.evaluation.scoring import difference_interval, share_interval
+from m2i2.experiments.beyond_accuracy import head, looks, row, rules
 from m2i2.experiments.recipe import Cell, Recipe, cells
 from m2i2.experiments.running import record_path
 from m2i2.files import read_object, write_text
@@ -141,25 +142,26 @@ def _how_to_read(recipe: Recipe, recipe_file: Path, results: Path) -> list[str]:
 def _dataset(dataset: str, note: str, scored: list[Scored]) -> list[str]:
     lines = [f"## {dataset}", ""]
     first = scored[0].records[0]["results"]
-    rules = f"Protocol `{first['protocol']['name']}`, answers in the form `{first['normalisation']}`"
-    lines += [f"{rules}: {_counts(first)}", "", *([note, ""] if note else [])]
+    how = f"Protocol `{first['protocol']['name']}`, answers in the form `{first['normalisation']}`"
+    lines += [f"{how}: {_counts(first)}", "", *([note, ""] if note else [])]
     if (first["protocol"]["name"], first["normalisation"]) == ("clean", "official"):
         lines += [_OLDER_FORM, ""]
     reference = next((s for s in scored if s.variant == REFERENCE), None)
     for view in first["views"]:
         totals = {kind: int(scored[0].mask(view, kind).sum()) for kind in KINDS}
-        head = [f"{view}", *(f"{kind} ({totals[kind]})" for kind in KINDS), "overall, seeds", f"overall, less {REFERENCE}"]
-        lines += _row(head), _row(["---"] * len(head))
+        columns = [f"{view}", *(f"{kind} ({totals[kind]})" for kind in KINDS), "overall, seeds", f"overall, less {REFERENCE}"]
+        lines += head(columns)
         for one in scored:
             scores = {kind: one.score(one.mask(view, kind)) for kind in KINDS}
             difference = "" if reference in (None, one) else one.difference(reference, one.mask(view, "overall"))
             seeds = ", ".join(f"{value:.1f}" for value in scores["overall"]["seeds"])
-            lines.append(_row([one.variant, *(with_interval(scores[kind]) for kind in KINDS), seeds, difference]))
+            lines.append(row([one.variant, *(with_interval(scores[kind]) for kind in KINDS), seeds, difference]))
         for who, label in (("question_only", "question only, no image"), ("most_frequent", "most frequent answer")):
-            lines.append(_row([label, *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
+            lines.append(row([label, *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
         lines.append("")
-    lines += _worth(scored) + _beside(dataset, list(first["views"]))
-    return lines
+    lines += _worth(scored) + looks({one.variant: one.records for one in scored})
+    lines += rules(scored[0].variant, scored[0].records, list(first["views"])[-1])
+    return lines + _beside(dataset, list(first["views"]))
 
 
 def _counts(results: dict[str, Any]) -> str:
@@ -193,17 +195,16 @@ def _worth(scored: list[Scored]) -> list[str]:
 
 def _beside(dataset: str, views: Sequence[str]) -> list[str]:
     """The paper's own ablation, which is not a comparison."""
-    rows = [(view, row) for view in views for row in published(dataset, view, "paper") if row["method"].startswith("M2I2")]
+    rows = [(view, one) for view in views for one in published(dataset, view, "paper") if one["method"].startswith("M2I2")]
     if not rows:
         return []
     lines = [
         f"For orientation, the paper's own rows (protocol `paper`, ViT-B/16 and BERT-base at 384 pixels, {_setup()}), which are "
         f"another experiment: {literature()['source']}.",
         "",
-        _row(["published", *KINDS]),
-        _row(["---"] * 4),
+        *head(["published", *KINDS]),
     ]
-    lines += [_row([f"{row['method']} ({view})", *(f"{row[kind]:.1f}" for kind in KINDS)]) for view, row in rows]
+    lines += [row([f"{one['method']} ({view})", *(f"{one[kind]:.1f}" for kind in KINDS)]) for view, one in rows]
     return [*lines, ""]
 
 
@@ -213,7 +214,7 @@ def _setup() -> str:
 
 def _cells(recipe: Recipe, found: dict[str, dict[str, Any]]) -> list[str]:
     """What ran, and what has not yet."""
-    lines = ["## Cells", "", _row(["cell", "last loss", "selection", "minutes of its last start", "commit"]), _row(["---"] * 5)]
+    lines = ["## Cells", "", *head(["cell", "last loss", "selection", "minutes of its last start", "commit"])]
     missing: list[Cell] = []
     for cell in cells(recipe):
         if cell.name not in found:
@@ -224,16 +225,12 @@ def _cells(recipe: Recipe, found: dict[str, dict[str, Any]]) -> list[str]:
         chosen = f"{best['correct']} of {best['total']} at step {best['step']}" if best else ""
         seconds = record["seconds_of_this_start"]
         minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
-        lines.append(_row([cell.name, f"{record['log']['last']['loss']:.3f}", chosen, minutes, record["git"][:10]]))
+        lines.append(row([cell.name, f"{record['log']['last']['loss']:.3f}", chosen, minutes, record["git"][:10]]))
     lines += ["", "Same for all cells of a kind:", "", f"- pretraining: `{' '.join(recipe.pretraining)}`"]
     lines += [f"- finetuning: `{' '.join(recipe.finetuning)}`", f"- evaluation: `{' '.join(recipe.evaluation)}`"]
     if missing:
         lines += ["", f"Not run yet: {', '.join(cell.name for cell in missing)}."]
     return lines
-
-
-def _row(words: Iterable[str]) -> str:
-    return f"| {' | '.join(words)} |"
 
 
 def _plot(by_dataset: dict[str, list[Scored]], path: Path) -> None:

@@ -67,6 +67,11 @@ def test_cells_run_one_by_one_and_resume_from_their_records(folder: Path) -> Non
     accuracy = record["results"]["views"]["test"]["model"]["overall"]["accuracy"]
     assert f"| full | {record['results']['views']['test']['model']['closed']['accuracy']:.1f} [" in report
     assert f"| {accuracy:.1f} |" in report, "the seeds' own values"
+    worth = record["results"]["image_dependence"]["overall"]
+    least = min(worth[name]["lost"] for name in ("shuffled", "blank", "noise"))
+    assert f"| {least:.1f} [" in report, "what the image is worth"
+    medevalkit = record["results"]["rules"]["test"]["medevalkit"]["overall"]
+    assert f"| {medevalkit['score']:.1f} ({medevalkit['total']}) |" in report, "the answers by another system's rule"
     assert (folder / "results" / "plot.png").stat().st_size > 5000
     # the report needs the records alone
     (folder / "RESULTS.md").unlink()
