@@ -59,16 +59,15 @@ def weights(folder: Path) -> list[bytes]:
     return [(place / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer", "teacher", "queue")]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_rank_that_computes_wrongly_is_named_and_undone(settings: PretrainingConfig, tmp_path: Path, ranks: int) -> None:  # noqa: F811
-    found = on_ranks(ranks, _runs, settings, tmp_path)
+def test_a_rank_that_computes_wrongly_is_named_and_undone(settings: PretrainingConfig, tmp_path: Path) -> None:  # noqa: F811
+    found = on_ranks(3, _runs, settings, tmp_path)
     assert all(one == found[0] for one in found), "every rank says the same"
     message, *aside = found[0]
-    assert ("of rank 0 on " if ranks == 2 else "Rank 2 on ") in message, message
+    assert message.startswith("Rank 2 on "), message
     assert "computes wrongly: after step 18, " in message and "The last replay that agreed was after step 12" in message
     assert aside == ["step-00000015.suspect"], "18 was not saved any more, and 12 is older than the last two"
     row = json.loads((tmp_path / "wrong" / "replays.jsonl").read_text())
-    assert row["ranks"] == ([0, 1] if ranks == 2 else [2]) and row["certain"] == (ranks == 3)
+    assert row["ranks"] == [2] and row["certain"]
     assert "what it sends to other ranks" in row["what"] and "the gradient of text_encoder.bert" in row["what"]
     assert weights(tmp_path / "replayed") == weights(tmp_path / "plain"), "a replay changes nothing"
     assert weights(tmp_path / "wrong") == weights(tmp_path / "plain"), "and what was computed wrongly is undone"

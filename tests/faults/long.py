@@ -58,9 +58,10 @@ def disturbed(folder: Path, shards: Path, kind: str, steps: int, chance: random.
     run = folder / "run"
     done = max(map(Checkpoints.step, Checkpoints(run / "checkpoints").all()), default=0)
     at = done + chance.randint(4, 8)
+    before = len(lines(run / LEDGER))
     ranks = two_ranks(kind if kind in INSIDE else "none", shards, folder, BOUND, steps, at)
-    if kind in FROM_OUTSIDE:
-        assert ranks[0].wait_until(lambda: (run / LEDGER).exists() and lines(run / LEDGER)[-1]["step"] >= at - 3), ranks[0].output
+    if kind in FROM_OUTSIDE:  # once this start has done steps
+        assert ranks[0].wait_until(lambda: any(row["step"] >= at - 3 for row in lines(run / LEDGER)[before:])), ranks[0].output
         time.sleep(chance.uniform(0, 0.3))
         number = signal.SIGSTOP if kind == "stop" else signal.SIGKILL
         for rank in ranks if kind == "kill all" else ranks[:1] if chance.random() < 0.5 else ranks[1:]:
