@@ -3,6 +3,7 @@
     python benchmarks/leakage.py alarms IMAGES OTHERS --images 1000   # unrelated: the first of the one, the last of the other
     python benchmarks/leakage.py planted IMAGES... --images 100       # altered copies, each kind sought among the originals
     python benchmarks/leakage.py numbers IMAGES OTHERS --images 100   # truth: the number in the file name; and --images others
+    python benchmarks/leakage.py cost IMAGES... --images 10000        # seconds by stage: every other image against the rest
 
 Folders of JPEG or PNG files, and folders in them. Times are processor time, so that a busy machine does not count.
 """
@@ -18,7 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from m2i2.backends.heap import keep_freed_memory
+from m2i2.evaluation.feature_search import FeatureSearch
 from m2i2.evaluation.leakage import AuditedImage, Pair, audited, matches
+from m2i2.evaluation.whole_images import details, partners
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -110,6 +113,7 @@ CHANGES: dict[str, Change] = {
     "equalised": lambda image, rng: ImageOps.equalize(image),
     "gamma 2": tones(np.square),
     "mirrored, cropped by 40 %": lambda image, rng: cropped(0.40)(ImageOps.mirror(image), rng),
+    "padded, re-encoded": lambda image, rng: recoded(padded(image, rng), rng),
 }
 
 
@@ -131,13 +135,15 @@ def alarms(folders: Sequence[Path], count: int) -> None:
     print(f"{1000 * (ready - started) / (len(first) + len(second)):.1f} ms to read an image, {seconds:.1f} s to compare the sets")
 
 
-def planted(folders: Sequence[Path], count: int) -> None:
+def planted(folders: Sequence[Path], count: int, kind: str = "") -> None:
     paths = evenly(files(folders), count)
     originals, rng = read(paths), np.random.default_rng(0)
     images = [Image.open(path).convert("L") for path in paths]
     kinds = {name: [change(image, rng) for image in images] for name, change in CHANGES.items()}
     kinds["two panels"] = [two_panels(image, images[number - 1]) for number, image in enumerate(images)]
     for name, copies in kinds.items():
+        if kind not in name:
+            continue
         pairs = matches([audited(str(n), f"copy {n}", copy.convert("RGB")) for n, copy in enumerate(copies)], originals)
         right = {pair.first for pair in pairs if pair.first == pair.second}
         also = {pair.first for pair in pairs if name == "two panels" and pair.second == (pair.first - 1) % len(paths)}
@@ -162,17 +168,53 @@ def numbers(folders: Sequence[Path], count: int) -> None:
     told(wrong, first, second)
 
 
-COMMANDS = {"alarms": alarms, "planted": planted, "numbers": numbers}
+def cost(folders: Sequence[Path], count: int) -> None:
+    """Where there are too few images, several crops of one stand for several."""
+    paths = files(folders)
+    sets, reading = [], 0.0
+    for half in (paths[::2], paths[1::2]):
+        images, rng = [], np.random.default_rng(len(sets))
+        for number in range(count):
+            path, stored = half[number * len(half) // count], io.BytesIO()
+            cropped(0.04)(Image.open(path).convert("RGB"), rng).save(stored, "JPEG", quality=90)
+            started = time.process_time()
+            images.append(audited(str(number), str(path), Image.open(stored).convert("RGB")))
+            reading += time.process_time() - started
+        sets.append(images)
+    squares = [details([image.thumbnail for image in images]) for images in sets]
+    started = time.process_time()
+    alike = sum(1 for _ in partners(*squares))
+    correlated = time.process_time()
+    FeatureSearch([image.features for image in sets[1]])
+    indexed = time.process_time()
+    found = matches(*sets)
+    total = time.process_time() - indexed
+    stages = {
+        "reading": (reading, 2 * count),
+        "correlating whole images": (correlated - started, count**2),
+        "making the index of features": (indexed - correlated, count),
+        "searching features, aligning": (total - (indexed - started), count),
+    }
+    for stage, (seconds, parts) in stages.items():
+        print(f"{stage}: {seconds:.1f} s, {1000 * seconds / parts:.3g} ms for each of {parts}")
+    print(f"{count} against {count}: {reading + total:.0f} s; {alike} whole images alike, {len(found)} pairs called the same")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"alarms": alarms, "planted": planted, "numbers": numbers, "cost": cost}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--images", type=int, default=100)
-    arguments = parser.parse_args()
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        words = commands.add_parser(name)
+        words.add_argument("folders", nargs="+", type=Path)
+        words.add_argument("--images", type=int, default=100, dest="count")
+        if command is planted:
+            words.add_argument("--kind", default="", help="only the kinds with this in their names")
+    arguments = vars(parser.parse_args())
     keep_freed_memory()
-    COMMANDS[arguments.command](arguments.folders, arguments.images)
+    COMMANDS[arguments.pop("command")](**arguments)
 
 
 if __name__ == "__main__":

@@ -83,14 +83,18 @@ def steps(out: Path, ranks: Ranks, port: int) -> list[tuple[str, list[str]]]:
         ("draw 1,000 images with questions", [*shards, "vqa", *drawn, "--count", "1000", "--output", questions]),
         (
             "pretrain on images and captions",
-            training("pretrain", "--shards", captions, "--output", pretrained, "training.epochs=8"),
+            training(
+                "pretrain",
+                *("--shards", captions, "--output", pretrained),
+                *("training.epochs=6", "optimizer.lr=1.6e-3", "optimizer.clip=1"),
+            ),
         ),
         (
             "finetune to answer questions",
             training(
                 "finetune",
                 *("--checkpoint", pretrained, "--shards", questions, "--output", finetuned),
-                *("training.epochs=4", "answering.distillation=0"),
+                *("training.epochs=3", "answering.distillation=0", "optimizer.lr=4e-4"),
             ),
         ),
         ("ask the test questions", ["python", "launchers/evaluate.py", "--checkpoint", finetuned, "--shards", questions]),

@@ -19,6 +19,7 @@ from m2i2.data.images.decoding import decode
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.errors import M2I2Error
 from m2i2.evaluation.alignment import CAREFUL, QUICK, THUMBNAIL, Alignment, Map, align, oriented_map
+from m2i2.evaluation.borders import without_borders
 from m2i2.evaluation.feature_search import FeatureSearch
 from m2i2.evaluation.forked import each
 from m2i2.evaluation.local_features import Features, features_of
@@ -110,7 +111,7 @@ def _read(shards: ShardSplit, item: int) -> AuditedImage:
 def audited(key: str, stored_sha256: str, image: Image.Image) -> AuditedImage:
     """What a decoded image (RGB) is recognised by."""
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    grey = image.convert("L")
+    grey = without_borders(image.convert("L"))
     features = features_of(grey)
     grey.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return AuditedImage(key, stored_sha256, pixels, grey, features)

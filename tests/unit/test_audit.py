@@ -47,7 +47,7 @@ PLANTED: list[tuple[Callable[[Image.Image], Image.Image], str, str]] = [
     (lambda image: ImageOps.invert(ImageOps.flip(image)), "near", "mirrored, turned by 180 degrees, inverted"),
     (lambda image: image.rotate(-4, Image.Resampling.BICUBIC), "near", "turned by 4 degrees"),
     (lambda image: image.crop((90, 100, 270, 256)), "part", ""),
-    (lambda image: ImageOps.expand(image, (60, 20, 10, 90), 255), "part", ""),
+    (lambda image: ImageOps.expand(image, (60, 20, 10, 90), 255), "near", ""),
     (beside_another, "part", ""),
 ]
 """What is done to captioned image n to make test image n of it, and what the audit must call it."""
@@ -112,6 +112,22 @@ def test_planted_images_are_found(folder: Path) -> None:
     assert seen == [(f"c{n}", f"t{n}", kind, change) for n, (_, kind, change) in enumerate(PLANTED)], pairs
     assert [row["key"] for row in found["exclude"]] == [f"c{n}" for n in range(len(PLANTED))]
     assert Image.open(folder / "out" / "pairs.png").size[0] > 600
+
+
+def test_borders_of_one_grey_do_not_hide_an_image() -> None:
+    """Smooth images have few features, so that only whole images show what is the same."""
+    smooth = [picture(seed).filter(ImageFilter.GaussianBlur(25)) for seed in range(4)]
+    blank, marked = Image.new("L", (300, 260), 7), Image.new("L", (300, 260))
+    marked.paste(255, (20, 30, 40, 70))
+    framed = [ImageOps.expand(ImageOps.expand(image, (30, 0, 0, 80), 255), (0, 50, 60, 0)) for image in smooth]
+    first, second = (
+        [leakage.audited(str(n), f"{name} {n}", image.convert("RGB")) for n, image in enumerate([*images, blank, marked])]
+        for name, images in (("plain", smooth), ("framed", framed))
+    )
+    pairs = [(pair.first, pair.second, pair.kind) for pair in leakage.matches(first, second)]
+    assert pairs == [*((n, n, "near") for n in range(4)), (4, 4, "pixels"), (5, 5, "pixels")]
+    assert first[0].thumbnail.size == second[0].thumbnail.size == (128, 111)
+    assert first[4].thumbnail.size == first[5].thumbnail.size == (128, 111), "whole: nothing, or too little, is no border"
 
 
 def test_one_process_and_several_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

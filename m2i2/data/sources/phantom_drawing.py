@@ -1,5 +1,7 @@
 """How a phantom is drawn: soft ellipses and lines on a square, then the look of a modality."""
 
+import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,21 +17,44 @@ Array = NDArray[np.float32]
 _Y, _X = (np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5) / (SIDE / 2) - 1
 
 
+_FAR = np.hypot(_X, _Y)
+"""Of each pixel from the middle."""
+_ANGLE, _DEPTH = np.arctan2(_X, _Y + 1.35), np.hypot(_X, _Y + 1.35)
+"""Of each pixel from an ultrasound probe above the image."""
+_CHECKS = np.sign(np.sin(40 * _X) * np.sin(40 * _Y)).astype(np.float32)
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> tuple[slice, slice]:
+    """Rows and columns of the pixels between two points, and a pixel more on every side."""
+
+    def pixels(start: float, end: float) -> slice:
+        return slice(max(0, math.floor((start + 1) * SIDE / 2) - 1), max(0, math.ceil((end + 1) * SIDE / 2) + 1))
+
+    return pixels(y0, y1), pixels(x0, x1)
+
+
 def ellipse(cx: float, cy: float, rx: float, ry: float, soft: float = 0.05, angle: float = 0.0) -> Array:
     """1 inside, 0 outside, with an edge ``soft`` wide; coordinates from -1 to 1, y downwards."""
-    x, y = _X - cx, _Y - cy
+    field, outer = np.zeros((SIDE, SIDE), np.float32), 1 + 0.5 * soft / min(rx, ry)
+    reach_x, reach_y = (outer * max(rx, ry),) * 2 if angle else (outer * rx, outer * ry)
+    box = _box(cx - reach_x, cy - reach_y, cx + reach_x, cy + reach_y)
+    x, y = _X[box] - cx, _Y[box] - cy
     if angle:
         x, y = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     distance = (np.sqrt((x / rx) ** 2 + (y / ry) ** 2) - 1) * min(rx, ry)
-    return np.clip(0.5 - distance / soft, 0, 1).astype(np.float32)
+    field[box] = np.clip(0.5 - distance / soft, 0, 1)
+    return field
 
 
 def line(x0: float, y0: float, x1: float, y1: float, width: float) -> Array:
     """A soft stroke between two points."""
-    dx, dy = x1 - x0, y1 - y0
-    along = np.clip(((_X - x0) * dx + (_Y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
-    distance = np.hypot(_X - x0 - along * dx, _Y - y0 - along * dy)
-    return np.clip(1.5 - distance / width * 1.5, 0, 1).astype(np.float32)
+    field = np.zeros((SIDE, SIDE), np.float32)
+    box = _box(min(x0, x1) - width, min(y0, y1) - width, max(x0, x1) + width, max(y0, y1) + width)
+    x, y, dx, dy = _X[box], _Y[box], x1 - x0, y1 - y0
+    along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
+    distance = np.hypot(x - x0 - along * dx, y - y0 - along * dy)
+    field[box] = np.clip(1.5 - distance / width * 1.5, 0, 1)
+    return field
 
 
 def ring(cx: float, cy: float, rx: float, ry: float, width: float) -> Array:
@@ -37,33 +62,52 @@ def ring(cx: float, cy: float, rx: float, ry: float, width: float) -> Array:
     return ellipse(cx, cy, rx, ry) - ellipse(cx, cy, rx - width, ry - width)
 
 
-def _chest(jitter: Array) -> tuple[Array, Array, Array]:
+@cache
+def _fixed_chest() -> tuple[Array, Array, Array]:
+    """Body, lungs and bones; the heart alone differs from chest to chest."""
     body = ellipse(0, 0.1, 0.92, 0.98)
     lungs = np.maximum(ellipse(-0.42, 0.02, 0.3, 0.62), ellipse(0.42, 0.02, 0.3, 0.62))
-    heart = ellipse(0.12 + 0.05 * jitter[0], 0.35, 0.3, 0.3)
     bones = line(0, -0.95, 0, 0.95, 0.08)
     for i in range(5):
         y = -0.55 + 0.26 * i
         bones = np.maximum(bones, 0.7 * np.maximum(ring(-0.42, y + 0.15, 0.42, 0.2, 0.05), ring(0.42, y + 0.15, 0.42, 0.2, 0.05)))
-    return body, np.clip(0.55 - 0.45 * lungs + 0.3 * heart, 0, 1) * body, bones * body
+    return body, lungs, bones * body
+
+
+def _chest(jitter: Array) -> tuple[Array, Array, Array]:
+    body, lungs, bones = _fixed_chest()
+    heart = ellipse(0.12 + 0.05 * jitter[0], 0.35, 0.3, 0.3)
+    return body, np.clip(0.55 - 0.45 * lungs + 0.3 * heart, 0, 1) * body, bones
+
+
+@cache
+def _fixed_abdomen() -> tuple[Array, Array]:
+    """The organs' levels, and the spine; the body's height alone differs."""
+    liver = ellipse(-0.4, -0.18, 0.42, 0.36, angle=0.4)
+    kidneys = np.maximum(ellipse(-0.48, 0.32, 0.15, 0.2), ellipse(0.48, 0.32, 0.15, 0.2))
+    spleen = ellipse(0.6, -0.2, 0.18, 0.27, angle=-0.3)
+    return np.clip(0.38 + 0.2 * liver + 0.25 * kidneys + 0.18 * spleen, 0, 1), ellipse(0, 0.48, 0.16, 0.16)
 
 
 def _abdomen(jitter: Array) -> tuple[Array, Array, Array]:
     body = ellipse(0, 0, 0.95, 0.78 + 0.04 * jitter[0])
-    liver = ellipse(-0.4, -0.18, 0.42, 0.36, angle=0.4)
-    kidneys = np.maximum(ellipse(-0.48, 0.32, 0.15, 0.2), ellipse(0.48, 0.32, 0.15, 0.2))
-    spleen = ellipse(0.6, -0.2, 0.18, 0.27, angle=-0.3)
-    spine = ellipse(0, 0.48, 0.16, 0.16)
-    return body, np.clip(0.38 + 0.2 * liver + 0.25 * kidneys + 0.18 * spleen, 0, 1) * body, np.maximum(spine, 0)
+    organs, spine = _fixed_abdomen()
+    return body, organs * body, spine
+
+
+@cache
+def _fixed_head() -> Array:
+    """The levels of the brain; the skull's width alone differs."""
+    ventricles = np.maximum(ellipse(-0.14, 0, 0.08, 0.3, angle=0.2), ellipse(0.14, 0, 0.08, 0.3, angle=-0.2))
+    folds = 0.08 * np.sin(18 * _X + 3 * np.sin(9 * _Y)) * ellipse(0, 0, 0.6, 0.8)
+    fissure = line(0, -0.85, 0, 0.85, 0.02)
+    return np.clip(0.5 + folds - 0.35 * ventricles - 0.2 * fissure, 0, 1)
 
 
 def _head(jitter: Array) -> tuple[Array, Array, Array]:
     body = ellipse(0, 0, 0.72 + 0.04 * jitter[0], 0.93)
-    ventricles = np.maximum(ellipse(-0.14, 0, 0.08, 0.3, angle=0.2), ellipse(0.14, 0, 0.08, 0.3, angle=-0.2))
-    folds = 0.08 * np.sin(18 * _X + 3 * np.sin(9 * _Y)) * ellipse(0, 0, 0.6, 0.8)
-    fissure = line(0, -0.85, 0, 0.85, 0.02)
     skull = ring(0, 0, 0.72 + 0.04 * jitter[0], 0.93, 0.1)
-    return body, np.clip(0.5 + folds - 0.35 * ventricles - 0.2 * fissure, 0, 1) * body, skull
+    return body, _fixed_head() * body, skull
 
 
 def _hand(jitter: Array) -> tuple[Array, Array, Array]:
@@ -126,15 +170,14 @@ def draw(findings: "Findings", rng: np.random.Generator) -> tuple[NDArray[np.uin
     grain = rng.standard_normal((SIDE, SIDE)).astype(np.float32)
     match findings.modality:
         case "x-ray":
-            image = 0.16 + 0.12 * (1 - np.hypot(_X, _Y) / 1.4) + 0.5 * tissue + 0.4 * bones + 0.02 * grain
+            image = 0.16 + 0.12 * (1 - _FAR / 1.4) + 0.5 * tissue + 0.4 * bones + 0.02 * grain
         case "ct":
             table = line(-0.8, 0.97, 0.8, 0.97, 0.05)
             image = 0.03 + 0.45 * body + 0.3 * (tissue - 0.4 * body) + 0.75 * bones + 0.3 * table + 0.025 * grain
         case "mri":
             image = 0.02 + (0.9 - 0.9 * tissue) * body - 0.5 * bones * body + 0.015 * grain + 0.02 * _smooth_noise(rng, 16) * body
         case _:
-            angle, depth = np.arctan2(_X, _Y + 1.35), np.hypot(_X, _Y + 1.35)
-            fan = (np.abs(angle) < 0.66) & (depth > 0.4) & (depth < 2.25)
+            fan = (np.abs(_ANGLE) < 0.66) & (_DEPTH > 0.4) & (_DEPTH < 2.25)
             speckle = np.exp(0.32 * grain + 0.15 * _smooth_noise(rng, 32))
             image = fan * (0.16 + 0.42 * tissue + 0.35 * bones) * speckle
     kind = findings.lesion
@@ -144,7 +187,7 @@ def draw(findings: "Findings", rng: np.random.Generator) -> tuple[NDArray[np.uin
         rim = np.clip(4 * lesions * (1 - lesions), 0, 1)
         image = image * (1 - lesions) + 0.02 * lesions + 0.8 * rim
     elif kind == "mass":
-        texture = 0.55 + 0.4 * np.sign(np.sin(40 * _X) * np.sin(40 * _Y)).astype(np.float32)
+        texture = 0.55 + 0.4 * _CHECKS
         image = image * (1 - lesions) + lesions * texture
     image = np.maximum(image, device * 1.0)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), lesions > 0.5
