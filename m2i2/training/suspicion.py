@@ -89,7 +89,7 @@ class GradientNorms:
 
 
 class Suspicions:
-    """Settles whether a step that was not applied was refused rightly."""
+    """Settles whether a step that was not applied was refused correctly."""
 
     def __init__(
         self, folder: Path, training: TrainingConfig, engine: Engine, student: nn.Module, process: Process, batches: int

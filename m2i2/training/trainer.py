@@ -132,7 +132,7 @@ class Trainer:
         return result
 
     def _compute_again(self, result: StepResult, held: Sequence[Sequence[Batch]]) -> None:
-        """Settle whether the step was refused rightly: its losses become those that count. Collective."""
+        """Settle whether the step was refused correctly: its losses become those that count. Collective."""
         seed = self.config.training.seed
 
         def compute() -> list[dict[str, Tensor]]:
