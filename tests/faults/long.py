@@ -45,12 +45,12 @@ def ended(ranks: list[Watched]) -> list[int]:
 
 def clean(folder: Path, shards: Path, steps: int) -> None:
     """A run that nothing disturbs."""
-    codes = ended(two_ranks("none", shards, folder, 60.0, steps))
-    run = folder / "run"
+    ranks = two_ranks("none", shards, folder, 60.0, steps)
+    codes, run = ended(ranks), folder / "run"
     alarms = [row["kind"] for name in ("hangs.jsonl", "suspicious.jsonl") for row in lines(run / name)]
     alarms += ["replay" for _ in lines(run / "replays.jsonl")]
     print(f"{steps_logged(run)} steps, exit codes {codes}, alarms: {len(alarms)} {Counter(alarms) or ''}; {goodput(run)}")
-    assert codes == [0, 0] and not alarms and steps_logged(run) == steps
+    assert codes == [0, 0] and not alarms and steps_logged(run) == steps, "\n".join(rank.output[-3000:] for rank in ranks)
 
 
 def disturbed(folder: Path, shards: Path, kind: str, steps: int, chance: random.Random) -> None:
