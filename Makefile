@@ -16,7 +16,7 @@ PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chr
 
 help:
 	@echo "make setup   a virtual environment in .venv with the tested versions; HASHES=no for builds of PyTorch from elsewhere"
-	@echo "make demo    the main job end to end on drawn images, on the GPUs or the CPU cores that are there"
+	@echo "make demo    the main job end to end on synthetic images, on the GPUs or the CPU cores that are there"
 	@echo "make test    all tests (and lint)"
 	@echo "make test-oldest  unit, parity and distributed tests with the oldest torch that is supported, in .venv-oldest"
 	@echo "make lint    ruff, mypy, and the direction of imports"

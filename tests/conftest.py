@@ -1,10 +1,12 @@
 """Where the data that is not part of the project lies, and what a test says when it is not there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from xdist.scheduler import LoadScopeScheduling
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two of these share two cores
@@ -48,9 +50,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 
 
 @pytest.fixture(autouse=True)
-def _not_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that trains in this process makes it a rank, and the commands of a rank end its process: not that of later tests."""
+def _not_a_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that trains in this process makes it a rank, with a process group: later tests find neither."""
     monkeypatch.delenv("RANK", raising=False)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _folder(variable: str, name: str) -> Path:

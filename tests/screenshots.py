@@ -1,7 +1,7 @@
 """The pictures of the app and of a report in docs/images, made again: ``python -m tests.screenshots app`` and ``... report FILE``.
 
 Chromium draws them at the width of a screen (1280 x 800) and of a phone (390 x 844). The app opens the demo model and asks about
-its drawn examples, in their order; nothing is selected. ``report`` takes the report that ``make demo`` wrote.
+its synthetic examples, in their order; nothing is selected. ``report`` takes the report that ``make demo`` wrote.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def running_app() -> Iterator[str]:
 
 
 def picture_app(address: str, width: int, height: int, path: Path) -> None:
-    """Ask the question of each drawn example, then step back to the second one."""
+    """Ask the question of each synthetic example, then step back to the second one."""
     user = User(address, width, height)
     try:
         count = len(user.browser.find_elements("css selector", "#examples button"))

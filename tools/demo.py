@@ -1,4 +1,4 @@
-"""The main job end to end on drawn images: python tools/demo.py --help"""
+"""The main job end to end on synthetic images: python tools/demo.py --help"""
 
 try:
     from m2i2.cli.demo import main

@@ -1,1 +1,1 @@
-"""Doors to a finetuned model: a page in a browser (radiograph, question, answers and where they come from), and lmms-eval."""
+"""Doors to a finetuned model: a page in a browser (image, question, answers and where they come from), and lmms-eval."""

@@ -28,7 +28,7 @@ from m2i2.terminal import say
 QUESTIONS = 300
 """Longest question, characters."""
 EXAMPLES = ((0, "what kind of lesion is shown?"), (16, "on which side is the lesion?"), (5, "is there a lesion?"))
-"""Numbers of drawn phantoms of the split ``test``, with a question to each."""
+"""Numbers of phantoms of the split ``test``, with a question to each."""
 _KEPT = 900
 """Seconds for which uploads and studies are kept; studies of a closed page an hour (Gradio's)."""
 _BROWSERS = 100
@@ -56,7 +56,7 @@ class Limits:
 
 
 class Example(NamedTuple):
-    """A drawn image and a question about it."""
+    """A synthetic image and a question about it."""
 
     path: Path
     question: str
@@ -148,7 +148,7 @@ class Desk:
         return self.show(study) if study.cases else self.show(study, _GONE)
 
     def example(self, study: Study, event: gr.EventData) -> Shown:
-        """A drawn example, with its question in the box."""
+        """A synthetic example, with its question in the box."""
         example = self.examples[max(0, min(_index(event), len(self.examples) - 1))]
         at = next((at for at, case in enumerate(study.cases) if case.path == example.path), len(study.cases))
         if at == len(study.cases):
@@ -207,12 +207,12 @@ def _index(event: gr.EventData) -> int:
 
 
 def draw_examples(folder: Path) -> tuple[Example, ...]:
-    """Example cases, drawn into the new ``folder``."""
+    """Example cases, written into the new ``folder``."""
     folder.mkdir()
     examples = []
     for number, question in EXAMPLES:
         phantom = draw_phantom(0, "test", number)
-        path = folder / f"drawn-{phantom.findings.region}-{number}.png"
+        path = folder / f"synthetic-{phantom.findings.region}-{number}.png"
         image = Image.fromarray(phantom.image).resize((384, 384), Image.Resampling.BICUBIC)
         image.save(path)
         examples.append(Example(path, question, thumbnail(image)))

@@ -12,14 +12,14 @@ from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 from m2i2.terminal import say
 
-DESCRIPTION = """Ask a finetuned model about radiographs in a browser. Without --checkpoint it is the demo model, which ships with
-the program and knows drawn images only. Upload a PNG, JPEG or DICOM file, ask, and see the likeliest answers with their
-probabilities and where in the image the first one comes from. It is research software, not a medical
-device. It listens on 127.0.0.1 alone and serves its own page only; uploads are deleted after a quarter of an hour and when it
-ends. With --token it answers only a browser that was opened with the address that it prints, which other users need not know."""
+DESCRIPTION = """Ask a finetuned model about medical images in a browser. Without --checkpoint it is the demo model, which ships
+with the program and was trained on synthetic images only. Upload a PNG, JPEG or DICOM file, ask, and see the most likely answers
+with their probabilities and where in the image the first one comes from. It is research software, not a medical device. It
+listens on 127.0.0.1 alone and serves its own page only; uploads are deleted after a quarter of an hour and when it ends. With
+--token it answers only a browser that was opened with the address that it prints, which other users need not know."""
 
 EXAMPLES = """examples:
-  python tools/app.py                                    the demo model, with drawn examples
+  python tools/app.py                                    the demo model, with synthetic examples
   python tools/app.py --checkpoint runs/rad --candidates shards/vqa_rad
   python tools/app.py --checkpoint hub/m2i2-rad --port 8000 --max-megabytes 50
   python tools/app.py --checkpoint runs/rad --token      on a machine with other users

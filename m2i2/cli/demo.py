@@ -1,4 +1,4 @@
-"""``tools/demo.py``: the main job end to end on drawn images, on whatever the machine has."""
+"""``tools/demo.py``: the main job end to end on synthetic images, on whatever the machine has."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m2i2.exits import guarded
 
-DESCRIPTION = """The main job end to end on drawn images: shards, pretraining, finetuning, evaluation, report. It trains on one
+DESCRIPTION = """The main job end to end on synthetic images: shards, pretraining, finetuning, evaluation, report. It trains on one
 rank for each GPU (1, 2, 4 or 8 of them), or on two ranks of the CPU. Started again, it goes on where it stopped. It needs a
 checkout of the project."""
 

@@ -20,7 +20,7 @@ Each line says what was found; a note or a fault says what to do. Exit code 0, o
 
 EXAMPLES = """examples:
   python tools/doctor.py
-  python tools/doctor.py --train             also train two steps on two ranks, on drawn images (under a minute)
+  python tools/doctor.py --train             also train two steps on two ranks, on synthetic images (under a minute)
   python tools/doctor.py --json > doctor.json
 """
 _SIGNS = {"ok": ("ok", "32"), "note": ("note", "33"), "fault": ("FAULT", "31")}
@@ -73,7 +73,7 @@ def _tell(finding: Finding) -> None:
 
 
 def try_training(seconds: float = 600) -> Finding:
-    """Two optimizer steps of the preset tiny on drawn images: two ranks, or one where there is a single GPU."""
+    """Two optimizer steps of the preset tiny on synthetic images: two ranks, or one where there is a single GPU."""
     import torch
 
     from m2i2.data.shards.building import Encoding, build

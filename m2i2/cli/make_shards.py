@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         add("--projections", choices=["frontal", "lateral", "all"], help="which images (iu-xray; all)")
         add("--language", choices=["en", "zh", "all"], help="which questions (slake; en)")
         add("--split", metavar="NAME", help="split of records that name none (json, datasets; train)")
-        add("--count", type=int, metavar="N", help="how many images to draw (phantoms)")
+        add("--count", type=int, metavar="N", help="how many images to generate (phantoms)")
         add("--seed", type=int, help="which ones (phantoms; 0)")
         add("--protocol", choices=["paper", "clean"], help="whose training questions (vqa-text; clean)")
         add("--selection", type=float, metavar="SHARE", help="as in finetuning: answering.selection (vqa-text; 0.1)")
@@ -145,7 +145,7 @@ def _tell(report: Report, output: Path, seconds: float) -> None:
     for reason, count in report.reasons.items():
         say(f"rejected: {count} x {reason} (listed in {output / 'rejects.jsonl'})")
     if report.doubts:
-        say(f"look at {report.doubts} pictures or captions that may be wrong; they are listed in {output / 'doubts.jsonl'}")
+        say(f"look at {report.doubts} images or captions that may be wrong; they are listed in {output / 'doubts.jsonl'}")
     if report.resumed_shards:
         say(f"{report.resumed_shards} shard(s) were there from an earlier run.")
     if not report.complete_before:

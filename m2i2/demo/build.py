@@ -26,7 +26,7 @@ from m2i2.workflows.evaluation import Asked, evaluate
 from m2i2.workflows.finetuning import finetune
 
 IMAGES = 1000
-"""Drawn images to train on."""
+"""Synthetic images to train on."""
 QUESTIONS = (
     "what kind of lesion is shown?",
     "on which side is the lesion?",

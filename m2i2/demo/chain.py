@@ -1,4 +1,4 @@
-"""The demo: the main job end to end on drawn images. Shards, pretraining, finetuning, evaluation, report."""
+"""The demo: the main job end to end on synthetic images. Shards, pretraining, finetuning, evaluation, report."""
 
 import io
 import os
@@ -77,10 +77,10 @@ def steps(out: Path, ranks: Ranks, port: int) -> list[tuple[str, list[str]]]:
     captions, questions = str(out / "shards" / "captions"), str(out / "shards" / "vqa")
     pretrained, finetuned = str(out / "pretrain"), str(out / "finetune")
     shards = ["python", "tools/make_shards.py"]
-    drawn = ["phantoms", "--side", "128"]
+    phantoms = ["phantoms", "--side", "128"]
     return [
-        ("draw 2,000 images with captions", [*shards, "captions", *drawn, "--count", "2000", "--output", captions]),
-        ("draw 1,000 images with questions", [*shards, "vqa", *drawn, "--count", "1000", "--output", questions]),
+        ("generate 2,000 images with captions", [*shards, "captions", *phantoms, "--count", "2000", "--output", captions]),
+        ("generate 1,000 images with questions", [*shards, "vqa", *phantoms, "--count", "1000", "--output", questions]),
         (
             "pretrain on images and captions",
             training(

@@ -65,7 +65,7 @@ class Protocol:
     def habits(self, source: str, normalisation: Normalisation = "official") -> tuple[str, ...]:
         """Everything a reader has to know of a result on a data set, scored in a form."""
         first, *others = self.general_habits
-        if source == "phantoms":  # there are no published numbers on drawn images
+        if source == "phantoms":  # there are no published numbers on synthetic images
             others = [habit for habit in others if habit != _PUBLISHED]
         return (first, _FORMS[normalisation], *others, *self.habits_of.get(source, ()))
 

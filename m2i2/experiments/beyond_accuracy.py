@@ -1,23 +1,16 @@
 """What an ablation's report says of each evaluation besides accuracy: the image-dependence certificate, and the rules in use."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m2i2.evaluation.dependence import CONDITIONS, least
 from m2i2.evaluation.results import KINDS, with_interval
+from m2i2.evaluation.rosetta import score_cell
 from m2i2.evaluation.rules import RULES
+from m2i2.experiments.markdown import head, row
 
 Records = Sequence[Mapping[str, Any]]
-
-
-def row(words: Iterable[str]) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(words)} |"
-
-
-def head(words: Sequence[str]) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [row(words), row(["---"] * len(words))]
+_NEEDED = "points that need the image"
 
 
 def looks(variants: Mapping[str, Records]) -> list[str]:
@@ -37,28 +30,14 @@ def looks(variants: Mapping[str, Records]) -> list[str]:
         "Does the model look at the image? All questions, asked again with another image (first seed). The image is worth at least "
         "the smallest loss.",
         "",
-        *head(
-            [
-                "overall",
-                "right image",
-                *(CONDITIONS[name] for name in names),
-                "points that need the image",
-                "seeds",
-                "answers that change",
-            ]
-        ),
+        *head(["overall", "right image", *(CONDITIONS[name] for name in names), _NEEDED, "seeds", "answers that change"]),
     ]
     for variant, found in held.items():
         part = found[0]["overall"]
         worst = part[least(part)]
-        low, high = worst["lost_interval"]
         lost = [f"{one['overall'][least(one['overall'])]['lost']:.1f}" for one in found]
         accuracies = [with_interval(part[name]) for name in ("right_image", *names)]
-        lines.append(
-            row(
-                [variant, *accuracies, f"{worst['lost']:.1f} [{low:.1f}, {high:.1f}]", ", ".join(lost), f"{worst['changed']:.1f} %"]
-            )
-        )
+        lines.append(row([variant, *accuracies, _lost(worst), ", ".join(lost), f"{worst['changed']:.1f} %"]))
     return [*lines, "", *_by_type(*next(iter(held.items())))]
 
 
@@ -68,13 +47,17 @@ def _by_type(variant: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
     if not parts:
         return []
     lines = [f"The same by kind and type of question, for `{variant}`, first seed:", ""]
-    lines += head(["questions", "count", "right image", "without it, at best", "points that need the image"])
+    lines += head(["questions", "count", "right image", "without it, at best", _NEEDED])
     for name, part in parts.items():
         worst = part[least(part)]
-        low, high = worst["lost_interval"]
         scores = [with_interval(part["right_image"]), f"{worst['accuracy']:.1f}"]
-        lines.append(row([name, str(part["questions"]), *scores, f"{worst['lost']:.1f} [{low:.1f}, {high:.1f}]"]))
+        lines.append(row([name, str(part["questions"]), *scores, _lost(worst)]))
     return [*lines, ""]
+
+
+def _lost(condition: Mapping[str, Any]) -> str:
+    """What is lost under a condition, with its interval."""
+    return with_interval({"accuracy": condition["lost"], "interval": condition["lost_interval"]})
 
 
 def rules(variant: str, records: Records, view: str) -> list[str]:
@@ -87,13 +70,6 @@ def rules(variant: str, records: Records, view: str) -> list[str]:
     for rule in RULES:
         scores = found[rule.name]
         points = scores[f"less_{RULES[0].name}"]["points"]
-        cells = [_score(scores[kind]) for kind in KINDS]
+        cells = [score_cell(scores[kind]) for kind in KINDS]
         lines.append(row([rule.name, scores["about"].replace("|", "\\|"), *cells, "-" if points is None else f"{points:+.1f}"]))
     return [*lines, ""]
-
-
-def _score(score: Mapping[str, Any]) -> str:
-    if score["score"] is None:
-        return "-"
-    left = f", {score['left_out']} left out" if score["left_out"] else ""
-    return f"{score['score']:.1f} ({score['total']}{left})"

@@ -14,7 +14,8 @@ from m2i2.errors import M2I2Error
 from m2i2.evaluation.literature import literature, published
 from m2i2.evaluation.results import KINDS, with_interval
 from m2i2.evaluation.scoring import difference_interval, share_interval
-from m2i2.experiments.beyond_accuracy import head, looks, row, rules
+from m2i2.experiments.beyond_accuracy import looks, rules
+from m2i2.experiments.markdown import head, row
 from m2i2.experiments.recipe import Cell, Recipe, cells
 from m2i2.experiments.running import record_path
 from m2i2.files import read_object, write_text

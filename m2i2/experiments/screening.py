@@ -12,6 +12,7 @@ from typing import Any
 
 from m2i2.config import require
 from m2i2.errors import M2I2Error
+from m2i2.experiments.markdown import head, row
 from m2i2.experiments.recipe import NAME, prepared, refuse_paths, refuse_setting
 from m2i2.files import read_object
 from m2i2.options import from_dict
@@ -136,9 +137,9 @@ def table(screening: Screening, scores: list[Mapping[str, float]]) -> str:
     """The screening as Markdown: each cell, what was expected, its score at every stage, and how far it came."""
     stages = range(len(screening.epochs))
     what = "mean recall@10 of held-out pairs, %" if screening.held_out else "selection questions right, %"
-    head = ["cell", "changes", "why", "expected", *(f"{screening.epochs[s]} epochs" for s in stages), "outcome"]
+    columns = ["cell", "changes", "why", "expected", *(f"{screening.epochs[s]} epochs" for s in stages), "outcome"]
     lines = [f"# Screening `{screening.name}`", "", screening.about, "", f"Figures: {what}; in brackets, less the reference.", ""]
-    lines += [_row(head), _row(["---"] * len(head))]
+    lines += head(columns)
     reference = next(iter(screening.cells))
     for name, change in screening.changes.items():
         cells = []
@@ -148,7 +149,8 @@ def table(screening: Screening, scores: list[Mapping[str, float]]) -> str:
             less = "" if other is None or name == reference or mine is None else f" ({mine - other:+.1f})"
             cells.append("" if mine is None else f"{mine:.1f}{less}")
         settings = " ".join(f"`{word}`" for word in change.settings) or "the reference"
-        lines.append(_row([name, settings, change.why, change.expected, *cells, _outcome(screening, name, scores)]))
+        cells = [name, settings, change.why, change.expected, *cells, _outcome(screening, name, scores)]
+        lines.append(row(cell.replace("|", "/") for cell in cells))
     return "\n".join(lines) + "\n"
 
 
@@ -161,7 +163,3 @@ def _outcome(screening: Screening, name: str, scores: list[Mapping[str, float]])
         if name not in scores[stage]:
             return f"failed at stage {stage + 1}"
     return "ran to the end"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

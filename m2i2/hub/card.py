@@ -61,10 +61,10 @@ def model_card(config: M2I2Config, architecture: str, results: dict[str, Any] | 
     answers = architecture == "M2I2ForVisualQuestionAnswering"
     return _CARD.format(
         metadata=_metadata(answers, results),
-        title="M2I2, finetuned to answer questions about radiographs" if answers else "M2I2, pretrained",
-        what="A vision-language model that writes an answer to a question about a radiograph."
+        title="M2I2, finetuned to answer questions about medical images" if answers else "M2I2, pretrained",
+        what="A vision-language model that writes an answer to a question about a medical image."
         if answers
-        else "A vision-language model pretrained on pairs of medical images and captions; a start for finetuning.",
+        else "A vision-language model pretrained on pairs of medical images and captions; starting weights for finetuning.",
         size=vision.image_size,
         patch=vision.patch_size,
         vision_depth=vision.depth,

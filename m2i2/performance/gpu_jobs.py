@@ -72,7 +72,7 @@ def _engines() -> list[Job]:
 
 
 def _data() -> list[Job]:
-    """Shards of drawn phantoms, as large as real images are stored, through the loader."""
+    """Shards of phantoms, as large as real images are stored, through the loader."""
     paper = Line("phantom shards through 8 workers over batches from memory, paper at 256", "ratio", 0.97, "")
     small = Line("phantom shards through 8 workers over batches from memory, small at 256", "ratio", 0.9, "")
     return [
@@ -86,7 +86,7 @@ def _commands() -> list[Job]:
     """Whole commands, as a user starts them."""
     first = Line("from the command to the tenth step, first time", "seconds", 90, "s", True)
     again = Line("from the command to the tenth step, again", "seconds", 25, "s", True)
-    evaluation = Line(f"evaluation, small, {_QUESTIONS} questions about drawn phantoms", "seconds", 4, "s", True)
+    evaluation = Line(f"evaluation, small, {_QUESTIONS} questions about synthetic images", "seconds", 4, "s", True)
     return [
         Job(_TENTH, _tenth_step(afresh=True), 150, (first,), _CAPTIONS),
         Job("tenth-step-again", _tenth_step(afresh=False), 60, (again,), _TENTH),

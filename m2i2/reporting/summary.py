@@ -9,7 +9,7 @@ from m2i2.evaluation.scoring import FEW
 from m2i2.reporting.records import Evaluation, Run
 
 NAMES = {
-    "phantoms": "drawn phantoms",
+    "phantoms": "synthetic images",
     "vqa-rad": "VQA-RAD",
     "slake": "SLAKE",
     "pathvqa": "PathVQA",
@@ -32,7 +32,7 @@ def title_of(runs: Sequence[Run]) -> str:
         return f"{model} on {', '.join(dict.fromkeys(data_of(e) for e in evaluations))}"
     stages = dict.fromkeys({"pretraining": "pretrained", "finetuning": "finetuned"}.get(run.stage, run.stage) for run in runs)
     data = dict.fromkeys(name for run in runs for name in _shards(run))
-    return f"{model}, {' and '.join(stages)} on {', '.join(data) or 'drawn phantoms'}"
+    return f"{model}, {' and '.join(stages)} on {', '.join(data) or 'synthetic images'}"
 
 
 def data_of(evaluation: Evaluation) -> str:
@@ -47,7 +47,7 @@ def trained(run: Run) -> str:
     if not run.settings:
         return ""
     training, last = run.settings.get("training", {}), run.log[-1] if run.log else {}
-    parts = [f"preset {run.settings.get('preset', '?')}", f"on {', '.join(_shards(run)) or 'drawn phantoms'}"]
+    parts = [f"preset {run.settings.get('preset', '?')}", f"on {', '.join(_shards(run)) or 'synthetic images'}"]
     if last:
         parts.append(f"{last.get('step', 0):,} steps of {training.get('batch', '?')} samples, {last.get('epoch', 0):.1f} epochs")
     else:

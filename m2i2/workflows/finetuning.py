@@ -42,7 +42,7 @@ def finetune(config: FinetuningConfig, folder: Path, deepspeed_config: Path | No
     runtime = Runtime.start(config.training, deepspeed_config)
     process, stop = runtime.process, StopFlag()
     if not config.data.shards:
-        process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
+        process.say("No --shards were given: training on the built-in demo data (synthetic images, not medical ones).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("vqa"),)))
     config = settled(config, folder, process)
     if config.answering.normalisation == "auto":  # a run goes on in the form in which it began

@@ -43,7 +43,7 @@ def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | N
     runtime = Runtime.start(config.training, deepspeed_config)
     process, stop = runtime.process, StopFlag()
     if not config.data.shards:
-        process.say("No --shards were given: training on the built-in demo data (drawn phantoms, not radiographs).")
+        process.say("No --shards were given: training on the built-in demo data (synthetic images, not medical ones).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("captions"),)))
     config = settled(config, folder, process)
     corpus = Corpus.open(config.data.shards, config.data.split, "captions", config.data)

@@ -19,7 +19,7 @@ DEMO = Path("runs") / "demo-shards"
 
 
 def demo_shards(kind: Kind) -> str:
-    """The folder of the built-in demo data's shards, drawn now where they are not there yet. Collective."""
+    """The folder of the built-in demo data's shards, generated now where they are not there yet. Collective."""
     folder = DEMO / kind
 
     def draw() -> None:

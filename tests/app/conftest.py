@@ -1,4 +1,4 @@
-"""The running app, users of it, and drawn cases that its model answers."""
+"""The running app, users of it, and synthetic cases that its model answers."""
 
 import signal
 import socket

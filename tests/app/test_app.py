@@ -28,7 +28,7 @@ from tests.preloaded import start
 from tests.unit.test_dicom import dicom
 
 Case = tuple[Path, str, str]
-"""A drawn image, a question about it, and its answer."""
+"""A synthetic image, a question about it, and its answer."""
 
 
 def test_upload_ask_see_answer_and_overlay(page: User, cases: list[Case]) -> None:
@@ -153,7 +153,7 @@ def test_everything_is_reached_with_the_tab_key_and_is_seen_to_be(page: User, ca
     assert order == ORDER, reached
     assert not unseen, unseen
     page.find("#examples button").send_keys(Keys.ENTER)
-    page.place("Image 3 of 3: drawn-")
+    page.place("Image 3 of 3: synthetic-")
 
 
 ORDER = ["header", "upload", "question", "ask", "previous", "next", "strip", "remove", "examples"]
@@ -221,7 +221,7 @@ def test_two_users_at_once_get_their_own_answers(server: str, cases: list[Case])
         second.browser.quit()
 
 
-def test_a_drawn_example_is_one_click(page: User) -> None:
+def test_a_synthetic_example_is_one_click(page: User) -> None:
     thumbnails = page.browser.find_elements(By.CSS_SELECTOR, "#examples button img")
     assert len(thumbnails) == 3
     assert all(page.browser.execute_script("return arguments[0].naturalWidth", image) for image in thumbnails)

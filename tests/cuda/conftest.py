@@ -43,7 +43,7 @@ def deterministic() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shards(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captions of 96 drawn images of 32 pixels."""
+    """Captions of 96 synthetic images of 32 pixels."""
     folder = tmp_path_factory.mktemp("cuda") / "captions"
     words = ["--count", "96", "--side", "32", "--samples-per-shard", "24", "--workers", "1"]
     assert make_shards(["captions", "phantoms", "--output", str(folder), *words]) == 0

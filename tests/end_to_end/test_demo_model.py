@@ -34,7 +34,7 @@ def test_the_files_are_those_of_the_record() -> None:
     assert not re.search(r"/tmp/|/home/|/work/", "".join(path.read_text() for path in FOLDER.glob("*.[jmt]*[dnt]")))
 
 
-def test_it_answers_drawn_questions_far_above_the_most_frequent_answer() -> None:
+def test_it_answers_synthetic_questions_far_above_the_most_frequent_answer() -> None:
     """Also where it writes its answers: what the most frequent training answer of the same question gets right is 40 %."""
     answerer = load_model(FOLDER).answerer(read_candidates(ANSWERS))
     known: dict[str, Counter[str]] = defaultdict(Counter)
@@ -73,7 +73,7 @@ def test_importing_the_package_loads_nothing() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/hugging-face.md"])
 def test_documented_python_runs_offline_with_it(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one program for each page; the model and the images that it names are the demo model and drawn images.
+    """As one program for each page; the model and the images that it names are the demo model and synthetic images.
 
     The other pages bring their own data: see tests/unit/test_documentation.py.
     """

@@ -92,7 +92,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(folder: Path, monkeypat
         assert f"{results['views']['test']['model'][kind]['accuracy']:.1f}" in page.text
     for word in (
         "question only (no image)",
-        "M2I2 tiny on drawn phantoms",
+        "M2I2 tiny on synthetic images",
         "Masked language modelling (MLM) Predict masked words",
         "guessing 1 of 3 0.6365",
         "Recall, captions found for images",

@@ -21,7 +21,7 @@ def _nothing_left_running() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captions of 80 drawn images of 32 pixels in four shards."""
+    """Captions of 80 synthetic images of 32 pixels in four shards."""
     folder = tmp_path_factory.mktemp("fault-shards") / "captions"
     words = ["--count", str(ITEMS), "--side", "32", "--samples-per-shard", "20", "--workers", "1"]
     assert make_shards(["captions", "phantoms", "--output", str(folder), *words]) == 0

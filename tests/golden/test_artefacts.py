@@ -121,7 +121,7 @@ def test_the_finetuned_model_answers_as_it_did(folder: Path) -> None:
     old_results, new_results = (json.loads((folder / name / "results.json").read_text()) for name in ("evaluation", "again"))
     assert new_results["candidates"] == old_results["candidates"]
     assert new_results["protocol"]["name"] == old_results["protocol"]["name"]
-    assert set(new_results["protocol"]["habits"]) < set(old_results["protocol"]["habits"]), "nothing published of drawn images"
+    assert set(new_results["protocol"]["habits"]) < set(old_results["protocol"]["habits"]), "nothing published of synthetic images"
     assert new_results["normalisation"] == "official", "the form that it was trained in"
     assert_scored_as_before(new_results["views"], old_results["views"])
 

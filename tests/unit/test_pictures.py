@@ -362,7 +362,7 @@ def test_nearly_uniform_pictures_are_counted_and_listed(tmp_path: Path, capsys: 
     words = ["captions", "json", str(tmp_path / "t.csv"), "--output", str(tmp_path / "s"), "--side", "32", "--workers", "1"]
     assert make_shards(words) == 0
     out = capsys.readouterr().out
-    assert "look at 2 pictures or captions that may be wrong; they are listed in" in out
+    assert "look at 2 images or captions that may be wrong; they are listed in" in out
     rows = [json.loads(line) for line in (tmp_path / "s" / "doubts.jsonl").read_text().splitlines()]
     assert [(row["key"], row["doubt"][:20]) for row in rows] == [("dark", "It is nearly uniform"), ("odd", "Its window lies besi")]
     notes = read_index(tmp_path / "s")["notes"]

@@ -150,7 +150,7 @@ def test_a_fixed_prediction_file_scores_as_by_hand(tmp_path: Path, capsys: pytes
     assert "published" not in out and "50.0 [" in out and "in the form official" in out
 
 
-def test_nothing_published_is_named_under_drawn_images() -> None:
+def test_nothing_published_is_named_under_synthetic_images() -> None:
     for source, named in (("slake", True), ("phantoms", False)):
         assert any("published" in habit for habit in PROTOCOLS["paper"].habits(source)) is named
 

@@ -27,6 +27,7 @@ UNUSED = {
     r"([kmg]i?b|ms) a step": "per step",
     r"(one|two|three|four|eight|\d+) (loader )?(threads?|process(es)?|ranks?|workers?|[gc]pus?) a (rank|node|gpu)": "per rank",
     r"one a line": "one per line",
+    r"drawn (images?|phantoms?|radiographs?|examples?)": "synthetic images",
     r"(?<!there )is no (\w+ )?(url|json|hash|number|name|record|task|setting|file|folder|option|medical device)": "is not a",
 }
 """Pattern, in lower case, of whole words; and what to write instead. A space also matches a line end."""
@@ -70,6 +71,7 @@ def test_none_is_used() -> None:
         ("2 threads a rank", 1),
         ("1.5 MB a step", 1),
         ("a shard cannot\n    # be had", 1),
+        ("on drawn\nimages", 1),
     ],
 )
 def test_they_are_found(text: str, line: int) -> None:

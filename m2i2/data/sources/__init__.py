@@ -70,7 +70,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
     ),
     ("captions", "phantoms"): Entry(
         "captions",
-        "built-in drawn demo data (no PATH)",
+        "synthetic images that the package generates (no PATH)",
         "make_shards.py captions phantoms --output shards/phantoms",
         "m2i2.data.sources.phantoms:PhantomCaptions",
         ("count", "seed"),
@@ -125,7 +125,7 @@ SOURCES: dict[tuple[Kind, str], Entry] = {
     ),
     ("vqa", "phantoms"): Entry(
         "vqa",
-        "built-in drawn demo data (no PATH)",
+        "synthetic images that the package generates (no PATH)",
         "make_shards.py vqa phantoms --output shards/phantoms_vqa",
         "m2i2.data.sources.phantoms:PhantomQuestions",
         ("count", "seed"),

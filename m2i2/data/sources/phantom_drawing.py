@@ -1,4 +1,4 @@
-"""How a phantom is drawn: soft ellipses and lines on a square, then the look of a modality."""
+"""How a phantom is generated: soft ellipses and lines on a square, then the look of a modality."""
 
 import math
 from functools import cache

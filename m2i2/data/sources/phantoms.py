@@ -1,4 +1,4 @@
-"""Built-in demo data: drawn images that look a little like radiographs, with captions and questions that need the image.
+"""Built-in demo data: synthetic images that look a little like radiographs, with captions and questions that need the image.
 
 They carry no medical truth. Every question string is asked with each of its answers about equally often, so that a
 model that does not look at the image gains nothing by guessing well.
@@ -41,7 +41,7 @@ class Findings:
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A drawn image [SIDE, SIDE] uint8, what is in it, and where its lesions lie [SIDE, SIDE] bool."""
+    """A synthetic image [SIDE, SIDE] uint8, what is in it, and where its lesions lie [SIDE, SIDE] bool."""
 
     image: np.ndarray
     findings: Findings

@@ -1,4 +1,4 @@
-"""VQA-Med 2019 (ImageCLEF): questions on modality, plane, organ system and abnormality of MedPix's radiographs.
+"""VQA-Med 2019 (ImageCLEF): questions on modality, plane, organ system and abnormality of MedPix's images.
 
 Source: Ben Abacha et al., "VQA-Med: Overview of the Medical Visual Question Answering Task at ImageCLEF 2019", CLEF 2019.
 """
