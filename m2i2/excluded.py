@@ -40,7 +40,7 @@ def exclude_host(run: Path, host: str, why: str = "") -> Path:
     """Add ``host`` to the run's file, with the reason behind a #, unless it is there; returns the file. OSError as of writing."""
     run.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
     if host not in excluded_hosts(run):
-        reason = " ".join(why.split()).replace("#", "")
+        reason = " ".join(why.replace("#", "").split())
         append_text(run / EXCLUDED, f"{host}  # {reason}\n" if reason else f"{host}\n")
     return run / EXCLUDED
 

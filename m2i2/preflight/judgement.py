@@ -10,8 +10,10 @@ from m2i2.preflight.measures import GIB, Report
 
 SLOW = 0.6
 """Share of the other ranks' median rate below which a rank is warned of."""
-TOO_SLOW = 0.2
-"""Share below which products or memory end the run: it would take five times as long with this rank."""
+SLOW_DISK = 0.3
+"""The same for the disk, whose rate varies more."""
+TOO_SLOW = 0.1
+"""Share below which products or memory end the run: it would take ten times as long with this rank."""
 OF_PEAK = 0.4
 """Share of a card's known peak below which its products are warned of; large products reach 0.6 to 0.9 of it."""
 SKEW = 2.0
@@ -108,7 +110,7 @@ def _other_bits(reports: Sequence[Report]) -> list[Verdict]:
         for name in alike[0].bits:
             counts = Counter(tuple(one.bits[name]) for one in alike)
             (usual, votes), *others = counts.most_common()
-            if not others:
+            if not others or (2 * votes <= len(alike) and any(one.wrong for one in alike)):  # it is known who is wrong
                 continue
             sure = 2 * votes > len(alike)
             for one in alike:
@@ -131,7 +133,7 @@ def _slow(reports: Sequence[Report], name: str) -> list[Verdict]:
         if not others:
             continue
         rate, median = getattr(one, name), statistics.median(others)
-        if rate < SLOW * median:
+        if rate < (SLOW if can_end else SLOW_DISK) * median:
             text = f"{what} at {rate / scale:.3g} {unit}, the other ranks' median is {median / scale:.3g}"
             kind: Literal["too slow", "warning"] = "too slow" if can_end and rate < TOO_SLOW * median else "warning"
             found.append(Verdict(kind, one.rank, one.host, text, f"{remedy}, or leave the node out (--sbatch exclude={one.host})."))
