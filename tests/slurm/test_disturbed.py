@@ -62,6 +62,7 @@ def disturbed(cluster: Cluster, shards: Path, folder: Path) -> str:
         following.says("is submitted")
         job = following.text().split()[1]
         until(lambda: len(log(folder / "there")) >= 9 or following.process.poll() is not None, "the run to look after itself")
+        stopped_early(following, 0)
         for number, disturb in enumerate((user_signal, preempted, requeued, node_lost), 1 + len(PLANTED)):
             rows = len(log(folder / "there"))
             until(lambda rows=rows: len(log(folder / "there")) >= rows + 3, f"steps before {disturb.__name__}")  # type: ignore[misc]
