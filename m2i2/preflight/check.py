@@ -133,14 +133,14 @@ def preflight(process: Process, dtype: torch.dtype, folder: Path) -> None:
     outcome = examine_ranks(process, dtype, folder)
     process.say(outcome.text)
     for one in outcome.verdicts:
-        if one.kind == "warning":
-            process.say(f"Preflight: warning: {one.where}: {one.found}. {one.remedy}")
+        process.say(f"Preflight: {one.kind}: {one.where}: {one.found}. {one.remedy}")
     if not (refused := outcome.refused):
         return
     excluded = list(dict.fromkeys(one.host for one in refused if one.sure))
     if process.first:
         for host in excluded:
             _exclude(folder, host, next(f"preflight: {one.found}" for one in refused if one.host == host))
+    dist.barrier()  # a rank that ends may take the others with it before they have said why
     found = " ".join(f"{one.where}: {one.kind}: {one.found}. {one.remedy}" for one in refused[:8])
     after = f" {', '.join(excluded)} is now in {folder / EXCLUDED}; SLURM jobs of this run leave it out." if excluded else ""
     raise M2I2Error(f"Preflight: {found}{after}")

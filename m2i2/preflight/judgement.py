@@ -12,8 +12,9 @@ SLOW = 0.6
 """Share of the other ranks' median rate below which a rank is warned of."""
 SLOW_DISK = 0.3
 """The same for the disk, whose rate varies more."""
-TOO_SLOW = 0.1
-"""Share below which products or memory end the run: it would take ten times as long with this rank."""
+TOO_SLOW = 0.2
+"""Share below which a GPU's products or copies end the run, which would take five times as long with it. A rank on a CPU is only
+warned of: on busy cores it may be as slow for a moment."""
 OF_PEAK = 0.4
 """Share of a card's known peak below which its products are warned of; large products reach 0.6 to 0.9 of it."""
 SKEW = 2.0
@@ -135,7 +136,8 @@ def _slow(reports: Sequence[Report], name: str) -> list[Verdict]:
         rate, median = getattr(one, name), statistics.median(others)
         if rate < (SLOW if can_end else SLOW_DISK) * median:
             text = f"{what} at {rate / scale:.3g} {unit}, the other ranks' median is {median / scale:.3g}"
-            kind: Literal["too slow", "warning"] = "too slow" if can_end and rate < TOO_SLOW * median else "warning"
+            ends = can_end and one.link > 0 and rate < TOO_SLOW * median
+            kind: Literal["too slow", "warning"] = "too slow" if ends else "warning"
             found.append(Verdict(kind, one.rank, one.host, text, f"{remedy}, or leave the node out (--sbatch exclude={one.host})."))
     return found
 

@@ -121,7 +121,7 @@ def test_a_hang_a_wrong_node_and_a_lost_rank_send_it_back_to_the_queue(disturbed
     assert "rank 3 on node2 hung. It goes back to the queue, and resumes" in disturbed
     wrong = "float32 products of whole numbers: 1 of 256 rows are wrong (the first is row 3)"
     for rank in (2, 3):
-        assert f"rank {rank} on node2: wrong: {wrong}" in disturbed
+        assert f"Preflight: wrong: rank {rank} on node2: {wrong}" in disturbed
     assert "node2 computes wrongly. It goes back to the queue without node2, and resumes" in disturbed
     assert "a rank was lost. It goes back to the queue, and resumes" in disturbed
     (line,) = (folder / "there" / "exclude_hosts.txt").read_text().splitlines()

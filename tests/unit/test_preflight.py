@@ -46,6 +46,12 @@ def test_a_slow_rank_is_named_with_its_rate_and_the_others(name: str, share: flo
     assert "the other ranks' median is" in verdict.found and "--sbatch exclude=node1" in verdict.remedy
 
 
+def test_a_slow_cpu_is_a_warning_only() -> None:
+    found = [replace(one, link=0.0) for one in ranks()]
+    found[2] = replace(found[2], products=1e12)
+    assert only(judge(found)).kind == "warning"
+
+
 def test_a_slow_disk_is_a_warning_only() -> None:
     found = ranks()
     found[2] = replace(found[2], write=1e6)
