@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +33,11 @@ from m2i2.training.stopping import EXIT_STOPPED
 from m2i2.training.watching.watch import RECORD as HANGS
 
 
-def reason(submitted: Submitted, member: int, code: int, run: Path, excluded: Sequence[str]) -> str:
-    """Why the job is to be started again; empty where it is not. ``excluded``: its nodes that compute wrongly."""
+def reason(submitted: Submitted, member: int, code: int, run: Path, excluded: Sequence[str], age: float) -> str:
+    """Why the job is to be started again; empty where it is not.
+
+    ``excluded``: its nodes that compute wrongly. ``age``: seconds since this start of the job began.
+    """
     if code == EXIT_STOPPED:
         return ""
     if excluded:
@@ -41,17 +45,18 @@ def reason(submitted: Submitted, member: int, code: int, run: Path, excluded: Se
     ends = [outcome(submitted.result(member, rank)) for rank in range(submitted.ranks)]
     if any(end.error and end.kind != LostRank.__name__ for end in ends) or ran_out_of_memory(submitted, member):
         return ""
-    if hang := _hang(run):
+    if hang := _hang(run, age):
         return hang
     return "a rank was lost" if code > 128 or any(end.kind == LostRank.__name__ for end in ends) else ""
 
 
-def _hang(run: Path) -> str:
-    """The rank that was ended for a hang, where that is the last thing that the run's watchers have noted."""
+def _hang(run: Path, age: float) -> str:
+    """The rank that was ended for a hang, where that is the last thing that the run's watchers have noted, in this start."""
     try:
         last = parse_json(read_tail(run / HANGS, 8 << 20).strip().split("\n")[-1].encode())
         hosts = {one["rank"]: one["host"] for one in last["ranks"]}
-        return f"rank {last['rank']:d} on {hosts[last['rank']]} hung" if last["kind"] == "hang" else ""
+        ended = last["kind"] == "hang" and time.time() - last["time"] <= age
+        return f"rank {last['rank']:d} on {hosts[last['rank']]} hung" if ended else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -97,7 +102,7 @@ def _asked(*words: str) -> str:
     return done.stdout
 
 
-def _decide(folder: Path, code: int) -> int:
+def _decide(folder: Path, code: int, age: float) -> int:
     require_own_folder(folder)
     job_id = require_job_id(SlurmJobEnvironment().job_id)
     submitted = read_record(folder)
@@ -106,7 +111,7 @@ def _decide(folder: Path, code: int) -> int:
         return 0
     run = Path(read_object(folder / RECORD, "record of a job")["working_folder"]) / run_of(submitted.tasks[member])
     leave_out = nodes_to_leave_out(excluded_hosts(run), os.environ.get("SLURM_JOB_NODELIST", ""))
-    if not (why := reason(submitted, member, code, run, leave_out)):
+    if not (why := reason(submitted, member, code, run, leave_out, age)):
         return 0
     most = cluster_options_of(folder / "cluster.yaml").requeues
     if not may_go_on(folder / f"{job_id}_requeues.json", run, most):
@@ -119,9 +124,9 @@ def _decide(folder: Path, code: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``aftermath FOLDER CODE``: a job folder, and the exit code of its ranks."""
-    folder, code = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: _decide(Path(folder), int(code)))
+    """``aftermath FOLDER CODE SECONDS``: a job folder, the exit code of its ranks, and how long the batch script has run."""
+    folder, code, seconds = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: _decide(Path(folder), int(code), float(seconds) + 1.0))
 
 
 if __name__ == "__main__":

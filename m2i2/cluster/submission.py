@@ -144,7 +144,7 @@ def _executor(folder: Path, name: str, options: ClusterOptions, after: str, excl
 
 def after_the_ranks(folder: Path) -> list[str]:
     """The batch script's lines after the ranks have ended, with their exit code in ``$code``: see `m2i2.cluster.aftermath`."""
-    call = f"{shlex.quote(sys.executable)} -m m2i2.cluster.aftermath {shlex.quote(str(folder))} $code"
+    call = f"{shlex.quote(sys.executable)} -m m2i2.cluster.aftermath {shlex.quote(str(folder))} $code $SECONDS"
     return [f"""if [ "$code" != 0 ]; then trap "" TERM; {call}; fi""", 'exit "$code"']
 
 

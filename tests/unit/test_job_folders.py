@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -212,21 +213,22 @@ def ended(job: Path, rank: int, kind: str) -> None:
 def test_only_a_lost_rank_a_hang_and_a_wrong_node_send_a_job_back(tmp_path: Path) -> None:
     submitted, run = read_record(job_folder(tmp_path / "job")), tmp_path / "run"
     run.mkdir()
-    assert reason(submitted, 0, 127, run, []) == "", "no program"
-    assert reason(submitted, 0, 137, run, []) == "a rank was lost", "killed"
+    assert reason(submitted, 0, 127, run, [], 60) == "", "no program"
+    assert reason(submitted, 0, 137, run, [], 60) == "a rank was lost", "killed"
     ended(submitted.folder, 1, "LostRank")
-    assert reason(submitted, 0, 1, run, []) == "a rank was lost"
-    assert reason(submitted, 0, 75, run, []) == "", "stopped, saved and requeued already"
+    assert reason(submitted, 0, 1, run, [], 60) == "a rank was lost"
+    assert reason(submitted, 0, 75, run, [], 60) == "", "stopped, saved and requeued already"
     submitted.log().write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=12.0.\n")
-    assert reason(submitted, 0, 137, run, []) == "", "too little memory"
+    assert reason(submitted, 0, 137, run, [], 60) == "", "too little memory"
     submitted.log().unlink()
-    hang = {"kind": "hang", "rank": 1, "ranks": [{"rank": 0, "host": "node1"}, {"rank": 1, "host": "node2"}]}
+    hang = {"kind": "hang", "time": time.time(), "rank": 1, "ranks": [{"rank": 0, "host": "node1"}, {"rank": 1, "host": "node2"}]}
     (run / "hangs.jsonl").write_text(json.dumps(hang) + "\n")
-    assert reason(submitted, 0, 137, run, []) == "rank 1 on node2 hung"
+    assert reason(submitted, 0, 137, run, [], 60) == "rank 1 on node2 hung"
+    assert reason(submitted, 0, 137, run, [], -1) == "a rank was lost", "the hang was that of an earlier start"
     ended(submitted.folder, 0, "M2I2Error")
-    assert reason(submitted, 0, 2, run, []) == "", "a mistake"
-    assert reason(submitted, 0, 2, run, ["node2"]) == "node2 computes wrongly", "which is an error too"
-    assert reason(submitted, 0, 75, run, ["node2"]) == ""
+    assert reason(submitted, 0, 2, run, [], 60) == "", "a mistake"
+    assert reason(submitted, 0, 2, run, ["node2"], 60) == "node2 computes wrongly", "which is an error too"
+    assert reason(submitted, 0, 75, run, ["node2"], 60) == ""
 
 
 def test_a_job_goes_back_so_often_without_a_new_checkpoint_and_no_more(tmp_path: Path) -> None:
