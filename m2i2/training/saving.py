@@ -50,9 +50,12 @@ class Saver:
         self._in_flight = False
         self._thread: threading.Thread | None = None
         self._fault: Exception | None = None
+        self._there, self._gone = set[str](), set[str]()
+        """Checkpoints that were there after the last save, and those of them that something else has removed."""
 
     def prepare(self) -> None:
         """Take the memory of the copies, beside the first steps."""
+        self._there = self._names() if self.process.first else set()
         if self.process.first and self._background:
             self._snapshot.prepare(self._modules())
 
@@ -96,6 +99,12 @@ class Saver:
             self._thread.join()
         self._in_flight, self._thread = False, None
         fault, self._fault = self._fault, None
+        gone, self._gone = self._gone, set()
+        if gone:
+            self.process.say(
+                f"Warning: {', '.join(sorted(gone))} is gone from {self.checkpoints.folder}: something other than this run removed "
+                f"it, and the run cannot go back to it. {'Step' if fault is None else 'Not even step'} {self.saved} is saved there."
+            )
         failure = [None if fault is None else str(fault) or type(fault).__name__]
         if world_size() > 1:
             dist.broadcast_object_list(failure, src=0)
@@ -123,6 +132,9 @@ class Saver:
         modules = {"model": self.task.student, **self.task.beside}
         return {name: dict(module.state_dict()) for name, module in modules.items()}
 
+    def _names(self) -> set[str]:
+        return {path.name for path in self.checkpoints.all()}
+
     def _write(self, step: int, files: Files, state: RunState) -> None:
         """Put the checkpoint on the disk. In a thread of its own, on rank 0."""
 
@@ -135,7 +147,9 @@ class Saver:
 
         began = time.monotonic()
         try:
+            self._gone = self._there - self._names()
             self.checkpoints.put(step, fill)
+            self._there = self._names()
         except Exception as e:  # raised by `finish`, in the training's thread
             self._fault = e
         self.seconds = time.monotonic() - began

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
+from m2i2.distributed import first_collective
 from m2i2.training.buckets import Buckets, smallest
 from m2i2.training.deepspeed.configuration import Partitioning
 from m2i2.training.engine import Moments
@@ -70,6 +71,7 @@ class ZeroEngine(FlatEngine):
         if self._stage == 1:
             super()._collect(first=first)
             return
+        first_collective.note()
         for flat, buckets in zip(self._flats, self._buckets, strict=True):
             if self.copies is not None:
                 gradients = self.copies.take(flat.parameters)
@@ -83,6 +85,7 @@ class ZeroEngine(FlatEngine):
     def _update(self) -> None:
         ranks = dist.get_world_size()
         if self._stage == 1:
+            first_collective.note()
             for flat in self._flats:
                 self._rows.sum(flat.gradient.view(ranks, -1))
         super()._update()

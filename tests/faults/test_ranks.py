@@ -1,6 +1,7 @@
 """Ranks, loader processes and losses that fail while a run goes on."""
 
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -57,8 +58,12 @@ def test_ranks_without_a_launcher_end_with_the_one_that_is_gone(shards: Path, tm
     zero, one = without_launcher(shards, tmp_path, 29712, {})
     assert zero.wait_until(lambda: steps_logged(tmp_path / "run") > 1), zero.output[-3000:]
     zero.tree()
+    pid = one.process.pid
     one.kill_all()
+    killed = time.monotonic()
     assert zero.wait(300) == 1
+    assert time.monotonic() - killed < 60
+    assert f"Lost: rank 1 on {socket.gethostname()} (process {pid}) is gone" in zero.output, zero.output[-3000:]
     assert first_error(zero).startswith("error (rank 0): lost contact with another rank")
     assert_gone(zero.seen | one.seen)
 

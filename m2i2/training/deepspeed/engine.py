@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from m2i2.distributed import first_collective
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed import private
 from m2i2.training.engine import Engine, Moments, or_nan
@@ -63,6 +64,7 @@ class ShardedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
+        first_collective.note()  # DeepSpeed sums gradients within the backward pass
         self._engine.backward(or_nan(loss, self.limit))
 
     def micro_step(self) -> bool:

@@ -9,8 +9,8 @@ import struct
 import time
 from typing import NamedTuple
 
-PHASES = ("starting", "computing a step", "waiting for data", "saving", "measuring on held-out data", "ended")
-STARTING, STEP, DATA, SAVING, MEASURING, ENDED = range(len(PHASES))
+PHASES = ("starting", "computing a step", "waiting for data", "saving", "measuring on held-out data", "ended", "alone")
+STARTING, STEP, DATA, SAVING, MEASURING, ENDED, LOST = range(len(PHASES))
 _LAYOUT = struct.Struct("qqddd")
 SIZE = _LAYOUT.size
 

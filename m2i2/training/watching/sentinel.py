@@ -47,6 +47,16 @@ class Peers:
         if self._listener:
             self._listener.setblocking(False)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to any other sentinel."""
+        return bool(self._sockets)
+
+    @property
+    def first_host(self) -> str:
+        """Where rank 0's sentinel is."""
+        return self._address[0] if self._address else ""
+
     def send(self, message: Report) -> None:
         """To rank 0's sentinel; from it, to all others."""
         if self._address and not self._sockets:
@@ -126,7 +136,10 @@ class Sentinel:
 
     def run(self) -> None:
         """Until the rank ends."""
-        while os.getppid() == self.pid and self._heart.read().phase != beats.ENDED:
+        while os.getppid() == self.pid and (phase := self._heart.read().phase) != beats.ENDED:
+            if phase == beats.LOST:
+                self._tell_lost()
+                return
             mine = self.look()
             if self.rank:
                 self._peers.send(mine)
@@ -165,6 +178,20 @@ class Sentinel:
                 workers.append({"pid": pid, "state": processes.state_of(pid), "calls": calls[:4]})
         calls = processes.training_thread(stack)
         return {"state": processes.state_of(self.pid), "calls": calls[:6], "workers": workers[:16], "stack": stack[:9_000]}
+
+    def _tell_lost(self) -> None:
+        """Name the ranks that are gone, once this rank has lost contact; its process waits for that before it ends."""
+        self._peers.receive(2 * _POLL + 0.2)
+        if self._condemned:
+            return
+        if self.rank and not self._peers.connected:
+            self._say(f"Lost: rank 0 on {self._peers.first_host} is gone, or the connection to it.")
+        for rank in sorted(self._peers.gone):
+            report = self._reports.get(rank, {})
+            self._say(
+                f"Lost: rank {rank} on {report.get('host', 'an unknown host')} (process {report.get('pid', '?')}) is gone, or the "
+                f"connection to it; it had done {report.get('step', 0)} steps."
+            )
 
     # --- on rank 0
 

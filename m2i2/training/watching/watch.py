@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
 
+from m2i2.exits import lost_another_rank
 from m2i2.training.processes import Process
 from m2i2.training.watching import beat as beats
 from m2i2.training.watching.process import STACK_SIGNAL
@@ -24,6 +25,8 @@ RECORD = "hangs.jsonl"
 """What was found, in the run's folder: one line for each warning and each end, with the stacks of all ranks."""
 _LONGER = 6
 """How long starting, the first step, saves and measurements may take, in ``training.hang_seconds``."""
+_LAST_WORDS = 4.0
+"""Seconds that the process beside a rank gets to name the ranks that are gone."""
 _STEPS = 10
 """How long a step may take at least, in usual steps."""
 
@@ -88,6 +91,10 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._heart is None or self._sentinel is None:
             return
+        if error is not None and self._process.ranks > 1 and lost_another_rank(error):
+            self.beat(beats.LOST)
+            with suppress(subprocess.TimeoutExpired):  # it says whom it does not hear of any more
+                self._sentinel.wait(_LAST_WORDS)
         self.beat(beats.ENDED)
         self._sentinel.kill()  # it has nothing to finish
         self._sentinel.wait()
