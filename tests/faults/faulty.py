@@ -72,8 +72,10 @@ class Faulty(PretrainingTask):
                 dist.barrier(self.group)  # rank 0 never comes
             elif self.fault == "nan":
                 self.spoil, self.at = True, -1
-        if dist.get_rank() == 1 and self.fault == "slow":
+        if self.fault == "slow" and dist.get_rank() == 1:
             time.sleep(0.3)
+        elif self.fault == "slow" and step in (self.at, 2 * self.at):  # and the clock of rank 0 is set a day ahead, then back
+            set_clock(86_400 if step == self.at else -86_400)
 
     def compute(self, batch: CaptionBatch, negatives: Negatives | None = None) -> Output:
         output = super().compute(batch, negatives)
@@ -83,6 +85,12 @@ class Faulty(PretrainingTask):
 
     def begin_micro_batch(self, key: Key) -> None:
         super().begin_micro_batch(key)
+
+
+def set_clock(seconds: float) -> None:
+    """Set this process's clock forward by so many seconds, or back."""
+    clock = time.time
+    time.time = lambda: clock() + seconds
 
 
 def wrong_products(trainer: Any, at: int) -> None:
@@ -128,24 +136,26 @@ def full_disk(trainer: Any, at: int) -> None:
     trainer.saver.store_tokenizer = full
 
 
-def stuck_worker(folder: Path, after: int) -> None:
-    """Let a loader process of rank 1 read from a pipe into which nobody writes, after so many samples."""
+def spoilt_worker(fault: str, folder: Path, after: int) -> None:
+    """After so many samples, let a loader process raise, or read from a pipe into which nobody writes."""
     read, seen = items.Items.__getitem__, [0]
 
-    def stuck(self: Any, number: Any) -> Any:
+    def spoilt(self: Any, number: Any) -> Any:
         seen[0] += 1
+        if seen[0] == after and fault == "raise":
+            raise RuntimeError("a fault of the loader process")
         if seen[0] == after:
             (folder / "pipe").read_bytes()
         return read(self, number)
 
-    items.Items.__getitem__ = stuck  # type: ignore[method-assign]
+    items.Items.__getitem__ = spoilt  # type: ignore[method-assign]
 
 
 def main(fault: str, shards: Path, folder: Path, hang_seconds: float = 600.0, steps: int = 40, at: int = 5) -> int:
     """Train up to ``steps``, with the fault at step ``at``."""
     torch.set_num_threads(1)
-    if fault == "worker" and os.environ["RANK"] == "1":
-        stuck_worker(folder.parent, 20)
+    if fault in ("worker", "raise") and os.environ["RANK"] == "1":
+        spoilt_worker(fault, folder.parent, 20)
     trainer = trainer_of(settings(shards, hang_seconds, steps), folder, Faulty)
     task: Any = trainer.task
     task.fault, task.at, task.group = fault, at, dist.new_group()

@@ -26,7 +26,7 @@ from tests.faults.runs import Watched, items, lines, steps_logged, tensors
 from tests.faults.test_hangs import two_ranks
 
 FROM_OUTSIDE = ("kill one", "kill all", "stop")
-INSIDE = ("lock", "deadlock", "worker", "nan", "disk", "products", *(f"flip {what}" for what in PLACES))
+INSIDE = ("lock", "deadlock", "worker", "raise", "nan", "disk", "products", *(f"flip {what}" for what in PLACES))
 KINDS = (*FROM_OUTSIDE, *INSIDE)
 BOUND = 6.0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from m2i2.training.goodput import LEDGER
 from tests.conftest import ROOT
 from tests.faults.runs import Watched, assert_gone, lines, steps_logged
 
@@ -60,7 +61,7 @@ def test_a_rank_that_hangs_is_named_and_ended(shards: Path, tmp_path: Path, faul
     assert_gone(zero.seen | one.seen)
 
 
-def test_a_slow_rank_is_named_and_no_alarm_is_raised(shards: Path, tmp_path: Path) -> None:
+def test_a_slow_rank_is_named_and_neither_it_nor_a_clock_that_jumps_raises_an_alarm(shards: Path, tmp_path: Path) -> None:
     zero, one = two_ranks("slow", shards, tmp_path, 600.0)
     assert (zero.wait(), one.wait()) == (0, 0), zero.output[-3000:]
     rows = lines(tmp_path / "run" / "log.jsonl")
@@ -68,3 +69,7 @@ def test_a_slow_rank_is_named_and_no_alarm_is_raised(shards: Path, tmp_path: Pat
     assert min(row["slowest_by"] for row in rows[1:]) > 1.5
     assert not (tmp_path / "run" / "hangs.jsonl").exists()
     assert "slowest rank" in zero.output
+    spent = lines(tmp_path / "run" / LEDGER)
+    times = [row["time"] for row in spent]
+    assert max(times) - times[0] > 80_000 and abs(times[-1] - times[0]) < 3600, "the clock jumped, and back"
+    assert 0 < spent[-1]["wall"] < 3600 and all(0 < row["goodput"] <= 1 for row in rows)

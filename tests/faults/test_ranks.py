@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from m2i2.training.stopping import EXIT_STOPPED
-from tests.faults.runs import LAUNCHER, SETTINGS, Watched, assert_gone, lines, steps_logged, torchrun
+from tests.faults.runs import LAUNCHER, SETTINGS, Watched, assert_gone, items, lines, steps_logged, torchrun
+from tests.faults.test_hangs import two_ranks
 from tests.launching import command, launch
 
 FOREVER = ["training.epochs=100000", "training.save_every=1000000"]
@@ -52,6 +53,19 @@ def test_a_rank_that_fails_is_named_first(shards: Path, tmp_path: Path) -> None:
     assert first_error(run).startswith("error (rank 1): a loader process ended (DataLoader worker"), run.output[-3000:]
     assert "lower data.workers" in first_error(run)
     assert_gone(run.seen)
+
+
+def test_an_exception_in_a_loader_process_is_its_ranks_fault(shards: Path, tmp_path: Path) -> None:
+    zero, one = two_ranks("raise", shards, tmp_path, 600.0)
+    assert one.wait_until(lambda: "a fault of the loader process" in one.output), one.output[-3000:]
+    raised = time.monotonic()
+    assert (zero.wait(300), one.wait(300)) == (1, 1)
+    assert time.monotonic() - raised < 60
+    assert "fault (rank 1):" in one.output and "Caught RuntimeError in DataLoader worker process 0." in one.output
+    assert first_error(zero).startswith("error (rank 0): lost contact with another rank")
+    assert [rank.wait() for rank in two_ranks("none", shards, tmp_path, 600.0)] == [0, 0], "the same command goes on"
+    assert len(items(tmp_path / "run")) == 40
+    assert_gone(zero.seen | one.seen)
 
 
 def test_ranks_without_a_launcher_end_with_the_one_that_is_gone(shards: Path, tmp_path: Path) -> None:
