@@ -444,7 +444,8 @@ class StartConfig:
     image: str = ""
     """A ViT: MAE, DINOv2, a tower of CLIP or a plain one (hub name, timm:NAME, folder or file). Empty: random weights."""
     checkpoint: str = ""
-    """A run folder of ours or an official .pth; it takes precedence over ``text`` and ``image``."""
+    """A run folder of ours or an official .pth; it takes precedence over ``text`` and ``image``. In finetuning, ``text`` then
+    starts the answer decoder's own layers (answering.decoder_start)."""
     cross_attention: Literal["random", "zero"] = "random"
     """How text starts to read the image without ``checkpoint``: at random (official), or through an output of zero, so that the
     image adds nothing at first and joins as training asks for it."""

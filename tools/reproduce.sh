@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes one recorded cell of an ablation again and prints its results beside the recorded ones:
-#   bash tools/reproduce.sh RECIPE CELL [DATA]      such as: bash tools/reproduce.sh small-vit vqa-rad-full-seed-0 ../shared/data
+#   bash tools/reproduce.sh RECIPE CELL [DATA]      such as: bash tools/reproduce.sh small-vit vqa-rad-full-seed-0 data
 # CELL is a record in docs/results/RECIPE; DATA (default: data) is where the recipe's data sets lie. The pretraining that the cell
 # starts from is made too. Without arguments it lists recipes and cells. A second start goes on where the first was stopped.
 set -euo pipefail

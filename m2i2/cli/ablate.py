@@ -13,26 +13,26 @@ from m2i2.terminal import say
 if TYPE_CHECKING:
     from m2i2.experiments.recipe import Recipe
 
-DESCRIPTION = """Train and evaluate every cell of a recipe: variants (full, no pretraining, no MIM, ...) x seeds x data sets under
-one fixed budget. A finished cell is one small JSON file in --results, which may be committed: on another machine only the
-missing cells run. Afterwards, or with --report alone, the table, the plot and the text are written from those files only.
+DESCRIPTION = """Train and evaluate all cells of a recipe. A cell is one training run: a data set, a variant (full, no pretraining,
+no MIM, ...) and a seed. The result of a cell is stored as a small JSON file in --results, its record, which can be committed:
+a cell that has a record is not run again, on any machine. The report is written from the records alone.
 
-A file with "cells" is a screening: many changes under a small budget, of which the best go on to a larger one by held-out
-figures (docs/evaluation.md)."""
+A recipe with "cells" is a screening: it tests many changes for a short time, and the best of them for longer. Held-out data
+decides (docs/ablations.md)."""
 
 EXAMPLES = """examples:
-  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small --jobs 2
-      the whole recipe, two cells at a time on one thread each; killed or stopped, the same command goes on
+  python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results docs/results/small --jobs 2
+      all cells, two at a time on one thread each; to continue after an interruption, repeat the command
   python launchers/ablate.py docs/recipes/small.json --results docs/results/small --list
   python launchers/ablate.py docs/recipes/small.json --results docs/results/small --report
-  python launchers/ablate.py docs/recipes/small.json --data ../shared/data --work runs/small --results docs/results/small \\
+  python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results docs/results/small \\
       --only vqa-rad-full-seed-0
       one cell, and the pretraining that it needs
   python launchers/ablate.py docs/recipes/small.json --data data --work runs/small --results results/small --cluster lab.yaml
-      every cell as a job of SLURM arrays (docs/clusters.md); later, with --collect instead of --cluster, records and report
-  python launchers/ablate.py docs/recipes/match.json --data ../shared/data --results results/match --pack pieces --piece-mb 60
+      each cell as a job of a SLURM array (docs/clusters.md); afterwards, --collect instead of --cluster writes records and report
+  python launchers/ablate.py docs/recipes/match.json --data data --results results/match --pack pieces --piece-mb 60
       for a machine without a network: code, weights and shards in pieces, and run.sh, which runs the cells there
-  python launchers/ablate.py screening.json --data ../shared/data --work runs/screening --results results/screening --jobs 2
+  python launchers/ablate.py screening.json --data data --work runs/screening --results results/screening --jobs 2
 """
 
 
@@ -47,19 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("recipe", type=Path, metavar="RECIPE", help="a JSON file such as docs/recipes/small.json")
-    add("--results", type=Path, required=True, metavar="DIR", help="where records are")
-    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the recipe's data sets lie (%(default)s)")
-    add("--work", type=Path, metavar="DIR", help="where shards, runs and logs go (default: runs/ablation-NAME)")
-    add("--jobs", type=int, default=1, metavar="N", help="cells at a time (%(default)s)")
-    add("--threads", type=int, default=1, metavar="N", help="threads of each (%(default)s)")
-    add("--only", nargs="+", default=[], metavar="CELL", help="these cells alone")
-    add("--cluster", type=Path, metavar="FILE", help="submit the cells to SLURM, as this file of cluster options says, and end")
-    add("--collect", action="store_true", help="record the cells that a cluster has finished, write the report, and end")
-    add("--pack", type=Path, metavar="DIR", help="prepare, write everything that another machine needs to DIR, and end")
-    add("--piece-mb", type=int, default=60, metavar="N", help="of --pack: size of a piece, 10^6 bytes (%(default)s)")
-    add("--list", action="store_true", help="say which cells there are and which are done, and end")
-    add("--report", action="store_true", help="write the report from the records there are, and end")
-    add("--output", type=Path, metavar="FILE", help="the report (docs/RESULTS.md; of a screening README.md in --results)")
+    add("--results", type=Path, required=True, metavar="DIR", help="folder of the records")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the recipe's data sets (%(default)s)")
+    add("--work", type=Path, metavar="DIR", help="folder for shards, runs and logs (default: runs/ablation-NAME)")
+    add("--jobs", type=int, default=1, metavar="N", help="cells to run at the same time (%(default)s)")
+    add("--threads", type=int, default=1, metavar="N", help="threads per cell (%(default)s)")
+    add("--only", nargs="+", default=[], metavar="CELL", help="run only these cells")
+    add("--cluster", type=Path, metavar="FILE", help="submit the cells to SLURM with the options in this file, and exit")
+    add("--collect", action="store_true", help="record the cells that a cluster has finished, write the report, and exit")
+    add("--pack", type=Path, metavar="DIR", help="write everything that another machine needs to DIR, and exit")
+    add("--piece-mb", type=int, default=60, metavar="N", help="with --pack: size of a piece in megabytes (%(default)s)")
+    add("--list", action="store_true", help="list the cells and which of them have a record, and exit")
+    add("--report", action="store_true", help="write the report from the existing records, and exit")
+    add("--output", type=Path, metavar="FILE", help="file of the report (docs/RESULTS.md; for a screening, README.md in --results)")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _ablate(arguments))
 

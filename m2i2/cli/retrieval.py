@@ -12,7 +12,7 @@ median rank, with 95 % intervals, by the contrast (ITC) alone and with its neare
 beside chance. Equal images and equal captions count as right. Every folder of shards is a source with a table of its own."""
 
 EXAMPLES = """examples:
-  python launchers/evaluate.py retrieval --checkpoint runs/pretrained --shards shards/rocov2 shards/iu_xray
+  python launchers/evaluate.py retrieval --checkpoint runs/pretrained --shards shards/rocov2 shards/pairs
   python launchers/evaluate.py retrieval --checkpoint runs/pretrained/checkpoints/step-00001200 --shards shards/rocov2 --rerank 0
   python launchers/evaluate.py retrieval --checkpoint official.pth --tokenizer bert-base-uncased --shards shards/rocov2
 """

@@ -78,15 +78,15 @@ def least(part: Mapping[str, Any]) -> str:
 
 
 def sentence(found: Mapping[str, Any]) -> str:
-    """A certificate in words: "62.0 %, of which 5.0 points [2.1, 7.8] need the image ..."."""
+    """A certificate in words: "accuracy 62.0 %, of which 5.0 points [2.1, 7.8] need the image ..."."""
     part = found["overall"]
     name = least(part)
     lost, (low, high) = part[name]["lost"], part[name]["lost_interval"]
     worth = f"of which {lost:.1f} points [{low:.1f}, {high:.1f}] need the image" if lost > 0 else "none of which needs the image"
     text = (
-        f"{part['right_image']['accuracy']:.1f} %, {worth}: with {CONDITIONS[name]} it has {part[name]['accuracy']:.1f} %, and "
-        f"{part[name]['changed']:.1f} % of its answers change."
+        f"accuracy {part['right_image']['accuracy']:.1f} %, {worth}: with {CONDITIONS[name]} it has "
+        f"{part[name]['accuracy']:.1f} %, and {part[name]['changed']:.1f} % of its answers change."
     )
     if low <= 0 < lost:
-        text += " The interval holds 0: these questions do not tell whether it looks at the image."
+        text += " The interval includes 0: these questions do not tell whether it looks at the image."
     return text

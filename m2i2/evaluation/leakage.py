@@ -26,7 +26,7 @@ from m2i2.evaluation.local_features import Features, features_of
 from m2i2.evaluation.whole_images import details, partners
 
 SAME = 0.92
-"""Least correlation of the same image (64 pixels, aligned); docs/evaluation.md has what it finds and what it mistakes."""
+"""Least correlation of the same image (64 pixels, aligned); docs/audit.md says what it finds and misses."""
 SAME_BY_FEATURES = ((7, 0.90), (15, 0.875), (30, 0.78), (45, 0.50))
 """(agreeing features, least correlation) of the same image found by its features."""
 _UNDECIDED, _CLOSE = 0.7, 0.1

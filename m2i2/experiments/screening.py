@@ -76,7 +76,7 @@ def read_screening(path: Path) -> Screening:
     """A screening's file; M2I2Error for what is unknown or missing, and for what would leave its folders."""
     values = read_object(path, "screening")
     if missing := [name for name in ("name", "shards", "cells") if name not in values]:
-        raise M2I2Error(f"The screening {path} has no {missing[0]!r}; docs/evaluation.md shows one that is whole.")
+        raise M2I2Error(f"The screening {path} has no {missing[0]!r}; docs/ablations.md shows a complete one.")
     cells = values.pop("cells")
     if not isinstance(cells, dict) or len(cells) < 2:
         raise M2I2Error(f"The screening {path} needs a reference and at least one change in 'cells'.")

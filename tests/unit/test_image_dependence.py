@@ -127,12 +127,14 @@ def test_a_certificate_counts_what_is_lost_and_what_changes() -> None:
     assert found["closed"]["questions"] == 20 and found["open"]["blank"]["changed"] == 100
     assert list(found["by_question_type"]) == ["size"], "of the other there are too few"
     assert least(overall) == "blank"
-    assert sentence(found).startswith("76.2 %, none of which needs the image: with a blank image it has 95.2 %, and 28.6 % of")
+    assert sentence(found).startswith(
+        "accuracy 76.2 %, none of which needs the image: with a blank image it has 95.2 %, and 28.6 % of"
+    )
     told = certificate(given, {"shuffled": still}, "official")
-    assert "of which 23.8 points [" in sentence(told) and "holds 0" not in sentence(told)
+    assert "of which 23.8 points [" in sentence(told) and "includes 0" not in sentence(told)
     hardly = [*given[:14], answered(14, "no"), *given[15:]]
     assert "of which 4.8 points [0.0, 14.3] need the image" in sentence(certificate(given, {"noise": hardly}, "official"))
-    assert "The interval holds 0" in sentence(certificate(given, {"noise": hardly}, "official"))
+    assert "The interval includes 0" in sentence(certificate(given, {"noise": hardly}, "official"))
 
 
 @pytest.mark.parametrize(("total", "most", "items"), [(5, 9, [0, 1, 2, 3, 4]), (5, 3, [0, 2, 4]), (1, 1, [0]), (9, 1, [0])])
