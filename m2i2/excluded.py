@@ -18,7 +18,7 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 def excluded_hosts(run: Path) -> list[str]:
     """The hosts that the run's file names, without the rest of their lines behind a #; none without a file.
 
-    M2I2Error where the file cannot be read, or a line is no name of a host: the names become options of SLURM's commands.
+    M2I2Error where the file cannot be read, or a line is not the name of a host: the names become options of SLURM's commands.
     """
     path = run / EXCLUDED
     try:
@@ -31,7 +31,7 @@ def excluded_hosts(run: Path) -> list[str]:
     for host in hosts:
         if not _HOST.fullmatch(host):
             raise M2I2Error(
-                f"{path} names {host!r:.80}, which is not the name of a host; write one host a line, or remove the line."
+                f"{path} names {host!r:.80}, which is not the name of a host; write one host per line, or remove the line."
             )
     return list(dict.fromkeys(hosts))
 
