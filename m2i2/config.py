@@ -331,12 +331,33 @@ class TrainingConfig:
     """What everything random is drawn from: weights, order, augmentation, masks, negatives, dropout."""
     save_every: int = 500
     """Optimizer steps between checkpoints; the end of the run is saved always."""
+    save_minutes: float = 0.0
+    """Save also where so many minutes have passed since the last save; 0 = by steps alone."""
+    save_in_background: bool = True
+    """Copy the state in the host's memory, and write it beside the training; false: training stands still until it is written."""
+    grace_seconds: float = 0.0
+    """Time from a stop signal to the kill: no last save begins that would take longer than what is left. 0 = unknown: save."""
     keep: int = 3
     """Newest checkpoints kept."""
     keep_every: int = 0
     """Keep also, for good, the checkpoints of every so many optimizer steps; 0 = none."""
+    check_state: bool = False
+    """Compare checksums of weights, moments, teacher and queue between steps and ranks. Reads all of them twice per step."""
+    replay_every: int = 500
+    """Optimizer steps between two replays: each rank computes a micro-batch again that another rank has computed, and bits are
+    compared (a rank alone: twice, and products whose result is known). A rank that computes wrongly is named, and the run ends.
+    A replay takes as long as 2 micro-batches. 0 = none."""
+    hang_seconds: float = 600.0
+    """A rank that takes longer for a step (and longer than 10 usual steps) is named and ended, after a warning at half of it. The
+    first step, saves and validations may take 6 times as long. 0 = nobody looks."""
     max_nonfinite: int = 10
     """Optimizer steps in a row whose loss or gradient may be infinite or NaN; such steps are skipped."""
+    spike_sigma: float = 0.0
+    """Standard deviations above the recent losses at which a loss is a spike: its step is computed again, then ``on_spike`` says
+    what happens. 0 = losses are not looked at; 10 is a careful value."""
+    on_spike: Literal["keep", "skip", "rollback"] = "keep"
+    """What becomes of a spike that is there again: its step counts, or is skipped, or the run goes back to its newest checkpoint
+    and skips the steps since, with their data (PaLM, OLMo)."""
     log_every: int = 10
     """Optimizer steps between two lines of log.jsonl, which hold means over them."""
     log_items: bool = False
@@ -364,8 +385,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "training", ("epochs", "batch", "accumulation", "save_every", "keep", "log_every"))
         require(
-            min(self.keep_every, self.max_nonfinite, self.profile) >= 0,
-            "training.keep_every, training.max_nonfinite and training.profile must not be negative.",
+            min(self.keep_every, self.max_nonfinite, self.profile, self.replay_every) >= 0,
+            "training.keep_every, max_nonfinite, profile and replay_every must not be negative.",
+        )
+        require(
+            min(self.save_minutes, self.grace_seconds, self.hang_seconds, self.spike_sigma) >= 0,
+            "training.save_minutes, grace_seconds, hang_seconds and spike_sigma must not be negative; 0 switches each off.",
         )
         require(
             self.batch % self.accumulation == 0,

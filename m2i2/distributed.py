@@ -1,6 +1,8 @@
 """The few collectives that training needs, on gloo or NCCL; with one process they cost nothing."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +16,9 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """This process's number, 0 without a process group; within a `Tape`, that of the rank whose computation it is."""
+    if Tape.current is not None:
+        return Tape.current.rank
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -23,15 +27,83 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+class FirstCollective:
+    """When this rank came to its first collective since the last reset: until then it worked on its own."""
+
+    def __init__(self) -> None:
+        self._reset, self._first = 0.0, 0.0
+
+    def reset(self) -> None:
+        """Wait for the next collective."""
+        self._reset, self._first = time.monotonic(), 0.0
+
+    def note(self) -> None:
+        """A collective begins."""
+        if not self._first:
+            self._first = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """From the reset to the first collective since; 0 where there was none."""
+        return max(0.0, self._first - self._reset)
+
+
+first_collective = FirstCollective()
+"""Of this process."""
+
+
+class Tape:
+    """What the collectives of a computation gave a rank. Another rank can do the same computation from it, alone.
+
+    Within it, collectives are recorded; or, where ``received`` is given, nothing is exchanged and they return what it holds.
+    """
+
+    current: "Tape | None" = None
+    """The one that this process is within."""
+
+    def __init__(self, rank: int, received: Sequence[Tensor] | None = None) -> None:
+        """``rank``: whose computation it is. ``received``: what its collectives gave it, in their order."""
+        self.rank, self._playing = rank, received is not None
+        self.received = list(received or ())
+        self.sent: list[Tensor] = []
+        """The checksum [2] of what the rank gave to each collective."""
+
+    def __enter__(self) -> "Tape":
+        Tape.current = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        Tape.current = None
+
+    def exchange(self, sent: Tensor, collective: Callable[[], Tensor]) -> Tensor:
+        """What the collective gives."""
+        number = len(self.sent)
+        self.sent.append(checksum([sent]))
+        if self._playing:
+            return self.received[number].clone()
+        found = collective()
+        self.received.append(found.detach().clone())
+        return found
+
+
+def _exchanged(sent: Tensor, collective: Callable[[], Tensor]) -> Tensor:
+    return collective() if Tape.current is None else Tape.current.exchange(sent, collective)
+
+
 @torch.no_grad()
 def all_gather(x: Tensor) -> Tensor:
     """Concatenate every rank's ``x`` [b, ...] along the first dimension, in rank order: [b * ranks, ...]. No gradient."""
     if world_size() == 1:
         return x
+    first_collective.note()
     x = x.contiguous()
-    out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    _gather_into(out, x)
-    return out
+
+    def collective() -> Tensor:
+        out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+        _gather_into(out, x)
+        return out
+
+    return _exchanged(x, collective)
 
 
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -53,18 +125,49 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     """Mean of ``x`` over the ranks, as a new tensor without gradient."""
     if world_size() == 1:
         return x.detach().clone()
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x / world_size()
+    x = x.detach()
+    return _exchanged(x, lambda: _reduced(x, dist.ReduceOp.SUM)) / world_size()
 
 
 @torch.no_grad()
 def max_over_ranks(x: Tensor) -> Tensor:
     """Elementwise maximum of ``x`` over the ranks, as a new tensor without gradient."""
-    x = x.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
+    x = x.detach()
+    return _exchanged(x, lambda: _reduced(x, dist.ReduceOp.MAX)) if world_size() > 1 else x.clone()
+
+
+def _reduced(x: Tensor, operation: Any) -> Tensor:
+    out = x.clone()
+    dist.all_reduce(out, op=operation)
+    return out
+
+
+def _to_all(x: Tensor, to_me: list[int], from_me: list[int]) -> Tensor:
+    """The rows that every rank has for this one; ``from_me``: how many of ``x`` go to each, in order."""
+    x = x.contiguous()
+
+    def collective() -> Tensor:
+        received = x.new_empty((sum(to_me), *x.shape[1:]))
+        dist.all_to_all_single(received, x, to_me, from_me)
+        return received
+
+    return _exchanged(x, collective)
+
+
+def handed_on(tensors: Sequence[Tensor], distance: int) -> list[Tensor]:
+    """The tensors, of any number and shapes, of the rank that stands ``distance`` before this one, in a ring. Collective."""
+    ranks, me = dist.get_world_size(), dist.get_rank()
+    everyones: list[Any] = [None] * ranks
+    dist.all_gather_object(everyones, [(tensor.shape, tensor.dtype) for tensor in tensors])
+    described = everyones[(me - distance) % ranks]
+    bytes_to_me, bytes_from_me = [0] * ranks, [0] * ranks
+    bytes_to_me[(me - distance) % ranks] = sum(shape.numel() * dtype.itemsize for shape, dtype in described)
+    parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
+    bytes_from_me[(me + distance) % ranks] = sum(map(len, parts))
+    found = _to_all(torch.cat(parts), bytes_to_me, bytes_from_me).split(
+        [shape.numel() * dtype.itemsize for shape, dtype in described]
+    )
+    return [part.clone().view(dtype).view(shape) for part, (shape, dtype) in zip(found, described, strict=True)]
 
 
 class _AllToAll(torch.autograd.Function):
@@ -73,16 +176,12 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, to_me: list[int], from_me: list[int]) -> Tensor:
         ctx.splits = to_me, from_me  # type: ignore[attr-defined]
-        received = x.new_empty((sum(to_me), *x.shape[1:]))
-        dist.all_to_all_single(received, x.contiguous(), to_me, from_me)
-        return received
+        return _to_all(x, to_me, from_me)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         to_me, from_me = ctx.splits  # type: ignore[attr-defined]
-        returned = gradient.new_empty((sum(from_me), *gradient.shape[1:]))
-        dist.all_to_all_single(returned, gradient.contiguous(), from_me, to_me)
-        return returned, None, None
+        return _to_all(gradient, from_me, to_me), None, None
 
 
 class RowExchange:
@@ -104,9 +203,7 @@ class RowExchange:
         self._from_me = everyones[rank()]
         self._outgoing, self._places = [], []
         for request, order, to_me, from_me in zip(self._wanted, orders, self._to_me, self._from_me, strict=True):
-            rows = request.new_empty(sum(to_me))
-            dist.all_to_all_single(rows, (request % rows_per_rank)[order], to_me, from_me)
-            self._outgoing.append(rows)
+            self._outgoing.append(_to_all((request % rows_per_rank)[order], to_me, from_me))
             places = torch.empty_like(order)
             places[order] = torch.arange(len(order), device=order.device)
             self._places.append(places)
@@ -132,19 +229,30 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
 
     The sum of all 32-bit words, and their sum weighted by an odd number that differs from word to word; both modulo 2^64.
     """
-    sums: list[Tensor] = []
-    for number, tensor in enumerate(tensors):
-        for start, part in enumerate(_words(tensor.detach()).split(_CHUNK)):
-            words = part.long()
-            weights = 2 * torch.arange(len(words), device=words.device) + (2 * (number * 0x9E3779B1 + start * _CHUNK) + 1)
-            sums.append(torch.stack([words.sum(), (words * weights).sum()]))
+    sums, place, group, held = list[Tensor](), 0, list[Tensor](), 0
+    for tensor in tensors:
+        for words in _words(tensor.detach()).split(_CHUNK):
+            if group and (held + len(words) > _CHUNK or words.device != group[0].device):
+                sums.append(_sums(torch.cat(group), place))
+                place, group, held = place + held, [], 0
+            group.append(words)
+            held += len(words)
+    if group:
+        sums.append(_sums(torch.cat(group), place))
     return torch.stack([one.to(sums[0].device) for one in sums]).sum(0) if sums else torch.zeros(2, dtype=torch.int64)
 
 
+def _sums(words: Tensor, place: int) -> Tensor:
+    """[2] the two sums of words that stand at ``place`` and after it."""
+    wide = words.long()
+    weights = 2 * torch.arange(place, place + len(wide), device=wide.device) + 1
+    return torch.stack([wide.sum(), (wide * weights).sum()])
+
+
 def _words(x: Tensor) -> Tensor:
-    """The bits of ``x`` as numbers of four bytes (or of one, where four do not divide an element)."""
+    """The bits of ``x`` as int32 numbers of four bytes (or of one, where four do not divide an element)."""
     flat = x.contiguous().flatten()
-    return flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8)
+    return flat.view(torch.int32) if flat.element_size() % 4 == 0 else flat.view(torch.uint8).int()
 
 
 def same_on_all_ranks(value: Tensor) -> bool:

@@ -73,6 +73,11 @@ def open_to_append(path: Path) -> BinaryIO:
     return open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab")
 
 
+def open_to_write(path: Path) -> BinaryIO:
+    """The regular file ``path``, empty; made where it is missing; a link is not followed."""
+    return open(open_plain(path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o666), "wb")
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content."""
     with path.open("rb") as file:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from xdist.scheduler import LoadScopeScheduling
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two of these share two cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("M2I2_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = (
@@ -51,9 +53,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 
 @pytest.fixture(autouse=True)
 def _not_a_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test that trains in this process makes it a rank, with a process group: later tests find neither."""
+    """A test that trains in this process makes it a rank, with a process group and threads: later tests find none of them."""
     monkeypatch.delenv("RANK", raising=False)
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     if dist.is_initialized():
         dist.destroy_process_group()
 

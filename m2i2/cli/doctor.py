@@ -22,6 +22,9 @@ EXAMPLES = """examples:
   python tools/doctor.py
   python tools/doctor.py --train             also train two steps on two ranks, on synthetic images (under a minute)
   python tools/doctor.py --json > doctor.json
+  torchrun --nproc-per-node 8 tools/doctor.py --preflight --folder runs
+  srun --ntasks-per-node 8 --gpus-per-node 8 python tools/doctor.py --preflight --folder runs
+      measure every rank in under a minute: products, memory, disk, clock, shared memory, a sum over all ranks
 """
 _SIGNS = {"ok": ("ok", "32"), "note": ("note", "33"), "fault": ("FAULT", "31")}
 
@@ -36,10 +39,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--train", action="store_true", help="also train two steps on two ranks")
+    parser.add_argument(
+        "--preflight", action="store_true", help="measure this rank, and the others of the launcher that started it, instead"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where runs will be written (default: here)")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _doctor(arguments))
+    return guarded(lambda: _preflight(arguments) if arguments.preflight else _doctor(arguments))
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    """Measure all ranks, as a run does before it starts, and say what was found; nothing is excluded."""
+    import torch
+
+    from m2i2.precision import autocast_dtype
+    from m2i2.preflight.check import examine_ranks
+    from m2i2.training.processes import join, leave
+
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
+        from submitit.slurm.slurm import SlurmJobEnvironment
+
+        from m2i2.cluster.jobs import join_ranks
+
+        join_ranks(SlurmJobEnvironment())
+    process = join()
+    dtype = autocast_dtype("auto", process.device) if process.device.type == "cuda" else torch.float32
+    outcome = examine_ranks(process, dtype, arguments.folder.resolve())
+    leave()
+    if process.first and arguments.json:
+        verdicts = [asdict(one) for one in outcome.verdicts]
+        say(json.dumps({"ranks": [asdict(one) for one in outcome.reports], "verdicts": verdicts}, indent=2))
+    elif process.first:
+        say(outcome.text)
+        for one in outcome.verdicts:
+            _tell(Finding(one.where, "note" if one.kind == "warning" else "fault", one.found, one.remedy))
+    return EXIT_USER_ERROR if outcome.refused else 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def _fetch(output: Path) -> int:
         import onnx
     except ImportError as e:
         raise M2I2Error("onnx, which reads the file, is not installed; pip install onnx.") from e
-    from m2i2.training.checkpoint import write_tensors
+    from m2i2.training.tensor_files import write_tensors
 
     file = output / "model.safetensors"
     if file.exists():

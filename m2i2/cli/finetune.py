@@ -46,4 +46,4 @@ def run(argv: Sequence[str] | None) -> int:
 
     from m2i2.workflows.finetuning import finetune
 
-    return finetune(config, arguments.output, arguments.deepspeed_config)
+    return finetune(config, arguments.output, arguments.deepspeed_config, arguments.allow_fewer_ranks, arguments.preflight)

@@ -109,7 +109,7 @@ def _show_one(mine: "Plan", rows: int, batch: int) -> None:
             continue
         say(f"{title}: {sum(rows_of.values()) / 1e9:.3f} GB")
         for name, count in rows_of.items():
-            say(f"  {name:<24}{count / 1e9:9.3f}")
+            say(f"  {name:<44}{count / 1e9:9.3f}")
 
 
 def _show_assumptions(arguments: argparse.Namespace, measured: "Record | None", tflops: float) -> None:

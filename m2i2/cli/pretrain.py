@@ -40,4 +40,4 @@ def run(argv: Sequence[str] | None) -> int:
 
     from m2i2.workflows.pretraining import pretrain
 
-    return pretrain(config, arguments.output, arguments.deepspeed_config)
+    return pretrain(config, arguments.output, arguments.deepspeed_config, arguments.allow_fewer_ranks, arguments.preflight)

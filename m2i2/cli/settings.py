@@ -72,6 +72,16 @@ class SettingsParser(Generic[C]):
             help=f"the run's folder (default: runs/{stage}-PRESET); the same command resumes",
         )
         add("--deepspeed_config", type=Path, metavar="FILE", help="DeepSpeed configuration (default: ZeRO-2)")
+        add(
+            "--allow-fewer-ranks",
+            action="store_true",
+            help="resume on the largest number of the ranks that divides the run's batch, with accumulation for the others",
+        )
+        add(
+            "--preflight",
+            action="store_true",
+            help="measure every rank before training (some seconds); a node that computes wrongly is named and ends the start",
+        )
         add("--local_rank", type=int, help=argparse.SUPPRESS)
 
     def parse(self, argv: Sequence[str] | None, fallback_preset: str) -> tuple[C, argparse.Namespace]:

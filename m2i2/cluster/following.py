@@ -199,7 +199,7 @@ def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
     submitted, state = watch.submitted, watch.state
     ends = {rank: outcome(submitted.result(watch.member, rank)) for rank in range(submitted.ranks)}
     own = {rank: end for rank, end in ends.items() if end.error and end.kind != LostRank.__name__}
-    if not own and _MEMORY.search(_tail(submitted.log(watch.member))):
+    if not own and ran_out_of_memory(submitted, watch.member):
         return f"{what} {_OUT_OF_MEMORY} {remedy}", EXIT_CODES["OUT_OF_MEMORY"]
     if not own:
         silent = [rank for rank, end in ends.items() if not end.error]
@@ -214,6 +214,11 @@ def _failure(watch: _Watch, what: str, remedy: str) -> tuple[str, int]:
     if end.kind == M2I2Error.__name__:
         return f"error (rank {rank}): {end.message.strip()}\n{what} failed. {remedy}", EXIT_USER_ERROR
     return f"{what} failed on rank {rank}:\n{end.traceback.strip()}\n{remedy}", EXIT_FAULT
+
+
+def ran_out_of_memory(submitted: Submitted, member: int) -> bool:
+    """Whether SLURM says at the end of rank 0's log that it ended the job for its memory."""
+    return bool(_MEMORY.search(_tail(submitted.log(member))))
 
 
 def _tail(path: Path, lines: int = 15) -> str:

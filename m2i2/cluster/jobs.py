@@ -35,6 +35,8 @@ class RankJob:
     """Where the command was submitted: its relative paths start there."""
     gpus: int
     """GPUs per node that the job asked for."""
+    preflight: bool = False
+    """Whether a training run measures its nodes first."""
 
     def __call__(self) -> int:
         """Run the launcher on this rank. A stopped run goes back to the queue: SystemExit, without a result."""
@@ -50,7 +52,7 @@ class RankJob:
         join_ranks(environment)
         self._check_gpus(environment)
         try:
-            code = command(self.stage)(self.words)
+            code = command(self.stage)([*self.words, *(["--preflight"] if self.preflight else [])])
         except Exception as error:
             from m2i2.exits import lost_another_rank
 

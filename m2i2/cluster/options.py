@@ -62,6 +62,10 @@ class ClusterOptions:
     """Seconds before the time limit at which a training run saves and requeues: more than a step and a save take."""
     time_limits: int = 100
     """How often a job may reach its time limit and go on."""
+    requeues: int = 3
+    """How often in a row, without a new checkpoint, a run that lost a rank, hung or met a wrong node goes back to the queue."""
+    no_preflight: bool = False
+    """Start training runs without measuring their nodes first."""
     throttle: int = 0
     """Jobs of a sweep that run at the same time; 0 = all."""
 
@@ -71,7 +75,7 @@ class ClusterOptions:
         for line in self.sbatch:
             sbatch_option(line)
         require(self.nodes >= 1, f"nodes={self.nodes} must be at least 1.")
-        for name in ("gpus", "tasks", "cpus", "memory", "time_limits", "throttle"):
+        for name in ("gpus", "tasks", "cpus", "memory", "time_limits", "requeues", "throttle"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative.")
         require(self.signal_delay >= 1, f"signal_delay={self.signal_delay} must be at least 1 second.")
         if self.gpus and self.tasks not in (0, self.gpus):
@@ -175,6 +179,11 @@ def cluster_options(arguments: argparse.Namespace, file: Path | None) -> Cluster
         if typing.get_origin(kind) is tuple and isinstance(values.get(name), str):
             values[name] = values[name].splitlines()
     return from_dict(ClusterOptions, values)
+
+
+def cluster_options_of(file: Path) -> ClusterOptions:
+    """The options that `write_cluster_file` wrote."""
+    return from_dict(ClusterOptions, read_cluster_file(file))
 
 
 def write_cluster_file(options: ClusterOptions, path: Path) -> None:

@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(EXIT_USER_ERROR) from e
     environment = SlurmJobEnvironment()
     result = result_path(folder, environment.job_id, environment.global_rank)
+    result.unlink(missing_ok=True)  # of an earlier start: a rank that is killed leaves none
     try:
         process_job(folder)
     except Exception as error:

@@ -21,6 +21,7 @@ from m2i2.cluster.stages import STAGES, command_line
 from m2i2.cluster.start import result_path
 from m2i2.config import for_ranks
 from m2i2.errors import M2I2Error, shown
+from m2i2.excluded import excluded_hosts
 from m2i2.files import read_object, write_json, write_text
 from m2i2.options import to_dict
 from m2i2.ownership import PRIVATE
@@ -46,7 +47,7 @@ class _SlurmExecutor(submitit.SlurmExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return f"{self.python} -u -m m2i2.cluster.start {shlex.quote(str(self.folder))}"
+        return f"{self.python} -u -m m2i2.cluster.start {shlex.quote(str(self.folder))} && code=0 || code=$?"
 
     def script(self, jobs: int) -> str:
         """The sbatch script of one job, or of an array of them."""
@@ -91,7 +92,7 @@ class Submitted:
         return result_path(self.folder, self.job_ids[member], rank)
 
 
-def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _SlurmExecutor:
+def _executor(folder: Path, name: str, options: ClusterOptions, after: str, excluded: Sequence[str] = ()) -> _SlurmExecutor:
     require_name(name)
     if not str(folder).isprintable():
         raise M2I2Error(f"The job folder {shown(str(folder))} has a name of several lines; name another place with --jobs.")
@@ -102,6 +103,8 @@ def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _
     for line in options.sbatch:
         key, value = sbatch_option(line)
         more[key.replace("-", "_")] = value
+    if excluded:
+        more["exclude"] = ",".join([*([str(more["exclude"])] if "exclude" in more else []), *excluded])
     if after:
         more.update({"dependency": after, "kill_on_invalid_dep": "yes"})
     # srun no longer takes it from sbatch (SLURM 22.05)
@@ -120,6 +123,7 @@ def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _
         "mail_user": options.mail,
         "mail_type": "END,FAIL" if options.mail else "",
         "setup": list(options.setup),
+        "teardown": after_the_ranks(folder),
     }
     executor.update_parameters(
         **{key: value for key, value in asked.items() if value},
@@ -138,6 +142,19 @@ def _executor(folder: Path, name: str, options: ClusterOptions, after: str) -> _
     return executor
 
 
+def after_the_ranks(folder: Path) -> list[str]:
+    """The batch script's lines after the ranks have ended, with their exit code in ``$code``: see `m2i2.cluster.aftermath`."""
+    call = f"{shlex.quote(sys.executable)} -m m2i2.cluster.aftermath {shlex.quote(str(folder))} $code $SECONDS"
+    return [f"""if [ "$code" != 0 ]; then trap "" TERM; {call}; fi""", 'exit "$code"']
+
+
+def run_of(task: Task) -> Path:
+    """The folder of the run that a task trains, from where it was submitted."""
+    _, arguments = command_line(task.stage).parse(task.words)
+    output: Path = arguments.output
+    return output
+
+
 def request(tasks: Sequence[Task], options: ClusterOptions) -> ClusterOptions:
     """What is asked of the cluster for these tasks, which are of one stage."""
     return options.alone() if tasks[0].stage == "evaluate" else options
@@ -145,7 +162,13 @@ def request(tasks: Sequence[Task], options: ClusterOptions) -> ClusterOptions:
 
 def sbatch_script(folder: Path, name: str, tasks: Sequence[Task], options: ClusterOptions, after: str = "") -> str:
     """The script that `submit` would hand to sbatch."""
-    return _executor(folder, name, request(tasks, options), after).script(len(tasks))
+    return _executor(folder, name, request(tasks, options), after, _excluded(tasks)).script(len(tasks))
+
+
+def _excluded(tasks: Sequence[Task]) -> list[str]:
+    """The hosts that the tasks' runs must not use again."""
+    runs = [run_of(task) for task in tasks if task.stage != "evaluate"]
+    return list(dict.fromkeys(host for run in runs for host in excluded_hosts(run)))
 
 
 def new_job_folder(parent: Path, name: str) -> Path:
@@ -189,10 +212,11 @@ def submit(jobs: Path, name: str, tasks: Sequence[Task], options: ClusterOptions
         raise M2I2Error("There is no sbatch on this machine; submit from a login node of the cluster, or use --dry-run.")
     here = str(Path.cwd())
     folder = new_job_folder(jobs, name)
-    executor = _executor(folder, name, options, after)
+    executor = _executor(folder, name, options, after, _excluded(tasks))
     try:
         with executor.batch():
-            handles = [executor.submit(RankJob(task.stage, task.words, here, options.gpus)) for task in tasks]
+            measured = tasks[0].stage != "evaluate" and not options.no_preflight
+            handles = [executor.submit(RankJob(task.stage, task.words, here, options.gpus, measured)) for task in tasks]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as e:
         shutil.rmtree(folder)
         output = getattr(e, "stderr", None) or getattr(e, "output", None) or str(e)

@@ -23,7 +23,8 @@ from m2i2.models.start import official_architecture, with_stored
 from m2i2.models.weights import State, listed, of_student, of_teacher, read_checkpoint, read_state
 from m2i2.options import from_dict, to_dict
 from m2i2.terminal import say
-from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal, write_tensors
+from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal
+from m2i2.training.tensor_files import write_tensors
 
 Format = Literal["official", "checkpoint", "hugging-face"]
 Settings = PretrainingConfig | FinetuningConfig

@@ -31,7 +31,7 @@ class Plan:
     memory: dict[str, float]
     """Bytes by kind."""
     host: dict[str, float]
-    """Bytes of the CPU's memory, by kind, that offloading takes for one GPU."""
+    """Bytes of the CPU's memory, by kind, that offloading takes for one GPU, and saving in the background for the first one."""
     wire: dict[str, float]
     """Bytes sent by one GPU in an optimizer step."""
     compute_s: float
@@ -156,6 +156,8 @@ def plan(
     }
     kinds = {"moments": 2, "weights that are stepped": 1, "their gradients": 1} if offload else {}
     host = {kind: copies * _FLOAT * trained / gpus for kind, copies in kinds.items()}
+    if config.training.save_in_background:
+        host["copy that a save is written from (first GPU)"] = _FLOAT * (3 * trained + followed) + queue
     share = (gpus - 1) / gpus
     features = gpus * rows * (2 * objectives.projection * _FLOAT + 16)
     seen = visible_patches(config.vision, objectives) + 1

@@ -16,6 +16,7 @@ from m2i2.evaluation.reach import remarks
 from m2i2.inference.overlay import LEGEND, MOST, TICKS, scale_bar
 from m2i2.reporting.course import curves_of, notes_of, reconstructions_of, retrieval_of
 from m2i2.reporting.examples import Examples, examples_of
+from m2i2.reporting.goodput import goodput
 from m2i2.reporting.records import Evaluation, Run
 from m2i2.reporting.scores import by_type, calibration_of, dependence_of, localisation_of, rules_of, view_of, yes_no_of
 from m2i2.reporting.summary import data_of, looks, tested, title_of, trained, weakest
@@ -76,6 +77,7 @@ def _run(run: Run) -> dict[str, Any]:
         "logged": bool(run.log),
         "curves": curves_of(run),
         "notes": notes_of(run),
+        "goodput": goodput(run.goodput, run.log),
         "reconstructions": reconstructions_of(run),
         "retrieval": retrieval_of(run),
         "settings": list(_flat(run.settings)),

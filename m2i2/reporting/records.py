@@ -11,6 +11,7 @@ from typing import Any
 from m2i2.errors import M2I2Error
 from m2i2.files import MOST_JSON, MOST_LINES, parse_json, read_bytes
 from m2i2.ownership import inside
+from m2i2.training.goodput import LEDGER
 
 Rows = list[dict[str, Any]]
 _MOST_PICTURE = 1 << 26
@@ -37,6 +38,7 @@ class Run:
     starts: Rows = field(default_factory=list)
     log: Rows = field(default_factory=list)
     validations: Rows = field(default_factory=list)
+    goodput: Rows = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
@@ -76,6 +78,7 @@ def read_run(folder: Path) -> Run:
         starts=_rows(folder / "starts.jsonl", folder),
         log=_rows(folder / "log.jsonl", folder),
         validations=_rows(folder / "validation.jsonl", folder),
+        goodput=_rows(folder / LEDGER, folder),
         evaluations=evaluations,
     )
     if not run.settings and not run.evaluations:

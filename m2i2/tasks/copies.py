@@ -50,6 +50,11 @@ class HalfCopies:
         self._runs = Runs(pairs)
         self._trained = [(weight, copy) for weight, copy in copies.items() if weight.requires_grad]
 
+    @property
+    def trained(self) -> dict[int, nn.Parameter]:
+        """The copies of weights that are trained, by the weight's id."""
+        return {id(weight): copy for weight, copy in self._trained}
+
     def take(self, weights: Iterable[nn.Parameter]) -> list[Tensor | None]:
         """The gradients of ``weights``, of their copies where those have any, to be used once: nothing keeps them here."""
         found: list[Tensor | None] = []

@@ -7,15 +7,12 @@ sealed one; the file ``latest`` names it for people and scripts.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from m2i2.config import completed
@@ -30,6 +27,8 @@ C = TypeVar("C")
 MANIFEST = "manifest.json"
 SELECTION = "selection.json"
 """What the selection scored at which step, and which step is the best; see evaluation/selection.py."""
+AGREED = "replayed.json"
+"""The last step whose replay by another rank agreed (``training.replay_every``): checkpoints up to it are trusted."""
 FORMAT = 1
 
 
@@ -42,11 +41,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of CPU copies; tensors that share memory are written once each."""
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; M2I2Error where it is missing or damaged."""
     try:
@@ -56,10 +50,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise M2I2Error(f"Cannot read {path}: {e}. Resume from another checkpoint.") from e
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest: every file's size and sha256. A folder without a valid one is not a checkpoint."""
+def seal(folder: Path, digests: Mapping[str, str] | None = None) -> None:
+    """Write the manifest: every file's size and sha256. A folder without a valid one is not a checkpoint.
+
+    ``digests``: the sha256 of files that were hashed as they were written, by name; the others are read again.
+    """
+    known, rows = digests or {}, dict[str, dict[str, object]]()
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    rows = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
+    for path in files:
+        name = str(path.relative_to(folder))
+        rows[name] = {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256_of(path)}
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
         _sync(path)
     write_json(folder / MANIFEST, {"format": FORMAT, "files": rows})
@@ -141,6 +141,11 @@ class Checkpoints:
         """Folder name of the checkpoint after ``step`` optimizer steps."""
         return f"step-{step:08d}"
 
+    @staticmethod
+    def step(path: Path) -> int:
+        """The step of a checkpoint's folder."""
+        return int(path.name.removeprefix("step-"))
+
     def all(self) -> list[Path]:
         """Checkpoint folders by name, newest first, complete or not."""
         return sorted((p for p in self.folder.glob("step-" + "[0-9]" * 8) if p.is_dir()), reverse=True)
@@ -158,10 +163,33 @@ class Checkpoints:
         return None if path is None or flaw(path) else path
 
     def _outdated(self) -> list[Path]:
-        """Checkpoints that neither belong to the last ``keep`` nor are kept for good nor are the best."""
-        chosen = self._chosen()
-        old = [path for path in self.all()[self.keep :] if path != chosen]
-        return [p for p in old if not self.keep_every or int(p.name.removeprefix("step-")) % self.keep_every]
+        """Checkpoints that are neither among the last ``keep``, nor kept for good, nor the best, nor the newest trusted one."""
+        agreed = self.agreed()
+        spared = (self._chosen(), next((path for path in self.all() if self.step(path) <= agreed), None))
+        old = [path for path in self.all()[self.keep :] if path not in spared]
+        return [p for p in old if not self.keep_every or self.step(p) % self.keep_every]
+
+    def agreed(self) -> int:
+        """The last step whose replay agreed; -1 where there was none."""
+        try:
+            return int(parse_json(read_bytes(self.folder / AGREED, MOST_JSON))["step"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return -1
+
+    def note_agreed(self, step: int) -> None:
+        """The replay after ``step`` agreed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / AGREED, {"step": step})
+
+    def suspect(self) -> list[Path]:
+        """Set aside the checkpoints since the last replay that agreed; returns what they are called now."""
+        agreed = self.agreed()
+        aside = [self.set_aside(path.name, "suspect") for path in self.all() if self.step(path) > agreed]
+        if left := self.all():
+            write_text(self.folder / "latest", left[0].name + "\n")
+        else:
+            (self.folder / "latest").unlink(missing_ok=True)
+        return aside
 
     def _clear_unfinished(self) -> None:
         """Remove what killed saves have left."""
@@ -178,48 +206,35 @@ class Checkpoints:
             passed_over[path.name] = reason
         return None, passed_over
 
-    def set_aside(self, name: str) -> Path:
+    def set_aside(self, name: str, why: str = "damaged") -> Path:
         """Rename a checkpoint that was passed over: it stays for people to look at, and no longer counts towards ``keep``."""
-        aside = self.folder / f"{name}.damaged"
+        aside = self.folder / f"{name}.{why}"
         if aside.exists():
             shutil.rmtree(aside)
         return (self.folder / name).rename(aside)
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Let ``write`` fill a folder on rank 0, seal it, give it its name, and delete what is older than the last ``keep``.
+    def put(self, step: int, fill: Callable[[Path], Mapping[str, str]]) -> Path:
+        """Let ``fill`` write into a folder, seal it, give it its name, and delete what is older than the last ``keep``.
 
-        Collective: every rank calls it and learns of a failure (M2I2Error), which leaves the previous checkpoints usable.
+        ``fill`` returns the sha256 of the files that it has hashed. For one process. What goes wrong (OSError or else) is
+        raised, and leaves the previous checkpoints usable.
         """
         final = self.folder / self.name(step)
-        failure: list[str | None] = [None]
-        fault: Exception | None = None
-        if dist.get_rank() == 0:
-            temporary = self.folder / f".writing-{self.name(step)}"
-            try:
-                self._clear_unfinished()
-                temporary.mkdir(parents=True)
-                write(temporary)
-                seal(temporary)
-                if final.exists():
-                    shutil.rmtree(final)
-                os.rename(temporary, final)
-                _sync(self.folder)
-                write_text(self.folder / "latest", final.name + "\n")
-            except Exception as e:
-                shutil.rmtree(temporary, ignore_errors=True)
-                failure[0] = str(e) or type(e).__name__
-                fault = None if isinstance(e, (OSError, SafetensorError)) else e
-        dist.broadcast_object_list(failure, src=0)
-        if fault:
-            raise fault
-        if failure[0]:
-            raise M2I2Error(
-                f"Saving the checkpoint {final} failed: {failure[0]}. Earlier checkpoints are untouched; "
-                f"make room or check the folder's permissions, and start the same command again to resume."
-            )
-        if dist.get_rank() == 0:
-            for old in self._outdated():
-                shutil.rmtree(old, ignore_errors=True)  # the new one is complete: an old one that stays is not a failure
+        temporary = self.folder / f".writing-{self.name(step)}"
+        try:
+            self._clear_unfinished()
+            temporary.mkdir(parents=True)
+            seal(temporary, fill(temporary))
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            _sync(self.folder)
+            write_text(self.folder / "latest", final.name + "\n")
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in self._outdated():
+            shutil.rmtree(old, ignore_errors=True)  # the new one is complete: an old one that stays is not a failure
         return final
 
 

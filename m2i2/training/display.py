@@ -16,10 +16,12 @@ from m2i2.terminal import say
 
 _READINGS = (
     *("step", "epoch", "lr", "temperature", "distillation", "samples_per_s", "data_wait", "memory_gib", "mfu"),
-    *("skipped_steps", "unreadable"),
+    *("skipped_steps", "unreadable", "goodput", "goodput_lost_to", "slowest_rank", "slowest_by"),
 )
 """Columns of the log that are not losses."""
 _BARS = "▁▂▃▄▅▆▇█"
+_SLOW = 1.2
+"""Times the other ranks' time from which a rank is shown as the slowest."""
 _COURSE = 40
 """Readings that a course shows."""
 Row = Mapping[str, object]
@@ -127,8 +129,19 @@ def figures_of(row: Row) -> list[tuple[str, str]]:
         shown.append(("data wait", f"{100 * number['data_wait']:.0f} %"))
     if "memory_gib" in number:
         shown.append(("memory", f"{number['memory_gib']:.1f} GiB"))
+    if number.get("slowest_by", 0) >= _SLOW:
+        shown.append(("slowest rank", f"{number['slowest_rank']}, {number['slowest_by']:.1f}x the others"))
+    if "goodput" in number:
+        shown.append(("goodput", _goodput(number["goodput"], row.get("goodput_lost_to"))))
     shown.append(("skipped", f"{number.get('skipped_steps', 0)} steps, {number.get('unreadable', 0)} samples"))
     return shown
+
+
+def _goodput(share: float, lost_to: object) -> str:
+    """Goodput, and the three things that ate most of the rest."""
+    eaten = list(lost_to.items())[:3] if isinstance(lost_to, Mapping) else []
+    rest = ", ".join(f"{kind} {100 * part:.1f} %" for kind, part in eaten)
+    return f"{100 * share:.1f} %" + (f" ({rest})" if rest else "")
 
 
 def validation_text(row: Row) -> str:

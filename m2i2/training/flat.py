@@ -4,7 +4,7 @@ They wait for nothing: whether a step is applied is decided on the device. `loca
 several, each of which steps its part of the buffers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from m2i2.precision import HALF
 from m2i2.tasks.copies import HalfCopies
 from m2i2.tasks.flat import Flat
 from m2i2.tasks.task import Output
-from m2i2.training.engine import Engine, or_nan
+from m2i2.training.engine import Engine, Moments, or_nan
 from m2i2.training.optimizer import MOMENTS, build, parameter_groups, required, steps_done
 from m2i2.training.runtime import Runtime
 from m2i2.training.scaling import LossScale
@@ -73,9 +73,13 @@ class FlatEngine(Engine):
         self._summands = accumulation
         """Losses of whose mean an optimizer step takes the gradient."""
         self.applied = torch.ones((), dtype=torch.bool, device=device)
+        self.limit = torch.full((), torch.inf, device=device)
         self.scale = LossScale(device) if scaled else None
         self.copies: HalfCopies | None = None
         """What matrix products read in place of the weights; None: the weights themselves."""
+
+    _live = True
+    """Whether `_gathered` returns what the next step changes."""
 
     def forward(self, compute: Callable[[], Output]) -> Output:
         """See `Engine.forward`."""
@@ -88,7 +92,8 @@ class FlatEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
-        loss = or_nan(loss / self._summands if self._summands > 1 else loss)
+        loss = or_nan(loss, self.limit)
+        loss = loss / self._summands if self._summands > 1 else loss
         loss = loss * self.scale.value if self.scale else loss
         if self.copies is None:
             loss.backward()
@@ -101,6 +106,19 @@ class FlatEngine(Engine):
         """After a backward pass, the ``first`` of the step or a later one: bring its gradients to the buffers."""
         if self.copies is not None:
             self.copies.collect(first=first)
+
+    def gradients(self, compute: Callable[[], Output], student: nn.Module) -> tuple[Output, dict[str, Tensor]]:
+        """See `Engine.gradients`."""
+        if self.copies is None:
+            return super().gradients(compute, student)
+        self.copies.refresh()
+        with self.copies.in_use():
+            return super().gradients(compute, student)
+
+    def leaves(self, student: nn.Module) -> Iterable[tuple[str, Tensor]]:
+        """See `Engine.leaves`."""
+        copies = self.copies.trained if self.copies else {}
+        return [(name, copies.get(id(parameter), parameter)) for name, parameter in student.named_parameters()]
 
     def micro_step(self) -> bool:
         """See `Engine.micro_step`."""
@@ -163,7 +181,7 @@ class FlatEngine(Engine):
         """This process's part of a buffer, by itself in memory."""
         return whole
 
-    def _moments(self) -> tuple[dict[str, Tensor], int]:
+    def _moments(self) -> Moments:
         """As `Engine.moments`; of ranks other than the first it says nothing. Collective."""
         steps, gathered = 0, dict[str, Tensor]()
         for flat, part, group in zip(self._flats, self._parts, self._optimizer.param_groups, strict=True):
@@ -176,8 +194,13 @@ class FlatEngine(Engine):
                 if whole is None:
                     continue
                 for parameter, view in zip(flat.parameters, flat.views(whole), strict=True):
-                    gathered[f"{key}.{self._names[id(parameter)]}"] = view.cpu().clone()
-        return gathered, steps
+                    gathered[f"{key}.{self._names[id(parameter)]}"] = view
+        return Moments(gathered, steps, live=self._live)
+
+    def own_moments(self) -> list[Tensor]:
+        """See `Engine.own_moments`."""
+        states = [self._optimizer.state.get(part, {}) for part in self._parts]
+        return [state[key] for state in states for key in MOMENTS if key in state]
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`."""

@@ -1,9 +1,10 @@
 """The engine of one process alone: nothing is partitioned, and no collective is called, so that a step can be recorded."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
+from m2i2.training.engine import Moments
 from m2i2.training.flat import FlatEngine, Stepped, laid_out
 
 
@@ -17,6 +18,6 @@ class LocalEngine(FlatEngine):
         stepped = [Stepped(flat, flat.data, decay) for flat, decay in laid_out(student, config.weight_decay)]
         super().__init__(student, stepped, config, backend, accumulation, scaled=scaled)
 
-    def moments(self) -> tuple[dict[str, Tensor], int]:
+    def moments(self) -> Moments:
         """See `Engine.moments`."""
         return self._moments()

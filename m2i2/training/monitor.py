@@ -59,6 +59,8 @@ class StepResult:
     """(number, reason) of the samples that could not be read."""
     waited: float = 0.0
     """Seconds that the step waited for data."""
+    replayed: float = 0.0
+    """Seconds that it took to compute the step again, where it looked wrong."""
     flops: float = 0.0
     """Floating-point operations of this rank."""
 

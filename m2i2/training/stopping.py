@@ -1,8 +1,9 @@
 """Stopping in good order: a signal sets a flag, the ranks agree on it at a step's end, save together and leave."""
 
 import signal
+import time
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,19 @@ EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 
+class Agreed(NamedTuple):
+    """What the ranks have told each other at the end of a step."""
+
+    signal: int = 0
+    """The signal that some rank received, or 0."""
+    news: bool = False
+    """Whether some rank could not read a sample."""
+    overdue: bool = False
+    """Whether it is time to save."""
+    failed: bool = False
+    """Whether the save in flight has failed."""
+
+
 class StopFlag:
     """Listens for SIGTERM, SIGINT and SIGUSR2 until it is left; a second SIGINT ends the process at once.
 
@@ -22,10 +36,11 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self._since = 0, 0.0
         self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._before: dict[int, object] = {s: signal.signal(s, self._catch) for s in SIGNALS}
-        self.signal = self.signal or early_signal()
+        if early := early_signal():
+            self._catch(early, None)
 
     def __enter__(self) -> "StopFlag":
         return self
@@ -37,14 +52,17 @@ class StopFlag:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal:
             raise KeyboardInterrupt
+        self._since = self._since or time.monotonic()
         self.signal = number
 
-    def agreed(self, news: bool = False) -> tuple[int, bool]:
-        """The signal that some rank received (or 0), and whether some rank has ``news``; the same on every rank.
+    def left(self, grace: float) -> float:
+        """Seconds that are left of a ``grace`` after the signal came to this rank."""
+        return grace - (time.monotonic() - self._since if self._since else 0.0)
 
-        Collective, on the CPU, and the only such exchange of a step.
-        """
-        flags = torch.tensor([self.signal, news])
+    def agreed(self, news: bool = False, overdue: bool = False, failed: bool = False) -> Agreed:
+        """What some rank knows at the end of a step, the same on every rank. Collective, on the CPU, the only such exchange."""
+        flags = torch.tensor([self.signal, news, overdue, failed])
         if dist.get_world_size() > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
-        return int(flags[0]), bool(flags[1])
+        number, *rest = flags.tolist()
+        return Agreed(number, *map(bool, rest))

@@ -2,7 +2,8 @@
 
 import importlib.util
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,24 +31,39 @@ class TensorBoard:
     def __init__(self, folder: Path, done_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder / "tensorboard"
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done_steps + 1 if done_steps else None)
 
     def figures(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Scalars of a step."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
-        self._writer.flush()
+        with self._writing():
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._writer.flush()
 
     def picture(self, group: str, step: int, name: str, path: Path) -> None:
         """A picture of a step."""
         import numpy as np
         from PIL import Image
 
-        self._writer.add_image(f"{group}/{name}", np.asarray(Image.open(path)), step, dataformats="HWC")
+        with self._writing():
+            self._writer.add_image(f"{group}/{name}", np.asarray(Image.open(path)), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still held."""
-        self._writer.close()
+        with self._writing():
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """TensorBoard's own thread writes; its error comes back at a later call."""
+        try:
+            yield
+        except OSError as e:
+            raise M2I2Error(
+                f"Cannot write to {self._folder}: {e.strerror}. Make room or repair the folder, and start the same command again "
+                f"to resume."
+            ) from e
 
 
 class WandB:

@@ -1,6 +1,8 @@
 """The trainer, the same for pretraining and finetuning: one optimizer step after another, measured, saved and resumed."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,43 +17,33 @@ from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.sampling import Position, Share
-from m2i2.distributed import all_gather, checksum, on_first_rank, same_on_all_ranks
+from m2i2.distributed import all_gather, on_first_rank
 from m2i2.errors import M2I2Error
-from m2i2.files import write_json
-from m2i2.options import differences, to_dict
+from m2i2.options import to_dict
 from m2i2.tasks.task import Key, Output, Task, step_generator_seed
 from m2i2.training.ahead import Ahead
-from m2i2.training.checkpoint import Checkpoints, copy_into, read_config, read_run_state, read_tensors, write_tensors
+from m2i2.training.checkpoint import Checkpoints
 from m2i2.training.engines import make_engine
 from m2i2.training.evaluators import Evaluator, Measured
 from m2i2.training.flat import keep_copies
+from m2i2.training.goodput import Goodput
 from m2i2.training.lines import StepLines
 from m2i2.training.monitor import Meter, RunLog, StepResult
 from m2i2.training.nonfinite import NonFiniteGuard
 from m2i2.training.optimizer import learning_rate
 from m2i2.training.profiling import StepProfiler
+from m2i2.training.replays.replays import Replays
+from m2i2.training.resuming import load, state_to_resume
 from m2i2.training.runtime import Runtime
+from m2i2.training.saving import Saver
 from m2i2.training.scaling import HALVINGS
-from m2i2.training.stopping import EXIT_STOPPED, StopFlag
+from m2i2.training.stopping import EXIT_STOPPED, Agreed, StopFlag
+from m2i2.training.stored_state import StoredState
+from m2i2.training.stragglers import Stragglers
+from m2i2.training.suspicion import Suspicions
 from m2i2.training.unreadable import UnreadableSamples
-
-_CHANGEABLE_ON_RESUME = (
-    *("training.max_steps", "training.save_every", "training.keep", "training.log_every", "training.log_items"),
-    *(
-        "training.max_nonfinite",
-        "training.accumulation",
-        "training.kernels",
-        "training.compile",
-        "training.engine",
-        "training.half_weights",
-        "training.graphs",
-        "training.tf32",
-        "training.profile",
-    ),
-    *("data.workers", "data.shards", "data.max_unreadable", "data.cache_", "start.", "validation.", "monitor."),
-    "answering.max_unknown",
-)
-"""Settings that a resumed run may change (the data's identity is checked by its fingerprint)."""
+from m2i2.training.watching.beat import DATA, MEASURING, SAVING
+from m2i2.training.watching.watch import Watch
 
 
 class Trainer:
@@ -69,7 +61,7 @@ class Trainer:
     ) -> None:
         """``folder`` is the run's; ``store_tokenizer`` writes the tokenizer into a checkpoint's folder. Collective."""
         self.config, self.task, self.loader, self.runtime, self.folder = config, task, loader, runtime, folder
-        self.process, self.store_tokenizer, self.evaluators = runtime.process, store_tokenizer, list(evaluators)
+        self.process, self.evaluators = runtime.process, list(evaluators)
         modules = (task.student, *task.beside.values())
         for module in modules:
             module.to(runtime.device)
@@ -83,10 +75,20 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, config.training.keep_every)
         allowed = config.training.max_nonfinite + (HALVINGS if self.engine.scale else 0)
         self.nonfinite = NonFiniteGuard(allowed, self.process)
-        self.done, self.saved = 0, -1
-        """Optimizer steps done, and the step of the newest checkpoint that this trainer has written or resumed from."""
+        self.saver = Saver(config, task, self.engine, self.checkpoints, self.process, store_tokenizer)
+        self.done = 0
+        """Optimizer steps done."""
         self._batches: Ahead | None = None
         self._resumed = False
+        readings = self.config.training.log_every * loader.share.passes * loader.share.ranks
+        self._suspicions = Suspicions(folder, config.training, self.engine, task.student, self.process, readings)
+        self._stored = StoredState(task, self.engine, self.process, active=config.training.check_state)
+        self._replays = Replays(folder, config.training, task, self.engine, runtime, self.saver)
+        self._recent: tuple[Key, Batch] | None = None
+        """The step's first micro-batch, until the next step."""
+        self._go_back = False
+        self._goodput: Goodput | None = None
+        self._watch, self._stragglers = Watch(folder, self.process, 0), Stragglers(self.process)
 
     def _compute_attention_by(self, order: Sequence[str]) -> None:
         """Let attention try its kernels in this order; empty: in PyTorch's."""
@@ -103,25 +105,46 @@ class Trainer:
 
     def step(self) -> StepResult:
         """One optimizer step: its micro-batches forward and backward, the optimizer, the teacher. Collective."""
+        self._stragglers.begin_step()
+        self._stored.begin_step(self.done + 1)
         training, steps_per_epoch = self.config.training, self.loader.steps_per_epoch
         lr = learning_rate(self.config.optimizer, self.done, steps_per_epoch, training.epochs)
         self.engine.set_learning_rate(lr)
         self.task.begin_step(self.done, steps_per_epoch)
-        result = StepResult(lr)
+        result, held, self._recent = StepResult(lr), list[list[Batch]](), None
+        self._suspicions.limit()
         for micro in range(self.loader.share.passes):
-            result.losses.append(self._pass(Key(training.seed, self.done, micro), result))
+            held.append([self._next_batch(result) for _ in range(self.loader.share.accumulation // self.loader.share.passes)])
+            result.losses.append(self._pass(Key(training.seed, self.done, micro), held[micro]))
             if self._batches and (micro + 1 < self.loader.share.passes or self.done + 1 < self.last):
-                self._batches.send()
+                with self._watch.doing(DATA):
+                    self._batches.send()
+        if self._suspicions.doubted():
+            self._compute_again(result, held)
+        self._recent = Key(training.seed, self.done, 0), held[0][0]
         self.done += 1
+        self._stored.end_step(self.done)
+        self._watch.stepped(self.done)
+        self._stragglers.end_step()
         self.runtime.backend.after_step(self.done)
         result.applied = self.engine.applied.clone()
         self.nonfinite.add(result.applied, result.losses, self.done)
         return result
 
-    def _pass(self, key: Key, result: StepResult) -> dict[str, Tensor]:
-        """The losses of the next micro-batch, or of all that are taken together, after their backward pass."""
-        share = self.loader.share
-        batches = [self._next_batch(result) for _ in range(share.accumulation // share.passes)]
+    def _compute_again(self, result: StepResult, held: Sequence[Sequence[Batch]]) -> None:
+        """Settle whether the step was refused correctly: its losses become those that count. Collective."""
+        seed = self.config.training.seed
+
+        def compute() -> list[dict[str, Tensor]]:
+            return [self._pass(Key(seed, self.done, micro), batches) for micro, batches in enumerate(held)]
+
+        began = time.monotonic()
+        items = _in_global_order(torch.stack(result.items), self.loader.share)
+        result.losses, self._go_back = self._suspicions.settle(self.done + 1, result.losses, compute, items)
+        result.replayed = time.monotonic() - began
+
+    def _pass(self, key: Key, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The losses of a micro-batch, or of all that are taken together, after their backward pass."""
         self.task.begin_micro_batch(key)
         torch.manual_seed(step_generator_seed(key, self.process.rank))
         if len(batches) == 1:
@@ -144,7 +167,8 @@ class Trainer:
         """The next micro-batch on the device; what it cost is noted in ``result``."""
         if self._batches is None:
             self._batches = Ahead(iter(self.loader), self.runtime.device)
-        batch = next(self._batches)
+        with self._watch.doing(DATA):
+            batch = next(self._batches)
         result.waited += self._batches.waited
         result.unreadable += batch.unreadable
         result.items.append(batch.item)
@@ -162,6 +186,10 @@ class Trainer:
         stop = stop or StopFlag()
         if not self._resumed:
             self.resume()
+        with Watch(self.folder, self.process, self.config.training.hang_seconds) as self._watch:
+            return self._run(stop, begun)
+
+    def _run(self, stop: StopFlag, begun: Callable[[], None]) -> int:
         if self.done >= self.last and not self._unmeasured():
             self.process.say(f"Nothing left to do: {self.folder} has finished {self.done} steps; the run ends at {self.last}.")
             return 0
@@ -180,30 +208,58 @@ class Trainer:
         )
         with stop, run_log as log, profiler:
             begun()
+            self._goodput = goodput = Goodput(self.folder, self.done, active=self.process.first)
+            before = self.nonfinite.skipped
+            self._suspicions.begin(self.done)
+            self._replays.begin(self.done)
             items = StepLines(self.folder / "items.jsonl", self.done) if self.process.first else None
             if self._unmeasured():  # the run was stopped between saving and measuring
                 self._measure(log)
-            meter = Meter(self.config, self.runtime.device, self.done)
+            self.saver.prepare()
+            meter, agreed = Meter(self.config, self.runtime.device, self.done), Agreed()
             while self.done < self.last:
                 result = self.step()
                 meter.add(result)
+                goodput.add("data", result.waited)
+                goodput.add("replays", result.replayed)
                 with meter.paused():
                     profiler.step()
+                    if self._recent and self._replays.due(self.done, self.last):
+                        with goodput.spending("replays"):
+                            self._replays.check(self.done, *self._recent)
                 self._write_items(result, items)
                 if self.done % self.config.training.log_every == 0 or self.done == self.last:
-                    log.write(self._log_row(meter, result, unreadable))
-                signal, news = stop.agreed(bool(result.unreadable))
-                if news:
+                    row = self._log_row(meter, result, unreadable)
+                    log.write(row | goodput.reading(self.done, self.nonfinite.skipped - before))
+                agreed = stop.agreed(bool(result.unreadable), self.saver.overdue(), self.saver.failed)
+                if agreed.news:
                     unreadable.add(self.done, result.unreadable)
-                if signal or self._save_due():
-                    self.save()
-                if signal:
-                    self.process.say(f"Signal {signal}: saved after step {self.saved}; start the same command again to go on.")
-                    return EXIT_STOPPED
+                with self._doing("saves", SAVING):
+                    if agreed.failed:
+                        self.saver.finish()
+                    if agreed.signal:
+                        self._save_last(agreed.signal, stop)
+                        break
+                    if self._go_back:
+                        self._skip_since_checkpoint()
+                    elif self._save_due(agreed.overdue):
+                        self._begin_save()
                 with meter.paused():
                     self._measure(log)
-        self.process.say(f"Done: {self.done} steps; the model is {self.checkpoints.folder / Checkpoints.name(self.saved)}.")
+            with self._doing("saves", SAVING):
+                self.saver.finish()
+            goodput.reading(self.done, self.nonfinite.skipped - before)
+        if agreed.signal:
+            return EXIT_STOPPED
+        self.process.say(f"Done: {self.done} steps; the model is {self.checkpoints.folder / Checkpoints.name(self.saver.saved)}.")
         return 0
+
+    @contextmanager
+    def _doing(self, kind: str, phase: int) -> Iterator[None]:
+        """Within it this rank does something else than steps: for goodput and for those who watch."""
+        assert self._goodput is not None
+        with self._goodput.spending(kind), self._watch.doing(phase):
+            yield
 
     def _introduce(self) -> None:
         """Say what is about to happen."""
@@ -221,13 +277,16 @@ class Trainer:
     def _log_row(self, meter: Meter, result: StepResult, unreadable: UnreadableSamples) -> dict[str, object]:
         """A line of the log. Collective; waits for the device."""
         self.nonfinite.settle()
+        losses = meter.losses()
+        self._suspicions.band.add(losses.get("loss"))
         return {
             "step": self.done,
             "epoch": self.done / self.loader.steps_per_epoch,
-            **meter.losses(),
+            **losses,
             **self.task.readings(),
             "lr": result.lr,
             **meter.speed(self.done),
+            **self._stragglers.reading(),
             "skipped_steps": self.nonfinite.skipped,
             "unreadable": len(unreadable.items),
         }
@@ -239,10 +298,10 @@ class Trainer:
             if lines:
                 lines.add({"step": self.done, "items": numbers})
 
-    def _save_due(self) -> bool:
+    def _save_due(self, overdue: bool) -> bool:
         if self.done == self.last:
             return True
-        if self.done % self.config.training.save_every:
+        if self.done % self.config.training.save_every and not overdue:
             return False
         self.nonfinite.settle()
         return not self.nonfinite.streak
@@ -264,12 +323,17 @@ class Trainer:
 
     def _measure(self, log: RunLog) -> None:
         """Let what is due measure, and save the model where one of them asks for it. Collective."""
-        due = self._due()
-        if not due:
-            return
+        if due := self._due():
+            with self._doing("validation", MEASURING):
+                self._measure_by(due, log)
+
+    def _measure_by(self, due: Sequence[Evaluator], log: RunLog) -> None:
         found = [one.measure(self.done) for one in due]
-        if any(one.keep for one in found) and self.saved != self.done:
-            self.save()
+        if any(one.keep for one in found):
+            with self._doing("saves", SAVING):
+                if self.saver.saved != self.done:
+                    self._begin_save()
+                self.saver.finish()  # it must be complete before it is named
         if self.process.first:
             for one in due:
                 one.conclude(self.checkpoints)
@@ -279,38 +343,29 @@ class Trainer:
     # --- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint of the current step. Collective; M2I2Error where the ranks' replicas differ or writing fails."""
+        """Write a checkpoint of the current step, and wait for it. Collective; M2I2Error where replicas differ or it fails."""
+        self._begin_save()
+        self.saver.finish()
+
+    def _begin_save(self) -> None:
+        """The same, but only begun: it is complete, or has failed, after ``self.saver.finish()``."""
         self.nonfinite.settle()
-        task = self.task
-        replicas = [tensor for module in (task.student, *task.beside.values()) for tensor in module.state_dict().values()]
-        if not same_on_all_ranks(checksum(replicas)):
-            raise M2I2Error(
-                f"The ranks' weights, teachers or queues differ before the checkpoint of step {self.done}: it was not saved. "
-                f"This is a fault of the machine or of this program; resume from the previous checkpoint and report it."
-            )
-        gathered = self.engine.moments()
+        self.saver.begin(self.done, self._state())
 
-        def write(folder: Path) -> None:
-            assert gathered is not None
-            moments, optimizer_steps = gathered
-            write_tensors(folder / "model.safetensors", task.student.state_dict())
-            write_tensors(folder / "optimizer.safetensors", moments)
-            for name, module in task.beside.items():
-                write_tensors(folder / f"{name}.safetensors", module.state_dict())
-            write_json(folder / "config.json", {"stage": type(self.config).__name__, **to_dict(self.config)})
-            write_json(folder / "state.json", self._state(optimizer_steps))
-            self.store_tokenizer(folder / "tokenizer")
+    def _save_last(self, signal: int, stop: StopFlag) -> None:
+        """Before the run stops: the newest state, where the grace that is left is long enough for it. Collective."""
+        self.saver.finish()
+        grace = self.config.training.grace_seconds
+        if not grace or on_first_rank(lambda: stop.left(grace) > self.saver.seconds):
+            self.save()
+        self.process.say(f"Signal {signal}: saved after step {self.saver.saved}; start the same command again to go on.")
 
-        self.checkpoints.save(self.done, write)
-        self.saved = self.done
-
-    def _state(self, optimizer_steps: int) -> dict[str, object]:
-        """The state of the run, stored next to the tensors; ``position``, ``samples``, ``seed`` and ``ranks`` are for people."""
+    def _state(self) -> dict[str, object]:
+        """The state of the run, next to the tensors; ``position``, ``samples``, ``seed`` and ``ranks`` are for people."""
         per_epoch = self.loader.steps_per_epoch
         return {
             "step": self.done,
             "skipped_steps": self.nonfinite.skipped,
-            "optimizer_steps": optimizer_steps,
             "position": asdict(Position(self.done // per_epoch, self.done % per_epoch)),
             "samples": self.done * self.loader.share.batch,
             "seed": self.config.training.seed,
@@ -318,6 +373,7 @@ class Trainer:
             "ranks": self.loader.share.ranks,
             **({"loss_scale": self.engine.scale.state()} if self.engine.scale else {}),
             **({"attention": list(self.attention)} if self.attention else {}),
+            **({"loss_band": list(self._suspicions.band.readings)} if self.config.training.spike_sigma else {}),
         }
 
     def resume(self) -> None:
@@ -330,20 +386,14 @@ class Trainer:
                 f"Bring one back from a copy; or remove them, or choose another --output, to start over."
             )
         if path is not None:
-            state = self._checked_state(path)
+            state = state_to_resume(path, self.config, self.loader.corpus.fingerprint)
             self._set_aside(passed_over)
-            what = f"{path}/model.safetensors"
-            copy_into(self.task.student, read_tensors(path / "model.safetensors"), what)
-            for name, module in self.task.beside.items():
-                copy_into(module, read_tensors(path / f"{name}.safetensors"), f"{path}/{name}.safetensors")
-            self.task.loaded()
-            self.engine.load_moments(read_tensors(path / "optimizer.safetensors"), state["optimizer_steps"])
-            if self.engine.scale and "loss_scale" in state:
-                self.engine.scale.load(state["loss_scale"])
+            load(path, state, self.task, self.engine)
             if self.attention and set(state.get("attention", ())) == set(self.attention):
                 self._compute_attention_by(state["attention"])  # what was measured at the first start
-            self.done = self.saved = state["step"]
+            self.done = self.saver.saved = state["step"]
             self.nonfinite.skipped = state["skipped_steps"]
+            self._suspicions.band.readings.extend(state.get("loss_band", ()))
             self.process.say(f"Resuming after step {self.done} from {path}.")
         per_epoch = self.loader.steps_per_epoch
         self.loader.starting_at(Position(self.done // per_epoch, self.done % per_epoch))
@@ -351,27 +401,25 @@ class Trainer:
         for one in self.evaluators:
             one.resume(self.checkpoints, self.done)
 
+    def _skip_since_checkpoint(self) -> None:
+        """Go back to the weights of the newest checkpoint, and skip the steps since, with their data. Collective."""
+        self._go_back = False
+        self.saver.finish()
+        path, _ = on_first_rank(self.checkpoints.newest)
+        if path is None:
+            self.process.say(f"There is no checkpoint to go back to: step {self.done} alone is skipped.")
+            return
+        state = state_to_resume(path, self.config, self.loader.corpus.fingerprint)
+        load(path, state, self.task, self.engine)
+        self._stored.forget()
+        self.nonfinite.skipped += self.done - state["step"] - 1  # the last of them is counted already
+        self.process.say(f"Went back to {path}: steps {state['step'] + 1} to {self.done} are skipped with their data.")
+        self._begin_save()
+
     def _set_aside(self, passed_over: dict[str, str]) -> None:
         """Rename the checkpoints that are not complete, and name them."""
         for name, why in passed_over.items() if self.process.first else ():
             self.process.say(f"Passed over the checkpoint {name}: {why}. It is now {self.checkpoints.set_aside(name)}.")
-
-    def _checked_state(self, path: Path) -> dict[str, Any]:
-        """The state of a checkpoint; M2I2Error where it is one of other settings or other data."""
-        state = read_run_state(path)
-        stored = read_config(type(self.config), path)
-        changed = [key for key in differences(stored, self.config) if not key.startswith(_CHANGEABLE_ON_RESUME)]
-        if changed:
-            raise M2I2Error(
-                f"{self.checkpoints.folder} was trained with other settings ({', '.join(changed[:8])}); continue with the same, "
-                f"or choose another --output for a new run."
-            )
-        if state.get("data") != self.loader.corpus.fingerprint:
-            raise M2I2Error(
-                f"{self.checkpoints.folder} was trained on other data than these shards; give the same --shards in the same order, "
-                f"or choose another --output for a new run."
-            )
-        return state
 
 
 def _in_global_order(items: Tensor, share: Share) -> list[int]:

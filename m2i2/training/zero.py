@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from m2i2.backends.choice import Backend
 from m2i2.config import OptimizerConfig
+from m2i2.distributed import first_collective
 from m2i2.training.buckets import Buckets, smallest
 from m2i2.training.deepspeed.configuration import Partitioning
+from m2i2.training.engine import Moments
 from m2i2.training.flat import FlatEngine, Stepped, laid_out
 from m2i2.training.rows import row_of, rows_of
 
@@ -69,6 +71,7 @@ class ZeroEngine(FlatEngine):
         if self._stage == 1:
             super()._collect(first=first)
             return
+        first_collective.note()
         for flat, buckets in zip(self._flats, self._buckets, strict=True):
             if self.copies is not None:
                 gradients = self.copies.take(flat.parameters)
@@ -82,6 +85,7 @@ class ZeroEngine(FlatEngine):
     def _update(self) -> None:
         ranks = dist.get_world_size()
         if self._stage == 1:
+            first_collective.note()
             for flat in self._flats:
                 self._rows.sum(flat.gradient.view(ranks, -1))
         super()._update()
@@ -97,6 +101,8 @@ class ZeroEngine(FlatEngine):
         if self._stage == 1:
             super()._forget()
 
+    _live = False
+
     def _gathered(self, part: Tensor) -> Tensor | None:
         if dist.get_backend() == "gloo":
             part = part.cpu()
@@ -104,7 +110,7 @@ class ZeroEngine(FlatEngine):
         dist.gather(part, pieces, dst=0)
         return None if pieces is None else torch.cat([piece.cpu() for piece in pieces])
 
-    def moments(self) -> tuple[dict[str, Tensor], int] | None:
+    def moments(self) -> Moments | None:
         """See `Engine.moments`."""
         found = self._moments()
         return found if dist.get_rank() == 0 else None

@@ -19,6 +19,7 @@ from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_pretraining
 from m2i2.objectives.registry import BUILT_IN
+from m2i2.preflight.check import preflight
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.evaluators import Evaluator
 from m2i2.training.held_out import HeldOutPairs
@@ -28,14 +29,29 @@ from m2i2.training.runtime import Runtime
 from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
 from m2i2.training.validation import Validation
+from m2i2.workflows.fewer_ranks import on_fewer_ranks
 from m2i2.workflows.run_folder import claim_run, record_start, resolved, settled, stored_tokenizer
 from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
 
 
-def pretrain(config: PretrainingConfig, folder: Path, deepspeed_config: Path | None = None) -> int:
-    """Pretrain in ``folder``, from its newest checkpoint if it has one; returns the exit code. Collective."""
+def pretrain(
+    config: PretrainingConfig,
+    folder: Path,
+    deepspeed_config: Path | None = None,
+    allow_fewer_ranks: bool = False,
+    examine_nodes: bool = False,
+) -> int:
+    """Pretrain in ``folder``, from its newest checkpoint if it has one; returns the exit code. Collective.
+
+    ``allow_fewer_ranks``: leave ranks out where the run's batch does not divide by their number. ``examine_nodes``: measure
+    all ranks first, and refuse those that compute wrongly.
+    """
+    if allow_fewer_ranks:
+        config = on_fewer_ranks(config, folder)
     runtime = Runtime.start(config.training, deepspeed_config)
     process, stop = runtime.process, StopFlag()
+    if examine_nodes:
+        preflight(process, runtime.dtype, folder)
     if not config.data.shards:
         process.say("No --shards were given: training on the built-in demo data (synthetic images, not medical ones).")
         config = replace(config, data=replace(config.data, shards=(demo_shards("captions"),)))

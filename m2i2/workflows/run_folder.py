@@ -9,6 +9,7 @@ from m2i2.data.text.cleaning import Normalisation
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.distributed import on_first_rank
 from m2i2.errors import M2I2Error
+from m2i2.excluded import EXCLUDED
 from m2i2.files import WRITING, append_text, write_json
 from m2i2.locking import lock
 from m2i2.options import to_dict
@@ -17,7 +18,7 @@ from m2i2.provenance import provenance
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state
 from m2i2.training.processes import Process
 
-_FIRST_FILES = {"lock", "tensorboard", "wandb", "wandb-id"}
+_FIRST_FILES = {"lock", "tensorboard", "wandb", "wandb-id", EXCLUDED}
 """What a run has in its folder whose start was refused or killed before its settings were there."""
 
 

@@ -47,7 +47,7 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """All that a checkpoint of one rank holds, on the CPU."""
     gathered = trainer.engine.moments()
     assert gathered is not None
-    found = {f"optimizer.{name}": tensor for name, tensor in gathered[0].items()}
+    found = {f"optimizer.{name}": tensor.cpu().clone() for name, tensor in gathered.tensors.items()}
     for part, module in {"student": trainer.task.student, **trainer.task.beside}.items():
         found |= {f"{part}.{name}": tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     return found

@@ -98,7 +98,7 @@ def _as_one(rank: int, ranks: int) -> list[tuple[str, float]]:
     for dtype, passes in product((torch.float64, torch.float32), (1, 2)):
         model, engine = alone(dtype, passes, clip=0.5)
         steps(engine, model, slice(None), passes)
-        expected, (moments, count) = list(model.parameters()), engine.moments()
+        expected, (moments, count, _) = list(model.parameters()), engine.moments()
         for stage, way in product((1, 2), WAYS):
             if way is InMemory and dtype == torch.float64:
                 continue
@@ -152,7 +152,7 @@ def _resumed(rank: int, ranks: int, moments: dict[str, np.ndarray], count: int, 
 def test_moments_of_one_rank_fit_several() -> None:
     model, engine = alone(torch.float32, 1, clip=0.0)
     steps(engine, model, slice(None), 1)
-    moments, count = engine.moments()
+    moments, count, _ = engine.moments()
     stored = {name: tensor.numpy() for name, tensor in moments.items()}, count, [p.detach().numpy() for p in model.parameters()]
     found = on_ranks(3, _resumed, *stored)
     steps(engine, model, slice(None), 1, first=5, count=3)

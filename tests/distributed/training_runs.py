@@ -29,8 +29,8 @@ def loader_of(config: PretrainingConfig, corpus: Corpus, tokenizer: Tokenizer, p
     return make_loader(corpus, rows, config.data, config.training, process, together=config.objectives.scope == "batch")
 
 
-def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask]) -> int:
-    """Train a ``task_type`` in ``folder`` as the launcher would; returns the exit code."""
+def trainer_of(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask] = PretrainingTask) -> Trainer:
+    """A trainer of a ``task_type`` in ``folder``, as the launcher would make it, resumed."""
     runtime = Runtime.start(config.training)
     corpus = Corpus.open(config.data.shards, config.data.split, "captions")
     tokenizer = tokenizer_of(corpus)
@@ -40,4 +40,9 @@ def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask
     loader = loader_of(config, corpus, tokenizer, runtime.process)
     trainer = Trainer(config, task, loader, runtime, folder, tokenizer.save)
     trainer.resume()
-    return trainer.run()
+    return trainer
+
+
+def run(config: PretrainingConfig, folder: Path, task_type: type[PretrainingTask]) -> int:
+    """Train a ``task_type`` in ``folder`` as the launcher would; returns the exit code."""
+    return trainer_of(config, folder, task_type).run()

@@ -31,9 +31,12 @@ def test_finetuning_keeps_the_tokenizer_and_architecture_of_the_pretraining(fold
     assert (pre / "tokenizer" / "vocab.txt").read_text() == (fine / "tokenizer" / "vocab.txt").read_text()
     settings = [json.loads((path / "config.json").read_text()) for path in (pre, fine)]
     assert settings[0]["text"]["vocabulary_size"] == settings[1]["text"]["vocabulary_size"]
-    losses = [json.loads(line)["loss"] for line in (folder / "fine" / "log.jsonl").read_text().splitlines()]
-    assert len(losses) == 6
-    assert losses[-1] < losses[0]
+    rows = [json.loads(line) for line in (folder / "fine" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for row in rows:
+        assert row["slowest_rank"] in (0, 1) and row["slowest_by"] >= 1, "as in pretraining"
+        assert 0 < row["goodput"] < 1 and "start" in row["goodput_lost_to"]
 
 
 @pytest.mark.parametrize("mode", ["rank", "rank-official", "generate"])

@@ -106,6 +106,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(folder: Path, monkeypat
     ):
         assert word in page.text, word
     assert page.text.count(results["image_dependence"]["sentence"]) == 2, "in the summary and beside its table"
+    assert page.text.count("start(s) went into steps that count.") == 2, "of the pretraining and of the finetuning"
     topics = [f"e1-0-{name}" for name in ("scores", "mistakes", "image", "calibration", "rules")]
     assert page.ids == ["summary", *topics, "r0-curves", "r1-curves", "configuration"]
     assert page.links[: len(page.ids)] == [f"#{name}" for name in page.ids], "the contents"

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from m2i2.cli.make_shards import main as make_shards
-from tests.faults.runs import Watched, shared_memory, steps_logged, torchrun
+from tests.faults.runs import Watched, is_sentinel, shared_memory, steps_logged, torchrun
 
 MEGABYTE = 1 << 20
 TINY = ["--preset", "tiny", "--output", "run", "training.batch=8", "training.log_every=5"]
@@ -44,7 +44,7 @@ def sample(run: Watched) -> Sample | None:
     step = steps_logged(run.run)
     try:
         ranks = [rank for rank in (run.rank(0), run.rank(1)) if rank]
-        workers = [worker for rank in ranks for worker in rank.children()]
+        workers = [worker for rank in ranks for worker in rank.children() if not is_sentinel(worker)]
         return Sample(
             step,
             sum(rank.memory_info().rss for rank in ranks) / MEGABYTE,

@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+from m2i2.training.checkpoint import Checkpoints
 from tests.faults.conftest import STEPS
-from tests.faults.runs import SETTINGS, copy_of, losses, tensors
+from tests.faults.runs import SETTINGS, Watched, copy_of, losses, tensors, torchrun
 from tests.launching import launch, succeed
 
 
@@ -49,3 +50,29 @@ def test_a_checkpoint_of_another_architecture(shards: Path, undisturbed: Path, t
     assert done.returncode == 2, done.stderr
     assert "was trained with other settings (vision.depth)" in done.stderr
     assert tensors(folder / "run", STEPS) == tensors(undisturbed, STEPS)
+
+
+def test_checkpoints_that_are_removed_while_the_run_goes_on_are_named(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    words = ["training.save_every=20", "training.max_steps=40"]
+    run = Watched([*torchrun(2), "--shards", shards, *SETTINGS, *words], tmp_path)
+    checkpoints = run.run / "checkpoints"
+    assert run.wait_until((checkpoints / "latest").exists), run.output[-3000:]
+    processes = run.tree()
+    while run.run.exists():
+        for process in processes:
+            process.suspend()
+        if writing := list(checkpoints.glob(".writing-*")):  # not in the middle of a save
+            there = []
+        else:
+            there = sorted(path.name for path in Checkpoints(checkpoints).all())
+            shutil.rmtree(checkpoints)
+        for process in processes:
+            process.resume()
+        if not writing:
+            break
+    assert run.wait() == 0, run.output[-3000:]
+    assert f"Warning: {', '.join(there)} is gone from run/checkpoints: something other than this run removed it" in run.output
+    assert run.output.count("Warning: ") == 1
+    newest, passed_over = Checkpoints(checkpoints).newest()
+    assert newest is not None and newest.name == "step-00000040" and not passed_over
+    assert losses(run.run) == losses(undisturbed)[:40]

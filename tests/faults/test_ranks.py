@@ -1,12 +1,14 @@
 """Ranks, loader processes and losses that fail while a run goes on."""
 
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
 from m2i2.training.stopping import EXIT_STOPPED
-from tests.faults.runs import LAUNCHER, SETTINGS, Watched, assert_gone, lines, steps_logged, torchrun
+from tests.faults.runs import LAUNCHER, SETTINGS, Watched, assert_gone, items, lines, steps_logged, torchrun
+from tests.faults.test_hangs import two_ranks
 from tests.launching import command, launch
 
 FOREVER = ["training.epochs=100000", "training.save_every=1000000"]
@@ -53,12 +55,29 @@ def test_a_rank_that_fails_is_named_first(shards: Path, tmp_path: Path) -> None:
     assert_gone(run.seen)
 
 
+def test_an_exception_in_a_loader_process_is_its_ranks_fault(shards: Path, tmp_path: Path) -> None:
+    zero, one = two_ranks("raise", shards, tmp_path, 600.0)
+    assert one.wait_until(lambda: "a fault of the loader process" in one.output), one.output[-3000:]
+    raised = time.monotonic()
+    assert (zero.wait(300), one.wait(300)) == (1, 1)
+    assert time.monotonic() - raised < 60
+    assert "fault (rank 1):" in one.output and "Caught RuntimeError in DataLoader worker process 0." in one.output
+    assert first_error(zero).startswith("error (rank 0): lost contact with another rank")
+    assert [rank.wait() for rank in two_ranks("none", shards, tmp_path, 600.0)] == [0, 0], "the same command goes on"
+    assert len(items(tmp_path / "run")) == 40
+    assert_gone(zero.seen | one.seen)
+
+
 def test_ranks_without_a_launcher_end_with_the_one_that_is_gone(shards: Path, tmp_path: Path) -> None:
     zero, one = without_launcher(shards, tmp_path, 29712, {})
     assert zero.wait_until(lambda: steps_logged(tmp_path / "run") > 1), zero.output[-3000:]
     zero.tree()
+    pid = one.process.pid
     one.kill_all()
+    killed = time.monotonic()
     assert zero.wait(300) == 1
+    assert time.monotonic() - killed < 60
+    assert f"Lost: rank 1 on {socket.gethostname()} (process {pid}) is gone" in zero.output, zero.output[-3000:]
     assert first_error(zero).startswith("error (rank 0): lost contact with another rank")
     assert_gone(zero.seen | one.seen)
 

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, and launchers/slurm.py run against it."""
+"""A real SLURM of some nodes on this machine, and launchers/slurm.py run against it."""
 
 import os
 import shutil

@@ -11,8 +11,8 @@ from tests.slurm.cluster import Cluster, running
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes of four CPUs and two (pretended) GPUs."""
-    with running(CPUS="4", GPUS="2") as made:
+    """Three nodes of four CPUs and two (pretended) GPUs."""
+    with running(NODES="3", CPUS="4", GPUS="2") as made:
         yield made
 
 

@@ -1,4 +1,7 @@
-"""One training run of two nodes with two ranks each, disturbed in every way that SLURM has, is the undisturbed one."""
+"""One training run of two nodes with two ranks each, disturbed in every way that SLURM has, is the undisturbed one.
+
+At first it looks after itself: a rank hangs, a node computes wrongly, a rank is killed. Then SLURM disturbs it.
+"""
 
 import json
 import os
@@ -15,7 +18,9 @@ from tests.slurm.cluster import HERE, Cluster, Following, until
 
 STEPS = 40
 SETTINGS = ["--preset", "tiny", "training.precision=float32", "training.batch=16", "training.log_every=1", "training.epochs=12"]
-SETTINGS += ["training.save_every=4", f"training.max_steps={STEPS}", "objectives.queue=40"]
+SETTINGS += ["training.save_every=4", f"training.max_steps={STEPS}", "objectives.queue=40", "training.hang_seconds=12"]
+PLANTED = {"HANG_AT": "3:5", "WRONG_ON": "node2:1", "KILL_AT": "1:7"}
+"""Rank 3 hangs in step 6; in the start after that node2 is wrong; rank 1 is killed in step 8."""
 LOSSES = ("loss", "mim", "mlm", "itm", "itc")
 
 
@@ -52,10 +57,13 @@ def disturbed(cluster: Cluster, shards: Path, folder: Path) -> str:
     """What the submitter saw of the run."""
     asked = ["--nodes", "2", "--gpus", "0", "--tasks", "2", "--cpus", "1", "--time", "2:00:00"]
     words = ["pretrain", *asked, "--follow", "--", "--shards", shards / "captions", "--output", "there", *SETTINGS]
-    with cluster.following(words, folder, RECORD_SAMPLES=str(folder / "samples-there"), STEP_SECONDS="0.5") as following:
+    place = {"RECORD_SAMPLES": str(folder / "samples-there"), "STEP_SECONDS": "0.3", **PLANTED}
+    with cluster.following(words, folder, **place) as following:
         following.says("is submitted")
         job = following.text().split()[1]
-        for number, disturb in enumerate((user_signal, preempted, requeued, node_lost), 1):
+        until(lambda: len(log(folder / "there")) >= 9 or following.process.poll() is not None, "the run to look after itself")
+        stopped_early(following, 0)
+        for number, disturb in enumerate((user_signal, preempted, requeued, node_lost), 1 + len(PLANTED)):
             rows = len(log(folder / "there"))
             until(lambda rows=rows: len(log(folder / "there")) >= rows + 3, f"steps before {disturb.__name__}")  # type: ignore[misc]
             disturb(cluster, job)
@@ -75,7 +83,7 @@ def user_signal(cluster: Cluster, job: str) -> None:
 
 
 def preempted(cluster: Cluster, job: str) -> None:
-    more = ["--partition=high", "--nodes=2", "--ntasks-per-node=3", "--output=/dev/null"]
+    more = ["--partition=high", "--nodes=3", "--ntasks-per-node=3", "--output=/dev/null"]
     cluster.ask("sbatch", *more, "--wrap=srun --ntasks-per-node=3 true")
 
 
@@ -84,9 +92,9 @@ def requeued(cluster: Cluster, job: str) -> None:
 
 
 def node_lost(cluster: Cluster, job: str) -> None:
-    cluster.end_node("node2")
+    cluster.end_node("node3")
     until(lambda: cluster.job(job, "JobState") == "PENDING", "the job to be waiting for the lost node")
-    cluster.start_node("node2")
+    cluster.start_node("node3")
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +111,23 @@ def undisturbed(shards: Path, folder: Path) -> Path:
 def test_every_disturbance_is_told_and_survived(disturbed: str) -> None:
     assert "is submitted" in disturbed and "squeue -j" in disturbed and "scancel" in disturbed
     assert disturbed.count("Signal 12: saved after step") >= 2, "the signal and the preemption"
-    assert disturbed.count("Resuming after step") == 4
-    for number in range(2, 6):
+    assert disturbed.count("Resuming after step") == 6, "not at the first start, and not where the preflight refused"
+    for number in range(2, 9):
         assert f"RUNNING, start {number}" in disturbed
     assert disturbed.rstrip().endswith("is done.")
+
+
+def test_a_hang_a_wrong_node_and_a_lost_rank_send_it_back_to_the_queue(disturbed: str, folder: Path) -> None:
+    assert "rank 3 on node2 hung. It goes back to the queue, and resumes" in disturbed
+    wrong = "float32 products of whole numbers: 1 of 256 rows are wrong (the first is row 3)"
+    for rank in (2, 3):
+        assert f"Preflight: wrong: rank {rank} on node2: {wrong}" in disturbed
+    assert "node2 computes wrongly. It goes back to the queue without node2, and resumes" in disturbed
+    assert "a rank was lost. It goes back to the queue, and resumes" in disturbed
+    (line,) = (folder / "there" / "exclude_hosts.txt").read_text().splitlines()
+    assert line.startswith("node2  # preflight: ")
+    assert disturbed.count("Preflight of 4 rank(s) on 2 node(s) in ") == 8
+    assert disturbed.partition("without node2")[2].count(" on node2") == 0
 
 
 def test_its_losses_are_those_of_four_local_ranks(disturbed: str, undisturbed: Path, folder: Path) -> None:

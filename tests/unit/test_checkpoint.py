@@ -2,38 +2,29 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from safetensors.torch import save_file
 
 from m2i2.errors import M2I2Error
-from m2i2.training.checkpoint import Checkpoints, copy_into, flaw, read_tensors, write_tensors
+from m2i2.files import sha256_of
+from m2i2.training.checkpoint import Checkpoints, copy_into, flaw, read_tensors
+from m2i2.training.tensor_files import write_tensors
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    started = not dist.is_initialized()
-    if started:
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    if started:
-        dist.destroy_process_group()
-
-
-def write(folder: Path) -> None:
-    write_tensors(folder / "model.safetensors", {"a": torch.arange(4.0), "b": torch.ones(2, 2)})
+def write(folder: Path) -> dict[str, str]:
+    digest = write_tensors(folder / "model.safetensors", {"a": torch.arange(4.0), "b": torch.ones(2, 2)})
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "vocab.txt").write_text("word\n")
+    return {"model.safetensors": digest}
 
 
-@pytest.mark.usefixtures("alone")
 def test_saved_loaded_and_pruned(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     for step in (5, 10, 15):
-        checkpoints.save(step, write)
+        checkpoints.put(step, write)
     assert [p.name for p in checkpoints.all()] == ["step-00000015", "step-00000010"]
     newest, passed_over = checkpoints.newest()
     assert newest == checkpoints.all()[0]
@@ -41,15 +32,13 @@ def test_saved_loaded_and_pruned(tmp_path: Path) -> None:
     assert read_tensors(newest / "model.safetensors")["a"].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.usefixtures("alone")
 def test_some_are_kept_for_good(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", keep=2, keep_every=10)
     for step in range(5, 40, 5):
-        checkpoints.save(step, write)
+        checkpoints.put(step, write)
     assert [p.name[-2:] for p in checkpoints.all()] == ["35", "30", "20", "10"]
 
 
-@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -67,8 +56,8 @@ def test_some_are_kept_for_good(tmp_path: Path) -> None:
 )
 def test_what_is_incomplete_is_passed_over(tmp_path: Path, damage: object, reason: str) -> None:
     checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(1, write)
-    newest = checkpoints.save(2, write)
+    checkpoints.put(1, write)
+    newest = checkpoints.put(2, write)
     assert callable(damage)
     damage(newest)
     assert reason in flaw(newest)
@@ -81,20 +70,39 @@ def test_what_is_incomplete_is_passed_over(tmp_path: Path, damage: object, reaso
     assert checkpoints.newest() == (found, {})
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_save_that_fails_leaves_the_previous_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(1, write)
+    checkpoints.put(1, write)
 
-    def fail(folder: Path) -> None:
+    def fail(folder: Path) -> dict[str, str]:
         write(folder)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(M2I2Error, match="No space left on device"):
-        checkpoints.save(2, fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.put(2, fail)
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["latest", "step-00000001"]
     assert (tmp_path / "c" / "latest").read_text() == "step-00000001\n"
     assert flaw(checkpoints.all()[0]) == ""
+
+
+def test_files_are_those_of_the_library_to_the_byte(tmp_path: Path) -> None:
+    shared = torch.randn(5, 4)
+    tensors = {
+        "z": torch.randn(3, 2).t(),
+        "ä": torch.arange(7),
+        "half": torch.randn(3).bfloat16(),
+        "scalar": torch.tensor(2.0),
+        "none": torch.zeros(0, 4),
+        "flag": torch.tensor([True, False, True]),
+        "double": torch.randn(2).double(),
+        "shared": shared,
+        "again": shared,
+        "part": shared[1:, 1:],
+    }
+    digest = write_tensors(tmp_path / "ours", tensors)
+    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert digest == sha256_of(tmp_path / "theirs")
 
 
 def test_a_state_that_does_not_fit_lists_why() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from m2i2.cli.slurm import main as slurm
 from m2i2.cluster import start
+from m2i2.cluster.aftermath import may_go_on, reason
 from m2i2.cluster.following import JobState, _Log, _Watch, verdict
 from m2i2.cluster.start import Outcome, outcome, result_path
 from m2i2.cluster.submission import read_record
 from m2i2.errors import M2I2Error
+from m2i2.excluded import exclude_host
 
 
 class Trap:
@@ -199,3 +202,49 @@ def test_what_requests_do_say_is_taken(capsys: pytest.CaptureFixture[str]) -> No
     script = capsys.readouterr().out
     assert re.search(r"^#SBATCH --job-name='seed 1, itc=0'$", script, re.MULTILINE) and "#SBATCH --nice=-5\n" in script
     assert "m2i2.cluster.start" in script and "submitit.core._submit" not in script
+
+
+def ended(job: Path, rank: int, kind: str) -> None:
+    """Let a rank of job 12 have left how it ended."""
+    path = result_path(job, "12", rank)
+    path.write_text(json.dumps({"kind": kind, "message": "", "traceback": ""}))
+
+
+def test_only_a_lost_rank_a_hang_and_a_wrong_node_send_a_job_back(tmp_path: Path) -> None:
+    submitted, run = read_record(job_folder(tmp_path / "job")), tmp_path / "run"
+    run.mkdir()
+    assert reason(submitted, 0, 127, run, [], 60) == "", "no program"
+    assert reason(submitted, 0, 137, run, [], 60) == "a rank was lost", "killed"
+    ended(submitted.folder, 1, "LostRank")
+    assert reason(submitted, 0, 1, run, [], 60) == "a rank was lost"
+    assert reason(submitted, 0, 75, run, [], 60) == "", "stopped, saved and requeued already"
+    submitted.log().write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=12.0.\n")
+    assert reason(submitted, 0, 137, run, [], 60) == "", "too little memory"
+    submitted.log().unlink()
+    hang = {"kind": "hang", "time": time.time(), "rank": 1, "ranks": [{"rank": 0, "host": "node1"}, {"rank": 1, "host": "node2"}]}
+    (run / "hangs.jsonl").write_text(json.dumps(hang) + "\n")
+    assert reason(submitted, 0, 137, run, [], 60) == "rank 1 on node2 hung"
+    assert reason(submitted, 0, 137, run, [], -1) == "a rank was lost", "the hang was that of an earlier start"
+    ended(submitted.folder, 0, "M2I2Error")
+    assert reason(submitted, 0, 2, run, [], 60) == "", "a mistake"
+    assert reason(submitted, 0, 2, run, ["node2"], 60) == "node2 computes wrongly", "which is an error too"
+    assert reason(submitted, 0, 75, run, ["node2"], 60) == ""
+
+
+def test_a_job_goes_back_so_often_without_a_new_checkpoint_and_no_more(tmp_path: Path) -> None:
+    record, run = tmp_path / "12_requeues.json", tmp_path / "run"
+    assert [may_go_on(record, run, 2) for _ in range(3)] == [True, True, False]
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000004" / "manifest.json").touch()
+    assert [may_go_on(record, run, 2) for _ in range(3)] == [True, True, False]
+    assert may_go_on(tmp_path / "other", run, 0) is False
+
+
+def test_what_a_run_excludes_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    exclude_host(tmp_path / "run", "node7", "products")
+    words = ["pretrain", "--gpus", "0", "--dry-run", "--sbatch", "exclude=old[1-3]", "--", "--preset", "tiny", "--output", "run"]
+    assert slurm(words) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --exclude='old[1-3],node7'\n" in script
+    assert script.index("srun ") < script.index("m2i2.cluster.aftermath"), "after the ranks"

@@ -64,13 +64,14 @@ def test_it_takes_the_steps_of_adamw(kernels: str, accumulation: int, scaled: bo
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_step_that_is_not_finite_changes_nothing(kernels: str, bad: float) -> None:
     model, engine = trained(kernels, torch.float32)
-    before, moments = [p.clone() for p in model.parameters()], engine.moments()
+    before = [p.clone() for p in model.parameters()]
+    moments = {name: tensor.clone() for name, tensor in engine.moments().tensors.items()}
     engine.backward(model(batches(1)[0]).square().mean() * bad)
     engine.micro_step()
     assert not engine.applied
     assert all(map(torch.equal, before, model.parameters()))
     after = engine.moments()
-    assert after[1] == moments[1] == 12 and all(torch.equal(after[0][name], value) for name, value in moments[0].items())
+    assert moments and after.steps == 12 and all(torch.equal(after.tensors[name], value) for name, value in moments.items())
     engine.backward(model(batches(1)[0]).square().mean())
     engine.micro_step()
     assert engine.applied and not any(map(torch.equal, before, model.parameters()))
@@ -83,8 +84,9 @@ def test_moments_go_to_another_engine_and_must_fit() -> None:
         for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
             theirs.copy_(mine)
     second = LocalEngine(other, CONFIG, choose(torch.device("cpu"), "fused"), 1)
-    assert second.moments() == ({}, 0)
-    moments, steps = engine.moments()
+    assert second.moments() == ({}, 0, True)
+    moments, steps, _ = engine.moments()
+    moments = {name: tensor.clone() for name, tensor in moments.items()}
     second.load_moments(moments, steps)
     for one, its_engine in ((model, engine), (other, second)):
         its_engine.set_learning_rate(1e-2)

@@ -320,7 +320,11 @@ def test_offloading_moves_the_moments_and_has_no_loss_scale(capsys: pytest.Captu
     plain, offloaded = (plan(capsys, "--gpus", "2", "--batch", "8", *more) for more in ([], ["--offload"]))
     bytes_of = lambda text, kind: float(next(line for line in text.splitlines() if line.startswith(f"  {kind} ")).split()[-1])  # noqa: E731
     assert bytes_of(plain, "optimizer") == bytes_of(offloaded, "moments") > bytes_of(offloaded, "optimizer") == 0
-    assert cells(plain, 2)[1] > cells(offloaded, 2)[1] and "memory of the CPU" not in plain
+    assert cells(plain, 2)[1] > cells(offloaded, 2)[1] and "weights that are stepped" not in plain
+    saved = "copy that a save is written from (first GPU)"
+    assert bytes_of(plain, saved) > bytes_of(plain, "parameters") and saved not in plan(
+        capsys, "--gpus", "2", "--batch", "8", "training.save_in_background=false"
+    )
     assert "| 4 |" in plan(capsys, "--gpus", "2", "--batch", "8", "training.precision=float16", "training.accumulation=2")
     words = ["--preset", "tiny", "--gpus", "2", "--offload", "--batch", "8", "training.precision=float16"]
     assert plan_command.main(words) == 2

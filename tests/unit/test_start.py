@@ -15,7 +15,8 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_answering, start_pretraining
 from m2i2.models.vqa import VQAModel
 from m2i2.models.weights import load, read_state, resize_positions
-from m2i2.training.checkpoint import find_checkpoint, write_tensors
+from m2i2.training.checkpoint import find_checkpoint
+from m2i2.training.tensor_files import write_tensors
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
 TEXT = TextConfig(vocabulary_size=60, width=16, depth=4, fusion_layer=2, heads=2, intermediate=32, positions=20)

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from m2i2.distributed import first_collective
 from m2i2.tasks.task import Output
 from m2i2.training.deepspeed import private
-from m2i2.training.engine import Engine, or_nan
+from m2i2.training.engine import Engine, Moments, or_nan
 from m2i2.training.optimizer import MOMENTS, required, steps_done
 
 
@@ -46,6 +47,9 @@ class ShardedEngine(Engine):
         private.require_zero(self._zero)
         self.remarks = ("Steps are those of DeepSpeed's own engine.", *private.apply_patches())
         self.applied = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)
+        self.limit = torch.full((), torch.inf, device=self.applied.device)
+        self._applied = True
+        self._gathered: dict[tuple[int, str], Tensor] = {}
 
     def forward(self, compute: Callable[[], Output]) -> Output:
         """See `Engine.forward`."""
@@ -60,7 +64,8 @@ class ShardedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
-        self._engine.backward(or_nan(loss))
+        first_collective.note()  # DeepSpeed sums gradients within the backward pass
+        self._engine.backward(or_nan(loss, self.limit))
 
     def micro_step(self) -> bool:
         """See `Engine.micro_step`."""
@@ -68,15 +73,21 @@ class ShardedEngine(Engine):
         self._engine.step()
         if not boundary:
             return False
-        self.applied.fill_(self._engine.was_step_applied())  # DeepSpeed knows the outcome on the host
+        self._applied = bool(self._engine.was_step_applied())  # DeepSpeed knows the outcome on the host
+        self.applied.fill_(self._applied)
         return True
+
+    @property
+    def refused(self) -> bool:
+        """See `Engine.refused`."""
+        return not self._applied
 
     def set_learning_rate(self, lr: float) -> None:
         """See `Engine.set_learning_rate`."""
         for group in self._zero.param_groups:
             group["lr"] = lr
 
-    def moments(self) -> tuple[dict[str, Tensor], int] | None:
+    def moments(self) -> Moments | None:
         """See `Engine.moments`."""
         gathered: dict[str, Tensor] = {}
         steps = 0
@@ -88,14 +99,33 @@ class ShardedEngine(Engine):
             steps = steps_done(state, inner.param_groups[group])
             for key in MOMENTS:
                 mine = state[key].detach().to(self.applied.device)  # offloaded ones are not where the ranks exchange
-                pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
-                dist.gather(mine, pieces, dst=0)
-                if pieces is None:
+                flat = self._gather(mine, (group, key))
+                if flat is None:
                     continue
-                flat = torch.cat([piece.cpu() for piece in pieces])
                 for name, offset, shape in self._layout(group):
-                    gathered[f"{key}.{name}"] = flat[offset : offset + shape.numel()].view(shape).clone()
-        return (gathered, steps) if dist.get_rank() == 0 else None
+                    gathered[f"{key}.{name}"] = flat[offset : offset + shape.numel()].view(shape)
+        return Moments(gathered, steps, live=False) if dist.get_rank() == 0 else None
+
+    def _gather(self, mine: Tensor, place: tuple[int, str]) -> Tensor | None:
+        """The slices of all ranks, side by side on the host of rank 0; None elsewhere. The memory is kept for the next time."""
+        if dist.get_rank():
+            dist.gather(mine, None, dst=0)
+            return None
+        ranks = dist.get_world_size()
+        if place not in self._gathered:
+            self._gathered[place] = torch.empty(ranks * mine.numel(), dtype=mine.dtype, pin_memory=mine.device.type == "cuda")
+        flat = self._gathered[place]
+        pieces = list(flat.chunk(ranks)) if mine.device.type == "cpu" else [torch.empty_like(mine) for _ in range(ranks)]
+        dist.gather(mine, pieces, dst=0)
+        if mine.device.type != "cpu":
+            flat.copy_(torch.cat(pieces))
+        return flat
+
+    def own_moments(self) -> list[Tensor]:
+        """See `Engine.own_moments`."""
+        inner = private.inner_optimizer(self._zero)
+        states = [inner.state.get(partition, {}) for partition in private.masters(self._zero)]
+        return [state[key] for state in states for key in MOMENTS if key in state]
 
     def load_moments(self, moments: dict[str, Tensor], steps: int) -> None:
         """See `Engine.load_moments`. The number of ranks may have changed since they were saved.
