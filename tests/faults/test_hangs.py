@@ -1,5 +1,6 @@
 """Ranks that hang without dying are named, with host and stack, and ended in time; slow ones are named."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from m2i2.training.goodput import LEDGER
@@ -54,7 +56,10 @@ def test_a_rank_that_hangs_is_named_and_ended(shards: Path, tmp_path: Path, faul
     process = (zero, one)[named].process.pid
     assert hang.startswith(f"Hang: rank {named} on {socket.gethostname()} (process {process}) has been ") and where in hang
     if fault == "worker":
-        assert "has been waiting for data" in hang and "in read_bytes" in hang.partition("Its loader process")[2]
+        worker, _, stands = hang.partition("Its loader process ")[2].partition(" ")
+        assert "has been waiting for data" in hang and "in read_bytes" in stands
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert_gone({psutil.Process(int(worker))})
     kinds = [row["kind"] for row in lines(run / "hangs.jsonl")]
     assert kinds[0] == "slow" and kinds[-1] == "hang"
     assert "trainer.py" in json.dumps(lines(run / "hangs.jsonl")[-1]["ranks"][0]["stack"]), "rank 0 stands in its step"

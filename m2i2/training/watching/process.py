@@ -41,8 +41,8 @@ def children_of(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _answers(pid: int) -> bool:
-    """Whether a process has a handler for the signal, which would end it otherwise."""
+def answers(pid: int) -> bool:
+    """Whether a process, a rank or a loader process, has a handler for the signal, which would end others."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
         caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
@@ -56,7 +56,7 @@ def stack_of(pid: int, file: int) -> str:
 
     ``file``: the descriptor that its handler appends to.
     """
-    if not _answers(pid):
+    if not answers(pid):
         return ""
     before = os.fstat(file).st_size
     try:

@@ -292,8 +292,10 @@ class Sentinel:
             self._kill()
 
     def _kill(self) -> None:
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGKILL)
+        """End the rank and its loader processes: one that is stuck in a read never looks for its parent."""
+        for pid in (self.pid, *filter(processes.answers, processes.children_of(self.pid))):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:
