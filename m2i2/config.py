@@ -152,8 +152,9 @@ class ObjectivesConfig:
     lowest_temperature: float = 0.001
     """Bound of the learnable temperature (official: 0.001)."""
     scope: Literal["batch", "micro_batch"] = "batch"
-    """What the losses are computed over where training.accumulation is above 1: the whole batch, as without it, for which images
-    and captions are encoded twice; or, cheaper, each micro-batch by itself, with fewer negatives (the only way of version 0.1)."""
+    """What the losses are computed over if training.accumulation is above 1. batch: the whole batch, as without accumulation;
+    images and captions are encoded twice. micro_batch: each micro-batch alone; cheaper, but with fewer negatives (the only way up
+    to release 0.2.0)."""
     plugins: tuple[str, ...] = ()
     """Python modules that register further objectives (see docs/extending.md). They are imported, and so run."""
 

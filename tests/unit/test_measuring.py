@@ -333,7 +333,7 @@ def test_offloading_moves_the_moments_and_has_no_loss_scale(capsys: pytest.Captu
 
 def test_the_table_of_what_to_run_is_the_planners() -> None:
     """Memory and pairs/s in docs/pretraining.md, and that each row leaves a fifth of the card's memory free."""
-    text = (ROOT / "docs" / "pretraining.md").read_text().partition("## Settings by card")[2]
+    text = (ROOT / "docs" / "pretraining.md").read_text().partition("## Settings by GPU")[2]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "--preset" in line]
     counts, machine, checked = {"one": 1, "two": 2, "eight": 8}, Machine(100e12, 20e9), 0
     gpus, card = 0, 0
