@@ -98,7 +98,8 @@ def test_an_over_asking_request_is_refused(
 def test_a_request_that_no_node_can_ever_meet_is_pointed_out(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     words = ["pretrain", *ONE, "--nodes", "9", "--follow", *pretraining(shards, "run", "training.batch=72")]
     with cluster.following(words, tmp_path) as following:
-        following.says("PENDING (PartitionConfig): this does not pass by itself; scancel")
+        following.says("): this does not pass by itself; scancel")
+        assert re.search(r"PENDING \(Partition(Config|NodeLimit)\)", following.text()), following.text()
         cluster.ask("scancel", following.text().split()[1])
         assert following.code() == 130
 
