@@ -19,19 +19,16 @@ from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start import start_pretraining
 from m2i2.objectives.registry import BUILT_IN
-from m2i2.preflight.check import preflight
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.evaluators import Evaluator
 from m2i2.training.held_out import HeldOutPairs
 from m2i2.training.processes import Process, leave
 from m2i2.training.retrieval import Retrieval
-from m2i2.training.runtime import Runtime
-from m2i2.training.stopping import StopFlag
 from m2i2.training.trainer import Trainer
 from m2i2.training.validation import Validation
-from m2i2.workflows.fewer_ranks import on_fewer_ranks
-from m2i2.workflows.run_folder import claim_run, record_start, resolved, settled, stored_tokenizer
-from m2i2.workflows.training_data import demo_shards, make_augmentation, make_loader
+from m2i2.workflows.beginning import begin
+from m2i2.workflows.run_folder import claim_run, record_start, resolved, stored_tokenizer
+from m2i2.workflows.training_data import make_augmentation, make_loader
 
 
 def pretrain(
@@ -43,19 +40,12 @@ def pretrain(
 ) -> int:
     """Pretrain in ``folder``, from its newest checkpoint if it has one; returns the exit code. Collective.
 
-    ``allow_fewer_ranks``: leave ranks out where the run's batch does not divide by their number. ``examine_nodes``: measure
-    all ranks first, and refuse those that compute wrongly.
+    The last two arguments are those of `begin`.
     """
-    if allow_fewer_ranks:
-        config = on_fewer_ranks(config, folder)
-    runtime = Runtime.start(config.training, deepspeed_config)
-    process, stop = runtime.process, StopFlag()
-    if examine_nodes:
-        preflight(process, runtime.dtype, folder)
-    if not config.data.shards:
-        process.say("No --shards were given: training on the built-in demo data (synthetic images, not medical ones).")
-        config = replace(config, data=replace(config.data, shards=(demo_shards("captions"),)))
-    config = settled(config, folder, process)
+    config, runtime, stop = begin(
+        config, folder, deepspeed_config, allow_fewer_ranks=allow_fewer_ranks, examine_nodes=examine_nodes
+    )
+    process = runtime.process
     corpus = Corpus.open(config.data.shards, config.data.split, "captions", config.data)
     start = resolved(config.start)
     tokenizer = _tokenizer(replace(config, start=start), corpus, folder)

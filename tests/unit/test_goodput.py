@@ -11,7 +11,7 @@ from m2i2.training.lines import StepLines
 
 
 class Clock:
-    """A clock that moves when it is told."""
+    """A clock that moves by hand."""
 
     now = 1000.0
 
