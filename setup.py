@@ -21,8 +21,8 @@ TESTS = [
 ]
 """What tests/unit, tests/parity and tests/distributed need."""
 COMMANDS = [
-    *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "fetch_minilm", "fetch_vit", "doctor", "report", "plot_losses"),
-    *("gradcam", "convert", "app", "compare", "audit_leakage", "plan", "supply_chain"),
+    *("pretrain", "finetune", "evaluate", "slurm", "make_shards", "make_tokenizer", "fetch_minilm", "fetch_vit"),
+    *("doctor", "report", "plot_losses", "gradcam", "convert", "app", "compare", "audit_leakage", "plan", "supply_chain"),
 ]
 """Modules of m2i2.cli that need no checkout."""
 

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from m2i2.backends.choice import choose
-from m2i2.config import preset
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.presets import preset
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.checkpoint import Checkpoints, seal
 from m2i2.training.local import LocalEngine

@@ -214,7 +214,7 @@ def _shared_memory(folder: Path) -> Iterator[_Row]:
 
 
 def _disk(folder: Path) -> Iterator[_Row]:
-    from m2i2.config import pretraining_preset
+    from m2i2.presets import pretraining_preset
 
     free = shutil.disk_usage(folder).free
     keep = pretraining_preset("paper").training.keep
@@ -230,8 +230,8 @@ def _checkpoint_bytes() -> int:
     """The size of a pretraining checkpoint of the preset paper, from its tensors; their values are never made."""
     import torch
 
-    from m2i2.config import pretraining_preset
     from m2i2.models.pretraining import Encoders, PretrainingModel
+    from m2i2.presets import pretraining_preset
 
     config = pretraining_preset("paper")
     with torch.device("meta"):

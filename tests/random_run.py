@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from m2i2.config import preset
 from m2i2.data.shards.split import ShardSplit
 from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.hub.conversion import Weights, write
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.presets import preset
 
 
 def write_random_pretraining(run: Path, shards: Path) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2i2.config import PRESETS, preset
 from m2i2.exits import guarded
 from m2i2.options import override
+from m2i2.presets import PRESETS, preset
 from m2i2.terminal import say
 
 DESCRIPTION = """Measure a stage: warm-up rounds, then the median of several, beside the machine's ceiling in the same run.

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2i2.config import PRESETS, preset
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 from m2i2.markdown import head, row
 from m2i2.options import override
+from m2i2.presets import PRESETS, preset
 from m2i2.terminal import say
 
 if TYPE_CHECKING:

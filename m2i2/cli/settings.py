@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from m2i2.config import PRESETS, CacheConfig, FinetuningConfig, PretrainingConfig
+from m2i2.config import CacheConfig, FinetuningConfig, PretrainingConfig
 from m2i2.errors import M2I2Error
 from m2i2.options import explain, leaves, override, read_settings, suggested
+from m2i2.presets import PRESETS
 from m2i2.terminal import say
 
 _SETTING = re.compile(r"[a-z_]+\.[a-z_]+=")

@@ -19,12 +19,12 @@ from m2i2.cluster.jobs import RankJob
 from m2i2.cluster.options import ClusterOptions, minutes, require_name, sbatch_option, write_cluster_file
 from m2i2.cluster.stages import STAGES, command_line
 from m2i2.cluster.start import result_path
-from m2i2.config import for_ranks
 from m2i2.errors import M2I2Error, shown
 from m2i2.excluded import excluded_hosts
 from m2i2.files import read_object, write_json, write_text
 from m2i2.options import to_dict
 from m2i2.ownership import PRIVATE
+from m2i2.presets import for_ranks
 from m2i2.provenance import provenance
 
 RECORD = "job.json"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from m2i2.config import FinetuningConfig, finetuning_preset
+from m2i2.config import FinetuningConfig
 from m2i2.data.records import ImageRecord
 from m2i2.data.shards.building import build as build_shards
 from m2i2.data.shards.encoding import Encoding
@@ -20,6 +20,7 @@ from m2i2.exits import guarded
 from m2i2.files import sha256_of, write_json, write_text
 from m2i2.hub.conversion import Weights, read, write
 from m2i2.options import override
+from m2i2.presets import finetuning_preset
 from m2i2.terminal import say
 from m2i2.workflows.answering import load_model
 from m2i2.workflows.evaluation import Asked, evaluate

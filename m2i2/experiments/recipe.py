@@ -29,7 +29,7 @@ _FINETUNING = {"with rewrites": ("answering.rewrites=true",), "flips on": ("data
 MOST_SEEDS = 1000
 """Of a data set or a pretraining."""
 _SAME_PRETRAINING = {"with rewrites": "full"}
-TOOLS = ("make_shards.py", "fetch_minilm.py", "fetch_vit.py", "convert.py")
+TOOLS = ("make_shards.py", "make_tokenizer.py", "fetch_minilm.py", "fetch_vit.py", "convert.py")
 """What a recipe may prepare with: tools of this project, by name."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _SETTING = re.compile(r"[a-z0-9_]+\.[a-z0-9_.]+=")

@@ -46,7 +46,7 @@ def prepare(lines: Sequence[str], data: Path, work: Path) -> None:
     for line in lines:
         tool, words, folder = prepared(line, data.resolve())
         output = work / folder
-        if (output / "index.json").exists() or (output / "model.safetensors").exists():
+        if any((output / name).exists() for name in ("index.json", "model.safetensors", "tokenizer.json")):
             continue
         say(f"preparing {output}", flush=True)
         done = subprocess.run([sys.executable, str(ROOT / "tools" / tool), *words], cwd=work, capture_output=True, text=True)

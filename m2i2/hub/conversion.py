@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from m2i2.config import AnsweringConfig, FinetuningConfig, PretrainingConfig, preset
+from m2i2.config import AnsweringConfig, FinetuningConfig, PretrainingConfig
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_size
 from m2i2.errors import M2I2Error
 from m2i2.files import read_object, replacing, unfinished, write_json
@@ -22,6 +22,7 @@ from m2i2.hub.configuration import M2I2Config
 from m2i2.models.start import official_architecture, with_stored
 from m2i2.models.weights import State, listed, of_student, of_teacher, read_checkpoint, read_state
 from m2i2.options import from_dict, to_dict
+from m2i2.presets import preset
 from m2i2.terminal import say
 from m2i2.training.checkpoint import find_checkpoint, read_tensors, seal
 from m2i2.training.tensor_files import write_tensors

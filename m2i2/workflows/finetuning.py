@@ -146,7 +146,8 @@ def fitted(config: FinetuningConfig, checkpoint: str, own: Tokenizer | None) -> 
         named = start.tokenizer or start.text
         if not named:
             raise M2I2Error(
-                "Which tokenizer? Name a pretraining run with --checkpoint (it stores its own), or start.tokenizer=NAME_OR_FOLDER."
+                "Which tokenizer? Name a pretraining run with --checkpoint (it stores its own), or start.tokenizer=NAME_OR_FOLDER "
+                "(tools/make_tokenizer.py makes one from shards)."
             )
         tokenizer = load_tokenizer(named)
     if checkpoint:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from m2i2.config import C, FinetuningConfig, PretrainingConfig, StartConfig, for_ranks
+from m2i2.config import C, FinetuningConfig, PretrainingConfig, StartConfig
 from m2i2.data.text.cleaning import Normalisation
 from m2i2.data.text.tokenizer import Tokenizer, load_tokenizer, require_same
 from m2i2.distributed import on_first_rank
@@ -14,6 +14,7 @@ from m2i2.files import WRITING, append_text, write_json
 from m2i2.locking import lock
 from m2i2.options import to_dict
 from m2i2.ownership import PRIVATE, require_own_folder
+from m2i2.presets import for_ranks
 from m2i2.provenance import provenance
 from m2i2.training.checkpoint import Checkpoints, find_checkpoint, read_config, read_run_state
 from m2i2.training.processes import Process

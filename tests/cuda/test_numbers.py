@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from m2i2.backends.attention import KERNELS, fastest_order, kinds_of, measure, use
-from m2i2.config import preset
+from m2i2.presets import preset
 from tests.cuda.runs import losses_of, of_shards, trainer_of
 from tests.golden.cases import CASES
 from tests.golden.run import differences, run

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from m2i2.cli.make_shards import main as make_shards
-from m2i2.config import PretrainingConfig, preset
+from m2i2.config import PretrainingConfig
 from m2i2.errors import M2I2Error
+from m2i2.presets import preset
 from m2i2.training.checkpoint import Checkpoints, flaw
 from m2i2.training.stopping import EXIT_STOPPED
 from tests.distributed.processes import on_ranks

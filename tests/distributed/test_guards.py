@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from m2i2.cli.make_shards import main as make_shards
-from m2i2.config import PretrainingConfig, preset
+from m2i2.config import PretrainingConfig
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.distributed import rank
 from m2i2.errors import M2I2Error
+from m2i2.presets import preset
 from m2i2.tasks.negatives import Negatives
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Output

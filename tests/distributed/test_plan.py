@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 
 from m2i2.backends import shared_memory
-from m2i2.config import PretrainingConfig, preset
+from m2i2.config import PretrainingConfig
 from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.performance.plan import Machine, parameters, plan
 from m2i2.performance.training import DrawnBatches, drawn_captions
+from m2i2.presets import preset
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
 from m2i2.training.flat import FlatEngine

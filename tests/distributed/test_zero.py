@@ -11,10 +11,11 @@ from torch import Tensor
 
 from m2i2.backends.choice import choose
 from m2i2.cli.make_shards import main as make_shards
-from m2i2.config import PretrainingConfig, preset
+from m2i2.config import PretrainingConfig
 from m2i2.data.loading.corpus import Corpus
 from m2i2.data.loading.loader import Loader
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.presets import preset
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
 from m2i2.training.deepspeed.engine import ShardedEngine

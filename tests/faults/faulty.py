@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import torch.distributed as dist
 
-from m2i2.config import PretrainingConfig, preset
+from m2i2.config import PretrainingConfig
 from m2i2.data.loading import items
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.exits import guarded
+from m2i2.presets import preset
 from m2i2.tasks.negatives import Negatives
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Output

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from m2i2.config import ObjectivesConfig, preset
+from m2i2.config import ObjectivesConfig
 from m2i2.data.text.tokenizer import load_tokenizer
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start_text import start_text
+from m2i2.presets import preset
 
 
 def test_minilm(minilm: Path) -> None:

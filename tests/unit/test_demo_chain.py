@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from m2i2.config import PRESETS
 from m2i2.demo.chain import Ranks, choose_ranks, pass_on, steps
+from m2i2.presets import PRESETS
 
 GPUS = tuple(str(number) for number in range(16))
 

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from m2i2.cli.fetch_vit import vit_state
-from m2i2.config import preset
 from m2i2.errors import M2I2Error
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.start_image import start_image
+from m2i2.presets import preset
 
 WIDTH, DEPTH, PATCH, PATCHES = 128, 4, 8, 9
 

@@ -9,11 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from m2i2.config import FinetuningConfig, PretrainingConfig, preset
+from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.models.flops import finetuning_flops, pretraining_flops, second_encoding_flops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.performance.training import drawn_captions, drawn_questions
+from m2i2.presets import preset
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key
 from m2i2.tasks.vqa import VQATask

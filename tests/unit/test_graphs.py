@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2i2.backends.graphs import Losses
-from m2i2.config import FinetuningConfig, PretrainingConfig, preset
+from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch
 from m2i2.data.loading.sampling import Share
 from m2i2.models.pretraining import PretrainingModel
@@ -24,6 +24,7 @@ from m2i2.objectives.registry import BUILT_IN
 from m2i2.objectives.states import States
 from m2i2.options import from_dict, to_dict
 from m2i2.performance.training import DrawnBatches, drawn_captions, drawn_questions
+from m2i2.presets import preset
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Task
 from m2i2.tasks.vqa import VQATask

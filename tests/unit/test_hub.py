@@ -30,11 +30,11 @@ from transformers import (
 
 import m2i2
 from m2i2 import M2I2Config, M2I2ForPretraining, M2I2ForVisualQuestionAnswering, M2I2Processor
-from m2i2.config import finetuning_preset, pretraining_preset
 from m2i2.data.images.transforms import EvaluationTransform, normalise
 from m2i2.data.text.tokenizer import train_tokenizer
 from m2i2.errors import M2I2Error
 from m2i2.hub import VisualQuestionAnsweringPipeline
+from m2i2.presets import finetuning_preset, pretraining_preset
 from tests.conftest import ROOT
 from tests.launching import environment
 

@@ -13,11 +13,12 @@ from torch._dynamo.utils import counters
 from m2i2.backends import cpu
 from m2i2.backends.choice import Backend, choose, fuse_and_compile, install
 from m2i2.backends.cuda import apex_problem, fuse_norms
-from m2i2.config import TrainingConfig, preset
+from m2i2.config import TrainingConfig
 from m2i2.errors import M2I2Error
 from m2i2.models import ops
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.text import ImageRows
+from m2i2.presets import preset
 from m2i2.training.optimizer import build
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

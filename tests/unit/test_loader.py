@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from m2i2.cli.make_shards import main as make_shards
-from m2i2.config import preset
 from m2i2.data.images.transforms import Augmentation
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.data.loading.corpus import Corpus
@@ -19,6 +18,7 @@ from m2i2.data.loading.sampling import Position, Share
 from m2i2.data.loading.slots import SLOTS
 from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.errors import M2I2Error
+from m2i2.presets import preset
 from tests.conftest import ROOT
 
 AUGMENTATION = Augmentation(size=32, crop_scale=(0.2, 1.0), flip=False, randaugment=(2, 7))

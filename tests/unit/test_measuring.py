@@ -13,12 +13,12 @@ import torch
 
 from m2i2.cli import benchmark as benchmark_command
 from m2i2.cli import plan as plan_command
-from m2i2.config import preset
 from m2i2.options import override
 from m2i2.performance import engine, measuring, records
 from m2i2.performance.measuring import Ceiling, StepClock, peak_memory_gb, seconds_per_launch
 from m2i2.performance.plan import Machine
 from m2i2.performance.plan import plan as make_plan
+from m2i2.presets import preset
 from m2i2.training.monitor import peak_memory
 from m2i2.training.profiling import TRACE, Activity, StepProfiler, read_trace
 from tests.conftest import ROOT

@@ -16,13 +16,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from m2i2.backends.choice import choose
-from m2i2.config import FinetuningConfig, PretrainingConfig, preset
+from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.batch import Batch, CaptionBatch, QuestionBatch
 from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.objectives.registry import BUILT_IN
 from m2i2.objectives.states import States
 from m2i2.performance.training import drawn_captions, drawn_questions
+from m2i2.presets import preset
 from m2i2.tasks.copies import HalfCopies
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Task

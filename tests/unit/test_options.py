@@ -9,11 +9,12 @@ import pytest
 
 from m2i2.cli.pretrain import parse as parse_pretraining
 from m2i2.cluster.options import ClusterOptions
-from m2i2.config import PRESETS, FinetuningConfig, PretrainingConfig, for_ranks, preset
+from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.data.loading.sampling import Share
 from m2i2.errors import M2I2Error
 from m2i2.objectives.registry import BUILT_IN
 from m2i2.options import differences, explain, from_dict, leaves, override, read_settings, to_dict
+from m2i2.presets import PRESETS, for_ranks, preset
 from tests.conftest import ROOT
 
 

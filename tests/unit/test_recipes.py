@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from m2i2.cli.ablate import main as ablate
-from m2i2.config import preset
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import prepared, read_recipe
 from m2i2.experiments.screening import is_screening, read_screening
 from m2i2.options import override, to_dict
+from m2i2.presets import preset
 from tests.conftest import ROOT
 
 RECIPE: dict[str, Any] = {

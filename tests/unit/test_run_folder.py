@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from m2i2.config import FinetuningConfig, PretrainingConfig, preset
+from m2i2.config import FinetuningConfig, PretrainingConfig
 from m2i2.options import override, to_dict
+from m2i2.presets import preset
 from m2i2.training.checkpoint import seal
 from m2i2.training.processes import Process
 from m2i2.workflows.run_folder import settled

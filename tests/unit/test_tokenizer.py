@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from m2i2.cli.make_shards import main as make_shards
+from m2i2.cli.make_tokenizer import main as make_tokenizer
 from m2i2.data.text.tokenizer import SPECIAL, Tokenizer, load_tokenizer, require_same, require_size, train_tokenizer
 from m2i2.errors import M2I2Error
 
@@ -110,3 +112,20 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         require_size(one, one.size + 1, "the checkpoint")
     with pytest.raises(M2I2Error, match="not the one that the run was trained with"):
         require_same(one, other, "the run")
+
+
+def test_a_vocabulary_of_shards_knows_their_training_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(tmp_path / kind) for kind in ("captions", "vqa")]
+    for folder in folders:
+        assert (
+            make_shards([Path(folder).name, "phantoms", "--count", "12", "--side", "16", "--workers", "1", "--output", folder]) == 0
+        )
+    for name, shards in (("one", folders[:1]), ("both", folders), ("again", folders[::-1])):
+        assert make_tokenizer([*shards, "--output", str(tmp_path / name)]) == 0
+    one, both, again = (load_tokenizer(tmp_path / name) for name in ("one", "both", "again"))
+    assert both.fingerprint == again.fingerprint != one.fingerprint
+    asked = both.encode("which body region is shown", 32)
+    assert both.unk_id not in asked and len(asked) == 7
+    capsys.readouterr()
+    assert make_tokenizer([*folders, "--output", str(tmp_path / "both")]) == 2
+    assert "is not empty" in capsys.readouterr().err
