@@ -12,6 +12,17 @@ from m2i2.files import append_text, parse_json, replacing
 from m2i2.ownership import open_plain
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """M2I2Error where the run's file or folder ``place`` cannot be written."""
+    try:
+        yield
+    except OSError as e:
+        raise M2I2Error(
+            f"Cannot write to {place}: {e.strerror}. Make room or repair the folder, and start the same command again to resume."
+        ) from e
+
+
 class StepLines:
     """A file of JSON objects, one per line, each with its ``step``; for the rank that writes it."""
 
@@ -22,7 +33,7 @@ class StepLines:
             self._cut(done_steps)
 
     def _cut(self, done_steps: int) -> None:
-        with self._writing(), replacing(self.path) as f:
+        with writing(self.path), replacing(self.path) as f:
             for row in self.rows():
                 if row["step"] <= done_steps:
                     f.write(json.dumps(row).encode() + b"\n")
@@ -48,15 +59,5 @@ class StepLines:
 
     def add(self, *rows: Mapping[str, Any]) -> None:
         """Append rows; M2I2Error where the file cannot be written."""
-        with self._writing():
+        with writing(self.path):
             append_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
-            raise M2I2Error(
-                f"Cannot write to {self.path}: {e.strerror}. Make room or repair the folder, and start the same command again to "
-                f"resume."
-            ) from e

@@ -2,14 +2,14 @@
 
 import importlib.util
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from m2i2.config import MonitorConfig
 from m2i2.errors import M2I2Error
 from m2i2.files import write_text
+from m2i2.training.lines import writing
 
 
 class Tracker(Protocol):
@@ -36,7 +36,7 @@ class TensorBoard:
 
     def figures(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Scalars of a step."""
-        with self._writing():
+        with writing(self._folder):
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
             self._writer.flush()
@@ -46,24 +46,13 @@ class TensorBoard:
         import numpy as np
         from PIL import Image
 
-        with self._writing():
+        with writing(self._folder):
             self._writer.add_image(f"{group}/{name}", np.asarray(Image.open(path)), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still held."""
-        with self._writing():
+        with writing(self._folder):
             self._writer.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """TensorBoard's own thread writes; its error comes back at a later call."""
-        try:
-            yield
-        except OSError as e:
-            raise M2I2Error(
-                f"Cannot write to {self._folder}: {e.strerror}. Make room or repair the folder, and start the same command again "
-                f"to resume."
-            ) from e
 
 
 class WandB:

@@ -13,27 +13,18 @@ from safetensors.torch import load_file
 from m2i2.cli.make_shards import main as make_shards
 from m2i2.config import PretrainingConfig
 from m2i2.errors import M2I2Error
-from m2i2.presets import preset
 from m2i2.training.checkpoint import Checkpoints, flaw
 from m2i2.training.stopping import EXIT_STOPPED
 from tests.distributed.processes import on_ranks
-from tests.distributed.training_runs import trainer_of
+from tests.distributed.training_runs import narrow, trainer_of
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> PretrainingConfig:
     folder = tmp_path_factory.mktemp("saving") / "captions"
     assert make_shards(["captions", "phantoms", "--output", str(folder), "--count", "64", "--side", "32"]) == 0
-    base = preset("tiny")[0]
-    return replace(
-        base,
-        vision=replace(base.vision, image_size=32, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2),
-        text=replace(base.text, width=32, depth=2, fusion_layer=1, heads=2, intermediate=64),
-        objectives=replace(base.objectives, queue=24, projection=16),
-        data=replace(base.data, shards=(str(folder),), workers=0),
-        training=replace(base.training, batch=8, epochs=1, save_every=1000, precision="float32"),
-        validation=replace(base.validation, every=0),
-    )
+    base = narrow(folder, workers=0)
+    return replace(base, training=replace(base.training, epochs=1, save_every=1000))
 
 
 def _beside(rank: int, ranks: int, config: PretrainingConfig, folder: Path) -> bool:

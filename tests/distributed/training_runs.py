@@ -1,5 +1,6 @@
 """Training runs on a few real ranks with a task of the test's own making, through the training loop's public door."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,26 @@ from m2i2.data.loading.loader import Loader
 from m2i2.data.loading.rows import CaptionRows
 from m2i2.data.text.tokenizer import Tokenizer, train_tokenizer
 from m2i2.models.pretraining import PretrainingModel
+from m2i2.presets import preset
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.processes import Process
 from m2i2.training.runtime import Runtime
 from m2i2.training.trainer import Trainer
 from m2i2.workflows.training_data import make_augmentation, make_loader
+
+
+def narrow(shards: Path, workers: int) -> PretrainingConfig:
+    """The preset tiny with smaller networks and batches, without validation: steps of some milliseconds."""
+    base = preset("tiny")[0]
+    return replace(
+        base,
+        vision=replace(base.vision, image_size=32, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2),
+        text=replace(base.text, width=32, depth=2, fusion_layer=1, heads=2, intermediate=64),
+        objectives=replace(base.objectives, queue=24, projection=16),
+        data=replace(base.data, shards=(str(shards),), workers=workers),
+        training=replace(base.training, batch=8, precision="float32"),
+        validation=replace(base.validation, every=0),
+    )
 
 
 def tokenizer_of(corpus: Corpus) -> Tokenizer:

@@ -22,39 +22,29 @@ from m2i2.config import PretrainingConfig
 from m2i2.data.loading import items
 from m2i2.data.loading.batch import CaptionBatch
 from m2i2.exits import guarded
-from m2i2.presets import preset
 from m2i2.tasks.negatives import Negatives
 from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.tasks.task import Key, Output
 from m2i2.training.processes import leave
 from tests.distributed.test_stored_state import flip
-from tests.distributed.training_runs import trainer_of
+from tests.distributed.training_runs import narrow, trainer_of
 
 
 def settings(shards: Path, hang_seconds: float, steps: int) -> PretrainingConfig:
     """Steps of some milliseconds."""
-    base = preset("tiny")[0]
-    return replace(
-        base,
-        vision=replace(base.vision, image_size=32, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2),
-        text=replace(base.text, width=32, depth=2, fusion_layer=1, heads=2, intermediate=64),
-        objectives=replace(base.objectives, queue=24, projection=16),
-        data=replace(base.data, shards=(str(shards),), workers=1),
-        training=replace(
-            base.training,
-            batch=8,
-            epochs=10_000,
-            max_steps=steps,
-            log_items=steps < 5000,
-            log_every=max(5, steps // 400),
-            save_every=max(3, steps // 400),
-            hang_seconds=hang_seconds,
-            replay_every=max(10, steps // 100),
-            check_state=True,
-            precision="float32",
-        ),
-        validation=replace(base.validation, every=0),
+    base = narrow(shards, workers=1)
+    training = replace(
+        base.training,
+        epochs=10_000,
+        max_steps=steps,
+        log_items=steps < 5000,
+        log_every=max(5, steps // 400),
+        save_every=max(3, steps // 400),
+        hang_seconds=hang_seconds,
+        replay_every=max(10, steps // 100),
+        check_state=True,
     )
+    return replace(base, training=training)
 
 
 class Faulty(PretrainingTask):
