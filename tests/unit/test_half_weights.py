@@ -20,7 +20,11 @@ def engine_of(trainer: Any) -> LocalEngine:
 
 @pytest.mark.parametrize("kind", [PretrainingConfig, FinetuningConfig])
 def test_steps_are_those_of_autocast(kind: type[Any]) -> None:
-    """To rounding: a weight that is read twice sums its gradients in half precision, as under a GPU's autocast."""
+    """To rounding: a weight that is read twice sums its gradients in half precision, as under a GPU's autocast.
+
+    How the sums round depends on the processor. Of all that is compared, the queue's features, of length 1, move most: by some
+    roundings of bfloat16 (2**-8).
+    """
     plain, expected = trained(settings(kind, precision="bfloat16"), None)
     copied, losses = trained(settings(kind, precision="bfloat16", half_weights="on"), None)
     copies = engine_of(copied).copies
@@ -30,7 +34,7 @@ def test_steps_are_those_of_autocast(kind: type[Any]) -> None:
         assert {n: float(x) for n, x in one.items()} == pytest.approx({n: float(x) for n, x in other.items()}, abs=0.003, rel=0.003)
     for mine, theirs in zip(state_of(plain), state_of(copied), strict=True):
         assert mine.dtype == theirs.dtype
-        torch.testing.assert_close(mine.double(), theirs.double(), atol=3e-3, rtol=0)
+        torch.testing.assert_close(mine.double(), theirs.double(), atol=2**-6, rtol=0)
 
 
 def test_replayed_steps_are_the_steps() -> None:
