@@ -66,6 +66,21 @@ def test_a_rank_that_hangs_is_named_and_ended(shards: Path, tmp_path: Path, faul
     assert_gone(zero.seen | one.seen)
 
 
+def test_a_job_that_is_suspended_and_continued_raises_no_alarm(shards: Path, tmp_path: Path) -> None:
+    """As `scontrol suspend` does it: every process is stopped, for longer than a rank may hang."""
+    ranks = two_ranks("none", shards, tmp_path, BOUND, 40)
+    run = tmp_path / "run"
+    assert ranks[0].wait_until(lambda: steps_logged(run) >= 5), ranks[0].output[-3000:]
+    processes = [process for rank in ranks for process in rank.tree()]
+    for process in processes:
+        process.suspend()
+    time.sleep(BOUND + 4)
+    for process in processes:
+        process.resume()
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output[-3000:]
+    assert not (run / "hangs.jsonl").exists(), ranks[0].output[-3000:]
+
+
 def test_a_slow_rank_is_named_and_neither_it_nor_a_clock_that_jumps_raises_an_alarm(shards: Path, tmp_path: Path) -> None:
     zero, one = two_ranks("slow", shards, tmp_path, 600.0)
     assert (zero.wait(), one.wait()) == (0, 0), zero.output[-3000:]

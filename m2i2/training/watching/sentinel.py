@@ -26,6 +26,8 @@ import process as processes
 
 _POLL = 0.5
 """Seconds between two looks."""
+_PAUSE = 6.0
+"""Seconds between two looks that mean that this process was stopped itself, and so the rank: a suspended job, a paused machine."""
 _AFTERWARDS = 15.0
 """Seconds that a rank gets to end by itself after the one at fault was killed."""
 _LONGEST = 64_000
@@ -149,15 +151,22 @@ class Sentinel:
                     self._obey(message)
                 elif message.get("rank") in range(1, self.ranks):
                     self._reports[message["rank"]], self._heard[message["rank"]] = message, time.monotonic()
+            self._notice_pause()
             if self.rank == 0:
                 self._judge()
             self._last_resort(mine)
 
+    def _notice_pause(self) -> None:
+        """Where this process was stopped, silence counts from now on."""
+        now = time.monotonic()
+        if now - self._looked > _PAUSE:
+            self._awake = now
+        self._looked = now
+
     def look(self) -> Report:
         """What this sentinel knows of its rank."""
+        self._notice_pause()
         now, beat = time.monotonic(), self._heart.read()
-        if now - self._looked > 2 * _POLL + 5.0:  # this process itself was stopped: so may the rank have been
-            self._awake = now
         age = now - max(beat.since, self._awake)
         report: Report = {"rank": self.rank, "host": self._host, "pid": self.pid, "age": age, **beat._asdict()}
         before = self._reports.get(self.rank, {})
