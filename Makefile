@@ -9,6 +9,8 @@ HASHES ?= yes
 OLDEST := .venv-oldest
 OLDEST_TORCH := 2.6.0
 OLDEST_TORCHVISION := 0.21.0
+# processes that share out the tests; half of their time is waiting for what they have started
+WORKERS ?= 4
 # programs that tests start: a SLURM cluster with its database, a browser, and a compiler for torch.compile
 PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core chromium chromium-driver g++
 
@@ -52,10 +54,10 @@ lint: $(STAMP)
 	@$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports --no-logo
 
 test: lint packages
-	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-oldest: $(OLDEST)/.installed-oldest
-	@$(OLDEST)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder tests/unit tests/parity tests/distributed --ignore=tests/unit/test_supply_chain.py
+	@$(OLDEST)/bin/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder tests/unit tests/parity tests/distributed --ignore=tests/unit/test_supply_chain.py
 
 $(OLDEST)/.installed-oldest: setup.py constraints.txt requirements/build.txt Makefile
 	@$(MAKE) --no-print-directory VENV=$(OLDEST) $(OLDEST)/bin/python

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from xdist.scheduler import LoadScopeScheduling
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # two of these share two cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share two cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("M2I2_THREADS", "1")
 
@@ -20,7 +20,7 @@ TOGETHER = (
     tuple(f"tests/faults/test_{name}.py" for name in ("kills", "world_sizes", "checkpoints", "data", "disks")),
     ("tests/app/",),
 )
-"""Tests that share a dear fixture, or take long, the longest first: with two processes (``make test``) one takes such a group as a
+"""Tests that share a dear fixture, or take long, the longest first: one of the processes of ``make test`` takes such a group as a
 whole, and makes the fixture once; otherwise files are shared out."""
 
 
@@ -34,7 +34,7 @@ def _group(path: str) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long groups first, so that both processes end at about the same time."""
+    """Long groups first, so that all processes end at about the same time."""
     items.sort(key=lambda item: _group(item.nodeid))
 
 
