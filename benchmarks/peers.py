@@ -333,10 +333,10 @@ def main() -> int:
                 continue
             rows[name] = json.loads(done.stdout.splitlines()[-1])
             print(json.dumps({name: rows[name]}), flush=True)
-    heads = [f"{PACKAGES[name]} {found['version']}" for name, found in rows.items()]
-    from m2i2.markdown import head, row
-
-    print("", *head(["", *heads]), *(row([one, *(found[one] for found in rows.values())]) for one in TESTS), sep="\n")
+    heads = [f"{PACKAGES[name]} {row['version']}" for name, row in rows.items()]
+    print("\n| | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
+    for one in TESTS:
+        print(f"| {one} | " + " | ".join(row[one] for row in rows.values()) + " |")
     return 0
 
 

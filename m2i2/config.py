@@ -1,8 +1,6 @@
 """Every knob once: frozen settings with units and sources.
 
-Names follow the paper (Li et al., ISBI 2023). Where the paper and the official code differ, ``paper`` holds the paper's
-value and ``official`` the code's. ``large``, ``small`` and ``tiny`` are ours. The command line of these settings is in
-`options.py`.
+Names follow the paper (Li et al., ISBI 2023). `presets.py` has whole sets of them; their command line is in `options.py`.
 """
 
 from collections.abc import Mapping

@@ -177,3 +177,11 @@ def read_object(path: Path, what: str, remedy: str = "", most: int = MOST_JSON) 
     if not isinstance(value, dict):
         raise M2I2Error(f"The {what} {path} must be a JSON object.{remedy}")
     return value
+
+
+def require_new_folder(folder: Path, remedy: str) -> None:
+    """M2I2Error, which ends with ``remedy``, unless nothing stands at ``folder`` or it is an empty folder."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise M2I2Error(f"{folder} is not {'empty' if folder.is_dir() else 'a folder'}; {remedy}")

@@ -1,4 +1,8 @@
-"""Presets: the settings of the paper, of the official code, and of models for larger and smaller machines."""
+"""Presets: the settings of the paper, of the official code, and of models for larger and smaller machines.
+
+Where the paper (Li et al., ISBI 2023) and the official code differ, ``paper`` holds the paper's value and ``official`` the
+code's. ``large``, ``small`` and ``tiny`` are ours.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -8,8 +8,8 @@ from m2i2.data.shards.opening import storage_of
 from m2i2.data.shards.split import ShardSplit, read_index
 from m2i2.data.text.cleaning import clean_answer, clean_caption, clean_question
 from m2i2.data.text.tokenizer import train_tokenizer
-from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
+from m2i2.files import require_new_folder
 from m2i2.terminal import say
 
 DESCRIPTION = """Make a WordPiece vocabulary of the words that occur in the training split of shards: of captions, or of
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make(places: Sequence[str], output: Path, size: int) -> int:
-    if output.exists() and any(output.iterdir()):
-        raise M2I2Error(f"{output} is not empty. Name a new folder, or remove it: another vocabulary would not fit its models.")
+    require_new_folder(output, "name a new folder, or remove it: another vocabulary would not fit its models.")
     tokenizer = train_tokenizer((text for place in places for text in training_texts(place)), size)
     tokenizer.save(output)
     say(f"{tokenizer.size} tokens written to {output}; use them as start.tokenizer={output}")

@@ -14,7 +14,7 @@ import torch
 from m2i2.errors import M2I2Error
 from m2i2.experiments.recipe import prepared
 from m2i2.experiments.running import ROOT
-from m2i2.files import sha256_of, write_text
+from m2i2.files import require_new_folder, sha256_of, write_text
 from m2i2.models.weights import tensors_of
 
 CODE = ("m2i2", "launchers", "tools", "ds_configs")
@@ -89,8 +89,7 @@ def pack(recipe: Path, prepare: Sequence[str], work: Path, results: Path, output
     """
     if piece_mb < 1:
         raise M2I2Error(f"--piece-mb {piece_mb} must be at least 1.")
-    if output.exists() and any(output.iterdir()):
-        raise M2I2Error(f"{output} is not empty; name a new folder for the pieces.")
+    require_new_folder(output, "name a new folder for the pieces.")
     output.mkdir(parents=True, exist_ok=True)
     pieces = _Pieces(output, piece_mb * 1_000_000)
     with tarfile.open(fileobj=io.BufferedWriter(pieces), mode="w|") as tar:

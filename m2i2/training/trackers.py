@@ -26,7 +26,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the folder ``tensorboard`` of the run; what a killed run wrote beyond its checkpoint is purged."""
+    """Event files in the folder ``tensorboard`` of the run; what a killed run wrote beyond its checkpoint is purged.
+
+    TensorBoard's own thread writes; its error comes back at a later call.
+    """
 
     def __init__(self, folder: Path, done_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -22,8 +22,7 @@ def engine_of(trainer: Any) -> LocalEngine:
 def test_steps_are_those_of_autocast(kind: type[Any]) -> None:
     """To rounding: a weight that is read twice sums its gradients in half precision, as under a GPU's autocast.
 
-    How the sums round depends on the processor. Of all that is compared, the queue's features, of length 1, move most: by some
-    roundings of bfloat16 (2**-8).
+    How the sums round depends on the processor. The queue's features, of length 1, may differ by some roundings of bfloat16.
     """
     plain, expected = trained(settings(kind, precision="bfloat16"), None)
     copied, losses = trained(settings(kind, precision="bfloat16", half_weights="on"), None)
@@ -32,9 +31,12 @@ def test_steps_are_those_of_autocast(kind: type[Any]) -> None:
     assert copies is not None and len(copies._runs()) <= 6 * (1 + len(copied.task.beside))
     for one, other in zip(expected, losses, strict=True):
         assert {n: float(x) for n, x in one.items()} == pytest.approx({n: float(x) for n, x in other.items()}, abs=0.003, rel=0.003)
+    beside = plain.task.beside
+    queued = {tensor.data_ptr() for tensor in beside["queue"].state_dict().values()} if "queue" in beside else set()
     for mine, theirs in zip(state_of(plain), state_of(copied), strict=True):
         assert mine.dtype == theirs.dtype
-        torch.testing.assert_close(mine.double(), theirs.double(), atol=2**-6, rtol=0)
+        bound = 2**-6 if mine.data_ptr() in queued else 3e-3
+        torch.testing.assert_close(mine.double(), theirs.double(), atol=bound, rtol=0)
 
 
 def test_replayed_steps_are_the_steps() -> None:

@@ -129,3 +129,6 @@ def test_a_vocabulary_of_shards_knows_their_training_words(tmp_path: Path, capsy
     capsys.readouterr()
     assert make_tokenizer([*folders, "--output", str(tmp_path / "both")]) == 2
     assert "is not empty" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert make_tokenizer([*folders, "--output", str(tmp_path / "file")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
