@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--piece-mb", type=int, default=60, metavar="N", help="with --pack: size of a piece in megabytes (%(default)s)")
     add("--list", action="store_true", help="list the cells and which of them have a record, and exit")
     add("--report", action="store_true", help="write the report from the existing records, and exit")
-    add("--output", type=Path, metavar="FILE", help="file of the report (docs/RESULTS.md; for a screening, README.md in --results)")
+    add("--output", type=Path, metavar="FILE", help="file of the report (default: README.md in --results)")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _ablate(arguments))
 
@@ -73,7 +73,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
     if is_screening(arguments.recipe):
         return _screen(arguments)
     recipe = read_recipe(arguments.recipe)
-    output = arguments.output or Path("docs/RESULTS.md")
+    output = arguments.output or arguments.results / "README.md"
     if arguments.list:
         for cell in cells(recipe):
             state = "done" if record_path(arguments.results, cell).exists() else "missing"

@@ -33,7 +33,7 @@ mkdir -p "$job"
 cd "$job"
 export PYTHONPATH="$job/code${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 code=0
-"${PYTHON:-python3}" code/launchers/ablate.py recipe.json --data none --work work --results records --output records/README.md \\
+"${PYTHON:-python3}" code/launchers/ablate.py recipe.json --data none --work work --results records \\
   --jobs "${JOBS:-4}" --threads "${THREADS:-1}" || code=$?
 tar -cz --exclude='*.safetensors' -f "$OUT/records.tar.gz" records $(ls -d work/logs 2>/dev/null)
 exit $code
