@@ -88,7 +88,7 @@ def encoders(source: Path, before: bool, tokenizer: str = "") -> dict[str, Visio
         model = PretrainingModel(config.vision, config.text, config.objectives)
         for line in start_pretraining(model, resolved(config.start)):
             say(f"before: {line}")
-        made["before its first step"] = model.visual_encoder
+        made["starting weights"] = model.visual_encoder
     return made
 
 

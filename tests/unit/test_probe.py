@@ -74,7 +74,7 @@ def test_the_command_probes_before_and_after(tmp_path: Path, capsys: pytest.Capt
     results = json.loads((tmp_path / "run" / "probe-vqa.json").read_text())
     assert list(results["targets"]) == ["modality"]
     for rows in results["targets"].values():
-        assert list(rows) == [str(tmp_path / "run"), "before its first step"]
+        assert list(rows) == [str(tmp_path / "run"), "starting weights"]
         for row in rows.values():
             assert set(row) == {"cls", "mean"} and row["cls"]["test_images"] > 5
     assert "Linear probe of" in capsys.readouterr().out
