@@ -19,6 +19,7 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
     "no ITC": ("objectives.itc=0",),
     "no ITM": ("objectives.itm=0",),
     "no MLM": ("objectives.mlm=0",),
+    "no queue": ("objectives.queue=0",),
     "local negatives": ("objectives.negatives=local",),
     "flips on": ("data.flip=true",),
     "with rewrites": (),
