@@ -57,7 +57,7 @@ _plugins: dict[str, dict[str, Objective]] = {}
 
 def objective(name: str, weight: float = 1.0, reads: Sequence[str] = ()) -> Callable[[Loss], Loss]:
     """Register the decorated function as an objective; its module is named by ``objectives.plugins``."""
-    if not name.isidentifier() or name in _RESERVED or name.startswith(("image_to_text", "text_to_image")):
+    if not name.isidentifier() or name in _RESERVED or name.startswith(("image_to_text", "text_to_image", "queue_age")):
         raise M2I2Error(f"An objective cannot be called {name!r}; choose a word that no built-in loss or log column has.")
     if unknown := set(reads) - {"matching", "words"}:
         raise M2I2Error(f"The objective {name} reads {', '.join(sorted(unknown))}; it can read matching and words.")

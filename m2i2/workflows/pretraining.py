@@ -23,6 +23,7 @@ from m2i2.tasks.pretraining import PretrainingTask
 from m2i2.training.evaluators import Evaluator
 from m2i2.training.held_out import HeldOutPairs
 from m2i2.training.processes import Process, leave
+from m2i2.training.queue_age import QueueAge
 from m2i2.training.retrieval import Retrieval
 from m2i2.training.trainer import Trainer
 from m2i2.training.validation import Validation
@@ -119,4 +120,4 @@ def _evaluators(
     pairs = HeldOutPairs(corpus, tokenizer, config, process)
     places = ", ".join(storage.place for storage in with_it)
     process.say(f"Validation every {config.validation.every} steps: {pairs.pairs} of {len(corpus)} pairs of {places}.")
-    return [Validation(task, pairs, run), Retrieval(task, pairs, run)]
+    return [Validation(task, pairs, run), Retrieval(task, pairs, run), QueueAge(task, process)]
