@@ -133,8 +133,11 @@ def figures(screening: Screening, run: Path) -> dict[str, Any]:
     return {"score": sum(row["r10"] for row in rows) / len(rows), "sources": sources}
 
 
-def table(screening: Screening, scores: list[Mapping[str, float]]) -> str:
-    """The screening as Markdown: each cell, what was expected, its score at every stage, and how far it came."""
+def table(screening: Screening, scores: list[Mapping[str, float]], begun: Mapping[str, float]) -> str:
+    """The screening as Markdown: each cell, what was expected, its score at every stage, and how far it came.
+
+    ``begun``: the scores that there are of the first stage that is not complete.
+    """
     stages = range(len(screening.epochs))
     what = "mean recall@10 of held-out pairs, %" if screening.held_out else "selection questions right, %"
     columns = ["cell", "changes", "why", "expected", *(f"{screening.epochs[s]} epochs" for s in stages), "outcome"]
@@ -144,8 +147,8 @@ def table(screening: Screening, scores: list[Mapping[str, float]]) -> str:
     for name, change in screening.changes.items():
         cells = []
         for stage in stages:
-            mine = scores[stage].get(name) if stage < len(scores) else None
-            other = scores[stage].get(reference) if stage < len(scores) else None
+            found = scores[stage] if stage < len(scores) else begun if stage == len(scores) else {}
+            mine, other = found.get(name), found.get(reference)
             less = "" if other is None or name == reference or mine is None else f" ({mine - other:+.1f})"
             cells.append("" if mine is None else f"{mine:.1f}{less}")
         settings = " ".join(f"`{word}`" for word in change.settings) or "the reference"

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from m2i2.experiments.running import CellRun, run_together
@@ -17,12 +17,17 @@ def scores(screening: Screening, results: Path) -> list[Mapping[str, float]]:
     found: list[Mapping[str, float]] = []
     for stage in range(len(screening.epochs)):
         asked = going_on(screening, found)
-        records = {name: record_path(screening, results, name, stage) for name in asked}
-        if not asked or not all(path.exists() for path in records.values()):
+        if not asked or not all(record_path(screening, results, name, stage).exists() for name in asked):
             break
-        read = {name: read_object(path, "record").get("score") for name, path in records.items()}
-        found.append({name: float(score) for name, score in read.items() if score is not None})
+        found.append(_recorded(screening, results, asked, stage))
     return found
+
+
+def _recorded(screening: Screening, results: Path, cells: Sequence[str], stage: int) -> Mapping[str, float]:
+    """The scores of those of the cells that have a record of a stage, and did not fail."""
+    paths = {name: record_path(screening, results, name, stage) for name in cells}
+    read = {name: read_object(path, "record").get("score") for name, path in paths.items() if path.exists()}
+    return {name: float(score) for name, score in read.items() if score is not None}
 
 
 def record_path(screening: Screening, results: Path, cell: str, stage: int) -> Path:
@@ -75,5 +80,9 @@ def _record(screening: Screening, cell: str, stage: int, work: Path, results: Pa
 
 def write_table(screening: Screening, results: Path, output: Path) -> None:
     """The screening's table, from its records alone."""
+    complete = scores(screening, results)
+    begun = (
+        _recorded(screening, results, going_on(screening, complete), len(complete)) if len(complete) < len(screening.epochs) else {}
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, table(screening, scores(screening, results)))
+    write_text(output, table(screening, complete, begun))

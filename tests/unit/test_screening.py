@@ -9,7 +9,7 @@ import pytest
 from m2i2.cli.ablate import main as ablate
 from m2i2.errors import M2I2Error
 from m2i2.experiments.screening import commands, going_on, read_screening, table
-from m2i2.experiments.screening_run import scores
+from m2i2.experiments.screening_run import scores, write_table
 
 FILE: dict[str, Any] = {
     "name": "drawn",
@@ -58,12 +58,24 @@ def test_the_launchers_of_a_stage(tmp_path: Path) -> None:
 def test_the_table_says_what_became_of_each(tmp_path: Path) -> None:
     screening = read_screening(written(tmp_path))
     first = {"reference": 3.0, "warm": 5.0, "cold": 4.0, "no mim": 1.0}
-    rows = {line.split(" | ")[0][2:]: line for line in table(screening, [first, {"reference": 3.5, "warm": 3.0}]).splitlines()}
+    rows = {line.split(" | ")[0][2:]: line for line in table(screening, [first, {"reference": 3.5, "warm": 3.0}], {}).splitlines()}
     assert "`objectives.temperature=0.2` | it collapses | +1 | 5.0 (+2.0) | 3.0 (-0.5)" in rows["warm"]
     assert rows["warm"].endswith("left behind after stage 2 |")
     assert "| 1.0 (-2.0) |  |  | left behind after stage 1 |" in rows["no mim"]
     assert "the reference" in rows["reference"] and rows["reference"].endswith("stage 3 is not complete |")
     assert rows["cold"].endswith("failed at stage 2 |")
+
+
+def test_the_table_has_what_there_is_of_a_stage_that_is_not_complete(tmp_path: Path) -> None:
+    screening = read_screening(written(tmp_path))
+    rows = {line.split(" | ")[0][2:]: line for line in table(screening, [], {"reference": 3.0, "warm": 5.0}).splitlines()}
+    assert rows["warm"].endswith("| +1 | 5.0 (+2.0) |  |  | stage 1 is not complete |")
+    assert "(" not in rows["cold"].split("|")[-5], rows["cold"]
+    record = {"score": 7.0}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "warm-stage-1.json").write_text(json.dumps(record))
+    write_table(screening, tmp_path / "results", tmp_path / "table.md")
+    assert "| 7.0 |  |  | stage 1 is not complete |" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
