@@ -1,10 +1,10 @@
-"""Whether the features in the queue tell their age, so that the contrast can be solved without looking at images and texts.
+"""Whether the features in the queue reveal their age, so that a part of the contrast can be solved without looking.
 
 The rows of the queue were made by earlier states of the teacher, the features of the batch by its present one. While the
-weights move fast, features of different steps differ by more than their contents: a model can then tell its own pair, which is
-new, from the queue's, which are old, by their age alone. The loss is low as long as the learning rate is high, rises when that
-falls, and little is learned. Measured in docs/experiments.md; MoCo (He et al., 2020, arXiv:1911.05722, section 4.1) found the
-same with a teacher that follows its student too fast.
+weights move fast, features from different steps differ even for the same input. A model can then rule out the queue's pairs by
+their age; only the other pairs of the batch still require it to look at images and texts. The loss is low as long as the
+learning rate is high, and rises when that falls. Measured in docs/experiments.md. MoCo (He et al., 2020, arXiv:1911.05722)
+reports a lower accuracy if the teacher follows its student fast, and attributes it to inconsistent keys.
 """
 
 import torch
@@ -15,10 +15,10 @@ from m2i2.tasks.queue import FeatureQueue
 from m2i2.training.evaluators import Evaluator, Measured
 from m2i2.training.processes import Process
 
-TELLING = 0.5
-"""Share of the variance of age, above which the run prints a warning."""
+REVEALING = 0.5
+"""Share of the variance in age above which the run prints a warning."""
 _ROWS_PER_WIDTH = 4
-"""Rows that a fit needs for each number of a feature, so that it does not fit chance."""
+"""Rows that a fit needs for each number of a feature, so that it does not fit noise."""
 _RIDGE = 1e-3
 """Penalty of the regression, as a share of the features' variance."""
 
@@ -37,12 +37,12 @@ class QueueAge(Evaluator):
         if rows // 2 < _ROWS_PER_WIDTH * width or bool((queue.image_ids == -1).any()):
             return Measured({})
         told = {f"queue_age_{kind}": explained(oldest_first(queue, kind)) for kind in ("image", "text")}
-        if max(told.values()) > TELLING and not self._warned:
+        if max(told.values()) > REVEALING and not self._warned:
             self._warned = True
             self.process.say(
-                f"Warning: the features in the queue tell their age: a linear regression explains {100 * max(told.values()):.0f} % "
-                "of its variance. The contrast (itc) can then be solved without looking at images and texts. Compare a run with "
-                "objectives.queue=0, a shorter queue, or a slower teacher (objectives.momentum closer to 1)."
+                f"Warning: the features in the queue reveal their age: a linear regression explains "
+                f"{100 * max(told.values()):.0f} % of the variance in age. The model can then rule out the queue's pairs by their "
+                "age, and itc is low although little has been learned. Compare a run with objectives.queue=0."
             )
         return Measured(told)
 
@@ -54,7 +54,10 @@ def oldest_first(queue: FeatureQueue, kind: str) -> Tensor:
 
 
 def explained(features: Tensor) -> float:
-    """R², the share of the variance of a row's number that its features [n, D] explain: fitted on even rows, measured on odd."""
+    """R², the share of the variance in a row's position (its age) that its features [n, D] explain.
+
+    Fitted on even rows, measured on odd ones; both hold features of every step.
+    """
     x = features.double()
     age = torch.arange(len(x), dtype=x.dtype, device=x.device) / len(x)
     x, age = x - x[::2].mean(0), age - age[::2].mean()

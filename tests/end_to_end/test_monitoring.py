@@ -198,7 +198,7 @@ def test_a_split_that_is_not_there_is_said(shards: Path, tmp_path: Path) -> None
     assert "No validation: the shards have no split 'dev'" in out
 
 
-def test_features_in_the_queue_that_tell_their_age_are_said(shards: Path, tmp_path: Path) -> None:
+def test_features_in_the_queue_that_reveal_their_age_are_said(shards: Path, tmp_path: Path) -> None:
     words = [*SETTINGS, "training.max_steps=8", "validation.every=4", "objectives.queue=96", "objectives.projection=8"]
     fast = ["objectives.momentum=0.5", "optimizer.lr=1e-2", "optimizer.warmup_epochs=0"]
     out = succeed("pretrain", [*words, *fast], place(tmp_path, shards))
@@ -206,4 +206,4 @@ def test_features_in_the_queue_that_tell_their_age_are_said(shards: Path, tmp_pa
     assert "queue_age_image" not in early, "the queue still holds random rows"
     told = max(late["queue_age_image"], late["queue_age_text"])
     assert 0.5 < told <= 1
-    assert f"Warning: the features in the queue tell their age: a linear regression explains {100 * told:.0f} %" in out
+    assert f"Warning: the features in the queue reveal their age: a linear regression explains {100 * told:.0f} %" in out

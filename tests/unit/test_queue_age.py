@@ -1,11 +1,11 @@
-"""Features in a queue that tell their age, and features that do not."""
+"""Features in a queue that reveal their age, and features that do not."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from m2i2.tasks.queue import FeatureQueue
-from m2i2.training.queue_age import TELLING, explained, oldest_first
+from m2i2.training.queue_age import REVEALING, explained, oldest_first
 
 SIZE, WIDTH, BATCH = 512, 16, 32
 
@@ -31,13 +31,13 @@ def test_rows_come_in_the_order_in_which_they_were_pushed(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [16, 21])
-def test_features_that_do_not_move_tell_nothing(steps: int) -> None:
+def test_features_that_do_not_move_reveal_nothing(steps: int) -> None:
     queue = filled(0.0, steps)
     assert all(abs(explained(oldest_first(queue, kind))) < 0.15 for kind in ("image", "text"))
 
 
 @pytest.mark.parametrize("steps", [16, 21])
-def test_features_that_move_tell_their_age(steps: int) -> None:
+def test_features_that_move_reveal_their_age(steps: int) -> None:
     queue = filled(0.2, steps)
-    assert all(TELLING < explained(oldest_first(queue, kind)) <= 1 for kind in ("image", "text"))
+    assert all(REVEALING < explained(oldest_first(queue, kind)) <= 1 for kind in ("image", "text"))
     assert explained(queue.image[torch.randperm(SIZE)]) < 0.15, "in any other order there is nothing to predict"
