@@ -51,7 +51,7 @@ def curves_of(run: Run) -> dict[str, list[Markup]]:
         about = "Share of held-out pairs whose partner is among the nearest 1, 5 and 10 by contrastive features."
         learning.append(chart(f"Recall, {label}, %", lines, about, chance))
     ages = [line_of(held_out, f"queue_age_{kind}", f"{kind} features", scale=100, marked=True) for kind in ("image", "text")]
-    about = "How well a linear regression predicts the age of features in the queue. Near 100, the model can rule out the queue's pairs by their age."
+    about = "How well a linear regression predicts the age of features in the queue. Near 100, it gives the queue's pairs away."
     learning.append(chart("Age of the queue's features, % explained", ages, about))
     machine = [
         chart("Learning rate", [line_of(log, "lr", "learning rate")]),
