@@ -81,8 +81,6 @@ def _record(screening: Screening, cell: str, stage: int, work: Path, results: Pa
 def write_table(screening: Screening, results: Path, output: Path) -> None:
     """The screening's table, from its records alone."""
     complete = scores(screening, results)
-    begun = (
-        _recorded(screening, results, going_on(screening, complete), len(complete)) if len(complete) < len(screening.epochs) else {}
-    )
+    begun = _recorded(screening, results, going_on(screening, complete), len(complete))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, table(screening, complete, begun))

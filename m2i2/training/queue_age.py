@@ -37,11 +37,12 @@ class QueueAge(Evaluator):
         if rows // 2 < _ROWS_PER_WIDTH * width or bool((queue.image_ids == -1).any()):
             return Measured({})
         told = {f"queue_age_{kind}": explained(oldest_first(queue, kind)) for kind in ("image", "text")}
-        if max(told.values()) > REVEALING and not self._warned:
+        most = max(told.values())
+        if most > REVEALING and not self._warned:
             self._warned = True
             self.process.say(
-                f"Warning: the features in the queue reveal their age: a linear regression explains "
-                f"{100 * max(told.values()):.0f} % of the variance in age. The model can then rule out the queue's pairs by their "
+                "Warning: the features in the queue reveal their age: a linear regression explains "
+                f"{100 * most:.0f} % of the variance in age. The model can then rule out the queue's pairs by their "
                 "age, and itc is low although little has been learned. Compare a run with objectives.queue=0."
             )
         return Measured(told)
