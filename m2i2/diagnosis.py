@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -211,6 +212,24 @@ def _shared_memory(folder: Path) -> Iterator[_Row]:
         yield "note", f"{found}; loader workers may die with a bus error", "docker run --shm-size=8g, or data.workers=0."
     else:
         yield "ok", found, ""
+    if left := _left_by_killed_processes():
+        yield (
+            "note",
+            f"{len(left)} files there, {sum(left.values()) / 1e6:.0f} MB, were left by processes that were killed, such as "
+            f"{next(iter(left))}",
+            "Remove them, unless their processes run in another container that shares this /dev/shm.",
+        )
+
+
+def _left_by_killed_processes() -> dict[str, int]:
+    """Names and bytes of torch's files in /dev/shm (torch_PID_...) whose process does not run."""
+    left = {}
+    for path in Path("/dev/shm").glob("torch_*"):
+        pid = path.name.split("_")[1]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            with suppress(FileNotFoundError):  # its process removed it, and ended, in this moment
+                left[path.name] = path.stat().st_size
+    return left
 
 
 def _disk(folder: Path) -> Iterator[_Row]:

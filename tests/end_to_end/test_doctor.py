@@ -1,6 +1,9 @@
 """The examination of the machine: what it finds here, and what it says of installations that are broken on purpose."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,23 @@ def test_two_ranks_train_here(tmp_path: Path) -> None:
     assert not any(f["status"] == "fault" for rows in findings.values() for f in rows)
     assert all(f["remedy"] for rows in findings.values() for f in rows if f["status"] != "ok")
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_what_killed_processes_left_in_shared_memory_is_named(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, used = (Path(f"/dev/shm/torch_{pid}_2023_0") for pid in (ended.pid, os.getpid()))
+    try:
+        left.write_bytes(bytes(3_000_000))
+        used.write_bytes(bytes(1_000))
+        code, findings = examine(tmp_path)
+    finally:
+        left.unlink()
+        used.unlink()
+    assert code == 0
+    notes = [f for f in findings["shared memory"] if "left by processes that were killed" in f["found"]]
+    assert len(notes) == 1 and notes[0]["status"] == "note" and "Remove them" in notes[0]["remedy"]
+    assert int(re.search(r", (\d+) MB", notes[0]["found"])[1]) >= 3
 
 
 def package(folder: Path, name: str, code: str, metadata: str) -> None:

@@ -186,9 +186,9 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def shared_memory(processes: Iterable[psutil.Process]) -> list[str]:
+def shared_memory(processes: Iterable[psutil.Process]) -> list[Path]:
     """The files in /dev/shm that torch has made in these processes and that still have a name."""
-    return [path.name for p in processes for path in Path("/dev/shm").glob(f"torch_{p.pid}_*")]
+    return [path for p in processes for path in Path("/dev/shm").glob(f"torch_{p.pid}_*")]
 
 
 def copy_of(run: Path, folder: Path) -> Path:
