@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.baselines import BASELINES
 from m2i2.files import MOST_JSON, read_bytes, read_object
 from m2i2.ownership import inside
 from m2i2.workflows.answering import Loaded
@@ -56,11 +57,12 @@ def _scores(run: Path) -> Iterator[str]:
                 continue
             results = read_object(path, "the results of an evaluation", most=MOST_JSON)
             view = next(iter(results["views"].values()))
-            model, blind = view["model"]["overall"], view["question_only"]["overall"]
+            model = view["model"]["overall"]
+            blind = max(view[who]["overall"]["accuracy"] for who in BASELINES if who in view)
             low, high = model["interval"]
             yield (
                 f"{model['accuracy']:.1f} % [{low:.1f}, {high:.1f}] of {model['total']:,} questions "
-                f"({results['shards']['source']}, {results['split']}); from the question alone: {blind['accuracy']:.1f} %"
+                f"({results['shards']['source']}, {results['split']}); from the question alone: {blind:.1f} %"
             )
         except (M2I2Error, OSError, LookupError, TypeError, ValueError, StopIteration, AttributeError):
             continue  # the report says what is wrong with it

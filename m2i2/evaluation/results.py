@@ -13,7 +13,7 @@ from rich.text import Text
 from m2i2.data.records import Question
 from m2i2.data.text.cleaning import Normalisation
 from m2i2.errors import plain
-from m2i2.evaluation.baselines import most_frequent, question_only
+from m2i2.evaluation.baselines import BASELINES
 from m2i2.evaluation.literature import published_beside
 from m2i2.evaluation.protocols import Candidates, Protocol
 from m2i2.evaluation.rosetta import scored_by_every_rule
@@ -33,7 +33,7 @@ def summarise(
     normalisation: Normalisation,
     split: str = "test",
 ) -> dict[str, Any]:
-    """Scores of every view, with both baselines on the same questions, and what a reader must know of them.
+    """Scores of every view, with the baselines on the same questions, and what a reader must know of them.
 
     ``train``: the training questions that the protocol allows; the baselines know their answers and nothing else.
     ``source`` and ``split``: the data set and the part of it that was asked.
@@ -41,8 +41,7 @@ def summarise(
     questions = [g.question for g in given]
     answers = {
         "model": [g.best[0][0] for g in given],
-        "question_only": question_only(train, questions, normalisation),
-        "most_frequent": most_frequent(train, questions, normalisation),
+        **{name: baseline(train, questions, normalisation) for name, baseline in BASELINES.items()},
     }
     answered = {who: _scored(given, predictions, normalisation) for who, predictions in answers.items()}
     views, by_rule = {}, {}
@@ -114,7 +113,12 @@ def write_results(folder: Path, results: dict[str, Any], given: Sequence[Predict
     write_json(folder / "results.json", results, ascii=False)
 
 
-_ROWS = {"model": "this model", "question_only": "question only", "most_frequent": "most frequent"}
+_ROWS = {
+    "model": "this model",
+    "question_only": "question only",
+    "question_words": "question words",
+    "most_frequent": "most frequent",
+}
 KINDS = ("closed", "open", "overall")
 
 
@@ -141,9 +145,10 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
         for kind in KINDS:
             table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right", no_wrap=True)
         for who, label in _ROWS.items():
-            table.add_row(label, *(with_interval(view[who][kind]) for kind in KINDS), end_section=who == "most_frequent")
+            if who in view:
+                table.add_row(label, *(with_interval(view[who][kind]) for kind in KINDS), end_section=who == "most_frequent")
         for row in view["published"]:
             table.add_row(Text(plain(f"{row['method']} (published)")), *(f"{row[kind]:.1f}" for kind in KINDS))
         console.print(table)
     if results["views"]:
-        console.print("In brackets: the 95 % interval. question only, most frequent: baselines that do not see the image.")
+        console.print("In brackets: the 95 % interval. question only, question words, most frequent: no image is seen.")

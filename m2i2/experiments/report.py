@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.baselines import BASELINES, LABELS
 from m2i2.evaluation.literature import literature, published
 from m2i2.evaluation.results import KINDS, with_interval
 from m2i2.evaluation.scoring import difference_interval, share_interval
@@ -157,8 +158,8 @@ def _dataset(dataset: str, note: str, scored: list[Scored]) -> list[str]:
             difference = "" if reference in (None, one) else one.difference(reference, one.mask(view, "overall"))
             seeds = ", ".join(f"{value:.1f}" for value in scores["overall"]["seeds"])
             lines.append(row([one.variant, *(with_interval(scores[kind]) for kind in KINDS), seeds, difference]))
-        for who, label in (("question_only", "question only, no image"), ("most_frequent", "most frequent answer")):
-            lines.append(row([label, *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
+        for who in [name for name in BASELINES if name in first["views"][view]]:
+            lines.append(row([LABELS[who], *(with_interval(first["views"][view][who][kind]) for kind in KINDS), "", ""]))
         lines.append("")
     lines += _worth(scored) + looks({one.variant: one.records for one in scored})
     lines += rules(scored[0].variant, scored[0].records, list(first["views"])[-1])

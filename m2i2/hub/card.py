@@ -4,13 +4,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from m2i2.evaluation.baselines import LABELS
 from m2i2.hub.configuration import M2I2Config
 from m2i2.markdown import head, row
 
 TASK = "visual-question-answering"
 """The hub's name of the task; its list of models is filtered by it."""
 _KINDS = ("closed", "open", "overall")
-_NAMES = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
 
 _CARD = """---
 {metadata}
@@ -117,9 +117,10 @@ def _results(results: dict[str, Any]) -> str:
         counts = [view["model"][kind]["total"] for kind in _KINDS]
         lines.append(f"{results['shards']['source']}, {name}, protocol `{results['protocol']['name']}`; accuracy in %:\n")
         lines += head(["", *(f"{kind} ({count})" for kind, count in zip(_KINDS, counts, strict=True))])
-        for who, label in _NAMES.items():
-            cells = [view[who][kind]["accuracy"] for kind in _KINDS]
-            lines.append(row([label, *("-" if c is None else f"{c:.1f}" for c in cells)]))
+        for who, label in LABELS.items():
+            if who in view:
+                cells = [view[who][kind]["accuracy"] for kind in _KINDS]
+                lines.append(row([label, *("-" if c is None else f"{c:.1f}" for c in cells)]))
         lines.append("")
     lines.append("Before comparing them with other numbers:\n")
     lines += [f"- {habit}" for habit in results["protocol"]["habits"]]

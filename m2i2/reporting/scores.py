@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from m2i2.data.text.cleaning import same_spelling
+from m2i2.evaluation.baselines import LABELS
 from m2i2.evaluation.dependence import CONDITIONS, least
 from m2i2.reporting.charts import reliability
 from m2i2.reporting.records import Rows, question_type
 
-WHO = {"model": "this model", "question_only": "question only (no image)", "most_frequent": "most frequent answer"}
 KINDS = ("closed", "open", "overall")
 
 
@@ -17,7 +17,7 @@ def view_of(name: str, view: Mapping[str, Any]) -> dict[str, Any]:
     """A table of one view: a line for the model and each baseline, then what was published under the same protocol."""
     lines = [
         {"who": label, "cells": [_score(view[who].get(kind, {})) for kind in KINDS], "ours": who == "model"}
-        for who, label in WHO.items()
+        for who, label in LABELS.items()
         if who in view
     ]
     published = view.get("published")
