@@ -86,7 +86,7 @@ def steps(out: Path, ranks: Ranks, port: int) -> list[tuple[str, list[str]]]:
             training(
                 "pretrain",
                 *("--shards", captions, "--output", pretrained),
-                *("training.epochs=6", "optimizer.lr=1.6e-3", "optimizer.clip=1", "objectives.queue=0"),
+                *("training.epochs=6", "optimizer.lr=1.6e-3", "optimizer.clip=1"),
             ),
         ),
         (

@@ -34,6 +34,7 @@ def settings(shards: Path, **training: Any) -> PretrainingConfig:
     base = preset("tiny")[0]
     return replace(
         base,
+        objectives=replace(base.objectives, queue=24),
         data=replace(base.data, shards=(str(shards),), workers=0),
         training=replace(base.training, batch=8, epochs=1, log_every=1, save_every=1, keep=99, precision="float32", **training),
     )

@@ -25,7 +25,8 @@ from tests.distributed.processes import on_ranks
 def settings() -> PretrainingConfig:
     base = preset("tiny")[0]
     vision = replace(base.vision, width=96, heads=3)  # not as wide as the text
-    return replace(base, vision=vision, training=replace(base.training, batch=8, precision="float32"))
+    objectives = replace(base.objectives, queue=512)
+    return replace(base, vision=vision, objectives=objectives, training=replace(base.training, batch=8, precision="float32"))
 
 
 def bytes_of(tensors: list[torch.Tensor]) -> int:

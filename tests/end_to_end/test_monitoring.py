@@ -32,6 +32,7 @@ SETTINGS = [
     "training.log_every=1",
     "training.save_every=3",
     "validation.pairs=32",
+    "objectives.queue=40",
 ]
 
 

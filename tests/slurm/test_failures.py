@@ -13,6 +13,7 @@ import pytest
 from tests.slurm.cluster import Cluster, Following, running, until
 
 TINY = ["--preset", "tiny", "training.precision=float32", "training.batch=16", "training.log_every=1"]
+TINY += ["objectives.queue=40"]
 ONE = ["--gpus", "0", "--cpus", "1", "--time", "1:00:00"]
 
 

@@ -22,6 +22,7 @@ from m2i2.models.pretraining import PretrainingModel
 from m2i2.models.vqa import VQAModel
 from m2i2.objectives.registry import BUILT_IN
 from m2i2.objectives.states import States
+from m2i2.options import override
 from m2i2.performance.training import drawn_captions, drawn_questions
 from m2i2.presets import preset
 from m2i2.tasks.copies import HalfCopies
@@ -32,7 +33,8 @@ from m2i2.training.deepspeed.configuration import Partitioning
 from m2i2.training.local import LocalEngine
 from m2i2.training.zero import ZeroEngine
 
-PRETRAINING, FINETUNING = preset("tiny")
+FINETUNING = preset("tiny")[1]
+PRETRAINING = override(preset("tiny")[0], ["objectives.queue=512"])
 READS = (DataDependentOutputException, DynamicOutputShapeException)
 
 
