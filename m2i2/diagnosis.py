@@ -213,22 +213,23 @@ def _shared_memory(folder: Path) -> Iterator[_Row]:
     else:
         yield "ok", found, ""
     if left := _left_by_killed_processes():
+        size = sum(left.values()) / 1e6
         yield (
             "note",
-            f"{len(left)} files there, {sum(left.values()) / 1e6:.0f} MB, were left by processes that were killed, such as "
-            f"{next(iter(left))}",
-            "Remove them, unless their processes run in another container that shares this /dev/shm.",
+            f"/dev/shm has {len(left)} file(s), {size:,.0f} MB, of processes that have ended, such as {next(iter(left))}",
+            "Remove them, unless another container shares this /dev/shm: its processes cannot be seen from here.",
         )
 
 
 def _left_by_killed_processes() -> dict[str, int]:
-    """Names and bytes of torch's files in /dev/shm (torch_PID_...) whose process does not run."""
+    """Names and bytes of this user's torch files in /dev/shm (torch_PID_...) whose process does not run."""
     left = {}
     for path in Path("/dev/shm").glob("torch_*"):
         pid = path.name.split("_")[1]
         if pid.isdecimal() and not Path("/proc", pid).exists():
             with suppress(FileNotFoundError):  # its process removed it, and ended, in this moment
-                left[path.name] = path.stat().st_size
+                if (status := path.stat()).st_uid == os.getuid():
+                    left[path.name] = status.st_size
     return left
 
 

@@ -5,14 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2i2.cli import probe, retrieval
+from m2i2.cli import baselines, probe, retrieval
 from m2i2.cli.settings import add_model_options, cache_of
 from m2i2.errors import M2I2Error
 from m2i2.exits import guarded
 
 DESCRIPTION = """Ask a finetuned model every question of a split, score its answers under a protocol, and set the result beside
 baselines that do not see the image. Writes results.json and predictions.jsonl. "evaluate.py retrieval --help": what a
-pretrained model finds; "evaluate.py probe --help": what an image encoder knows."""
+pretrained model finds; "evaluate.py probe --help": what an image encoder knows; "evaluate.py baselines --help": what the
+questions alone give away."""
 
 EXAMPLES = """examples:
   python launchers/evaluate.py --checkpoint runs/rad --shards shards/vqa_rad
@@ -69,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["retrieval"]:
         pairs = retrieval.parse(words[1:])
         return guarded(lambda: retrieval.retrieval(pairs))
+    if words[:1] == ["baselines"]:
+        alone = baselines.parse(words[1:])
+        return guarded(lambda: baselines.baselines(alone))
     if words[:1] == ["probe"]:
         images = probe.parse(words[1:])
         return guarded(lambda: probe.probe(images))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2i2.data.records import Question
-from m2i2.data.text.cleaning import Normalisation, clean_question, scored_answer
+from m2i2.data.text.cleaning import Normalisation, clean_question, pieces, scored_answer
 
 LABELS = {
     "model": "this model",
@@ -19,6 +19,8 @@ LABELS = {
     "most_frequent": "most frequent answer",
 }
 """What tables call the rows of a view; older evaluations have no ``question_words``."""
+ANSWERS, PARTS = 500, 10_000
+"""Most answers, and most words and pairs of words, that `question_words` knows: minutes of one core with 20,000 questions."""
 
 
 def question_only(train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official") -> list[str]:
@@ -40,66 +42,73 @@ def question_only(train: Iterable[Question], test: Sequence[Question], normalisa
 
 
 def question_words(train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official") -> list[str]:
-    """The most probable answer by logistic regression on the words and the pairs of neighbouring words of a question.
+    """The most probable answer by logistic regression on the words of a question and its pairs of neighbouring words.
 
-    It knows the words, pairs and answers of at least two training questions. Inputs are weighted by TF-IDF and scaled to length
-    1; the penalty is that of scikit-learn with C=10.
+    It knows what occurs in two training questions or more, up to `ANSWERS` answers and `PARTS` words and pairs, the most
+    frequent first. A CJK character is a word. Inputs are weighted by TF-IDF and scaled to length 1; the penalty is that of
+    scikit-learn with C=10. Where fewer than two answers are known: the most frequent answer.
     """
     asked = [_keys(question, normalisation) for question in train]
-    frequent = {answer for answer, count in Counter(answer for _, answer in asked).items() if count > 1}
-    counts = Counter(pair for pair in asked if pair[1] in frequent)
-    texts, answers = list(dict.fromkeys(text for text, _ in counts)), sorted(frequent)
+    given = Counter(answer for _, answer in asked)
+    answers = _known(given, ANSWERS)
     if len(answers) < 2:
-        return ["".join(answers)] * len(test)
-    of = Counter(part for text, _ in asked for part in _parts(text))
-    idf = {part: 1 + math.log((1 + len(asked)) / (1 + count)) for part, count in of.items() if count > 1}
-    y = torch.zeros(len(texts), len(answers), dtype=torch.float64)
-    row, column = ({name: n for n, name in enumerate(names)} for names in (texts, answers))
-    for (text, answer), count in counts.items():
-        y[row[text], column[answer]] = count
-    weights = _regression(_weighted(texts, idf), y, penalty=1 / 20)
-    given = torch.sparse.mm(_weighted([_keys(question, normalisation)[0] for question in test], idf), weights)
-    return [answers[n] for n in given.argmax(1).tolist()]
+        return [min(given, key=lambda answer: (-given[answer], answer), default="")] * len(test)
+    counts = Counter(pair for pair in asked if pair[1] in answers)
+    seen = Counter(part for text, _ in asked for part in _parts(text))
+    idf = {part: 1 + math.log((1 + len(asked)) / (1 + seen[part])) for part in _known(seen, PARTS)}
+    pairs = sorted(counts)
+    y = torch.tensor([answers[answer] for _, answer in pairs])
+    coefficients = _regression(_weighted([text for text, _ in pairs], idf), y, torch.tensor([counts[pair] for pair in pairs]))
+    scores = torch.sparse.mm(_weighted([_keys(question, normalisation)[0] for question in test], idf), coefficients)
+    names = list(answers)
+    return [names[n] for n in scores.argmax(1).tolist()]
+
+
+def _known(counts: Mapping[str, int], most: int) -> dict[str, int]:
+    """What was counted twice or more, at most ``most`` of it, the most frequent first, with its place."""
+    order = sorted((name for name, count in counts.items() if count > 1), key=lambda name: (-counts[name], name))
+    return {name: place for place, name in enumerate(order[:most])}
 
 
 def _parts(text: str) -> set[str]:
-    words = text.split()
+    words = " ".join(pieces(text)).split()
     return {*words, *(f"{first} {second}" for first, second in pairwise(words))}
 
 
 def _weighted(texts: Sequence[str], idf: Mapping[str, float]) -> Tensor:
     """TF-IDF of what ``idf`` knows, rows of length 1, and a column of ones; sparse [n, len(idf) + 1], in double precision."""
-    column = {part: n for n, part in enumerate(idf)}
+    column = {part: place for place, part in enumerate(idf)}
     rows, columns, values = [], [], []
     for n, text in enumerate(texts):
         inside = sorted(_parts(text) & idf.keys())
-        length = math.sqrt(sum(idf[part] ** 2 for part in inside)) or 1.0
+        length = math.sqrt(sum(idf[part] ** 2 for part in inside))
         rows += [n] * (len(inside) + 1)
         columns += [*(column[part] for part in inside), len(idf)]
         values += [*(idf[part] / length for part in inside), 1.0]
-    size = (len(texts), len(idf) + 1)
-    values_ = torch.tensor(values, dtype=torch.float64)
-    return torch.sparse_coo_tensor(torch.tensor([rows, columns]), values_, size, check_invariants=False).coalesce()
+    places, size = torch.tensor([rows, columns]).reshape(2, -1), (len(texts), len(idf) + 1)
+    return torch.sparse_coo_tensor(places, torch.tensor(values, dtype=torch.float64), size, check_invariants=False).coalesce()
 
 
-def _regression(x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    """Coefficients [inputs, classes] of least summed cross-entropy plus ``penalty`` times their squares, the last row's excepted.
+def _regression(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+    """Coefficients [inputs, classes] of least cross-entropy plus a twentieth of their squares, the last row's excepted.
 
-    ``y`` [n, classes] counts how often an input had each class.
+    Row n of ``x`` [n, inputs] had the class ``y`` [n] ``counts`` [n] times.
     """
-    weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=500, tolerance_change=1e-7, history_size=5, line_search_fn="strong_wolfe")
+    coefficients = torch.zeros(x.shape[1], int(y.max()) + 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [coefficients], max_iter=200, tolerance_change=1e-7, history_size=5, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = -(y * F.log_softmax(torch.sparse.mm(x, weights), 1)).sum() + penalty * weights[:-1].square().sum()
-        loss = loss / y.sum()
+        losses = F.cross_entropy(torch.sparse.mm(x, coefficients), y, reduction="none")
+        loss = ((losses * counts).sum() + coefficients[:-1].square().sum() / 20) / counts.sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return weights.detach()
+    return coefficients.detach()
 
 
 def most_frequent(train: Iterable[Question], test: Sequence[Question], normalisation: Normalisation = "official") -> list[str]:

@@ -39,11 +39,8 @@ def summarise(
     ``source`` and ``split``: the data set and the part of it that was asked.
     """
     questions = [g.question for g in given]
-    answers = {
-        "model": [g.best[0][0] for g in given],
-        **{name: baseline(train, questions, normalisation) for name, baseline in BASELINES.items()},
-    }
-    answered = {who: _scored(given, predictions, normalisation) for who, predictions in answers.items()}
+    asked = [(g.key, g.question) for g in given]
+    answered = {"model": _scored(asked, [g.best[0][0] for g in given], normalisation), **blind(asked, train, normalisation)}
     views, by_rule = {}, {}
     rules = protocol.name if normalisation == "official" else f"{protocol.name}, {normalisation}"  # published numbers are official
     languages = "+".join(sorted({question.metadata.get("language") or "en" for question in questions}))
@@ -67,10 +64,19 @@ def summarise(
     }
 
 
-def _scored(given: Sequence[Prediction], predictions: Sequence[str], normalisation: Normalisation) -> list[Answered]:
+def blind(
+    asked: Sequence[tuple[str, Question]], train: Sequence[Question], normalisation: Normalisation
+) -> dict[str, list[Answered]]:
+    """What each baseline answers to questions, given with the names of their images; it learns from ``train`` alone."""
+    questions = [question for _, question in asked]
+    answers = {name: baseline(train, questions, normalisation) for name, baseline in BASELINES.items()}
+    return {name: _scored(asked, predictions, normalisation) for name, predictions in answers.items()}
+
+
+def _scored(asked: Sequence[tuple[str, Question]], predictions: Sequence[str], normalisation: Normalisation) -> list[Answered]:
     return [
-        Answered(g.question, g.key, prediction, is_correct(prediction, g.question.answer, normalisation))
-        for g, prediction in zip(given, predictions, strict=True)
+        Answered(question, image, prediction, is_correct(prediction, question.answer, normalisation))
+        for (image, question), prediction in zip(asked, predictions, strict=True)
     ]
 
 
@@ -137,17 +143,18 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
     """
     console = console or Console()
     for name, view in results["views"].items():
-        total = view["model"]["overall"]["total"]
+        first = next(view[who] for who in _ROWS if who in view)
+        total = first["overall"]["total"]
         rules = f"protocol {results['protocol']['name']}, in the form {results['normalisation']}"
         title = Text(plain(f"{name}: {total} questions, {rules}"))
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("% right", overflow="fold")
         for kind in KINDS:
-            table.add_column(f"{kind} ({view['model'][kind]['total']})", justify="right", no_wrap=True)
+            table.add_column(f"{kind} ({first[kind]['total']})", justify="right", no_wrap=True)
         for who, label in _ROWS.items():
             if who in view:
                 table.add_row(label, *(with_interval(view[who][kind]) for kind in KINDS), end_section=who == "most_frequent")
-        for row in view["published"]:
+        for row in view.get("published", ()):
             table.add_row(Text(plain(f"{row['method']} (published)")), *(f"{row[kind]:.1f}" for kind in KINDS))
         console.print(table)
     if results["views"]:

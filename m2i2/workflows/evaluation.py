@@ -1,7 +1,7 @@
 """Evaluation, from a finetuned model to its scores."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,22 @@ class Asked:
         return f"evaluation-{self.split}-{self.mode}{protocol}"
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What a protocol lets an evaluation know."""
+
+    split: ShardSplit | SelectedSplit
+    """What is asked."""
+    known: list[Question]
+    """The training questions, whose answers may be ranked."""
+    learned: list[Question]
+    """Those that the baselines learn from: all of them but the ones that are asked."""
+    test: list[Question]
+    """Empty under ``clean``, where nothing may know the test questions before the model has answered."""
+    counts: Mapping[str, Any]
+    """For results.json and for people."""
+
+
 def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: CacheConfig | None = None) -> dict[str, Any]:
     """Ask the model every question, score and show its answers, and write results.json and predictions.jsonl; returns the results.
 
@@ -67,11 +83,12 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     keep_freed_memory()
     rules, config = protocol(asked.protocol), loaded.config
     shards = storage_of(asked.shards, cache)
-    split, train, test, counts = _questions(asked, shards, config.answering.selection)
+    there = asked_questions(shards, asked.split, asked.protocol, config.answering.selection)
+    split, train = there.split, there.known
     form = config.answering.form
     writing = Writing(tokenizer=loaded.tokenizer, form=form, positions=config.text.positions)
     warnings = _misfits(writing, split, train, rules.name, config.answering.max_unknown)
-    candidates = rules.candidates(train, test, form)
+    candidates = rules.candidates(train, there.test, form)
     method = Method(
         mode=asked.mode,
         k=asked.k,
@@ -89,14 +106,14 @@ def evaluate(loaded: Loaded, asked: Asked, output: Path | None = None, cache: Ca
     reading = {"candidate_tree": predictor.reading()} if predictor.nodes_read else {}
     source = str(read_index(shards)["source"])
     results: dict[str, Any] = {
-        **summarise(given, train, rules, candidates, source, form, asked.split),
+        **summarise(given, there.learned, rules, candidates, source, form, asked.split),
         "answers": answers_in_reach([g.question for g in given], train, candidates.answers, writing, method.max_tokens),
         "method": vars(method),
         **reading,
         **({"image_dependence": image_dependence(predictor, split, given, asked.dependence)} if asked.dependence else {}),
         "calibration": calibration(given, form),
         "split": asked.split,
-        "splits": counts,
+        "splits": there.counts,
         "trained": loaded.trained,
         "shards": {"folder": shards.place, "source": source, "fingerprint": split.fingerprint},
         "checkpoint": str(loaded.checkpoint),
@@ -141,26 +158,24 @@ def image_dependence(
     return {"sentence": sentence(found), **found, "seconds": round(time.monotonic() - started, 2)}
 
 
-def _questions(
-    asked: Asked, shards: Storage, selection: float
-) -> tuple[ShardSplit | SelectedSplit, list[Question], list[Question], dict[str, Any]]:
-    """What is asked, the training questions that the protocol knows, the test questions, and counts of all of them.
+def asked_questions(shards: Storage, split: str, protocol: str, selection: float) -> Questions:
+    """The questions of a split and of training under a protocol. M2I2Error where the split has none.
 
-    Under ``clean`` the test questions are left empty: nothing may know them before the model has answered. There the split
-    ``selection`` is what chose the checkpoint.
+    ``selection``: the share of the training questions that chose the checkpoint, the split ``selection`` of ``clean``.
     """
-    split: ShardSplit | SelectedSplit
-    if asked.protocol == "clean":
+    asked: ShardSplit | SelectedSplit
+    if protocol == "clean":
         parts = clean_parts(shards, selection)
-        split = parts.selection if asked.split == "selection" else ShardSplit.open(shards, asked.split, "vqa")
-        train, test, counts = questions_of(parts.known), [], dict(parts.counts)
+        asked = parts.selection if split == "selection" else ShardSplit.open(shards, split, "vqa")
+        known, test, counts = questions_of(parts.known), [], dict(parts.counts)
+        learned = questions_of(parts.train) if split == "selection" else known
     else:
-        split = ShardSplit.open(shards, asked.split, "vqa")
-        train, test = (questions_of(ShardSplit.open(shards, name, "vqa")) for name in ("train", "test"))
-        counts = {"training_questions": len(train), "test_questions": len(test)}
-    if not len(split):
-        raise M2I2Error(f"The split {asked.split!r} of {shards.place} holds no questions under {asked.protocol}.")
-    return split, train, test, {**counts, "asked": len(split)}
+        asked = ShardSplit.open(shards, split, "vqa")
+        known, test = (questions_of(ShardSplit.open(shards, name, "vqa")) for name in ("train", "test"))
+        learned, counts = known, {"training_questions": len(known), "test_questions": len(test)}
+    if not len(asked):
+        raise M2I2Error(f"The split {split!r} of {shards.place} holds no questions under {protocol}.")
+    return Questions(asked, known, learned, test, {**counts, "asked": len(asked)})
 
 
 def _misfits(

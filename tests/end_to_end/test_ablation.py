@@ -63,7 +63,7 @@ def test_cells_run_one_by_one_and_resume_from_their_records(folder: Path) -> Non
     out = succeed("ablate", [*WORDS, "--jobs", "2"], folder)
     assert "drawn-no-pretraining-seed-0: done" in out and "full-seed-0: started" not in out
     report = (folder / "RESULTS.md").read_text()
-    assert "Not run yet" not in report and "| no pretraining |" in report and "| question only, no image |" in report
+    assert "Not run yet" not in report and "| no pretraining |" in report and "| question words (no image) |" in report
     accuracy = record["results"]["views"]["test"]["model"]["overall"]["accuracy"]
     assert f"| full | {record['results']['views']['test']['model']['closed']['accuracy']:.1f} [" in report
     assert f"| {accuracy:.1f} |" in report, "the seeds' own values"

@@ -118,11 +118,11 @@ def _one_form(answer: str) -> str:
     """
     text = _ACCENTS.sub("", unicodedata.normalize("NFD", answer.lower()))
     text = _X_RAY.sub("xray", unicodedata.normalize("NFC", text))
-    text = " ".join(_pieces(text))
+    text = " ".join(pieces(text))
     return text.rstrip(_ENDS) or text
 
 
-def _pieces(text: str) -> Iterator[str]:
+def pieces(text: str) -> Iterator[str]:
     """Words (letters, digits and what combines with them), and each sign and CJK character by itself."""
     word = ""
     for character in text:
