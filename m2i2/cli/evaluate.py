@@ -64,18 +64,21 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+_OTHERS = {
+    "retrieval": (retrieval.parse, retrieval.retrieval),
+    "probe": (probe.parse, probe.probe),
+    "baselines": (baselines.parse, baselines.baselines),
+}
+"""What a first word asks for instead: how its options are read, and the command."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["retrieval"]:
-        pairs = retrieval.parse(words[1:])
-        return guarded(lambda: retrieval.retrieval(pairs))
-    if words[:1] == ["baselines"]:
-        alone = baselines.parse(words[1:])
-        return guarded(lambda: baselines.baselines(alone))
-    if words[:1] == ["probe"]:
-        images = probe.parse(words[1:])
-        return guarded(lambda: probe.probe(images))
+    if words and words[0] in _OTHERS:
+        read, command = _OTHERS[words[0]]
+        options = read(words[1:])
+        return guarded(lambda: command(options))
     arguments = parse(words)
     return guarded(lambda: _evaluate(arguments))
 

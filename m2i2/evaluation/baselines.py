@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from m2i2.data.records import Question
 from m2i2.data.text.cleaning import Normalisation, clean_question, pieces, scored_answer
+from m2i2.evaluation.fitting import minimise
 
 LABELS = {
     "model": "this model",
@@ -95,19 +96,12 @@ def _regression(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
     Row n of ``x`` [n, inputs] had the class ``y`` [n] ``counts`` [n] times.
     """
     coefficients = torch.zeros(x.shape[1], int(y.max()) + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [coefficients], max_iter=200, tolerance_change=1e-7, history_size=5, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss() -> Tensor:
         losses = F.cross_entropy(torch.sparse.mm(x, coefficients), y, reduction="none")
-        loss = ((losses * counts).sum() + coefficients[:-1].square().sum() / 20) / counts.sum()
-        loss.backward()
-        return loss
+        return ((losses * counts).sum() + coefficients[:-1].square().sum() / 20) / counts.sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    minimise(loss, [coefficients], max_iter=200, tolerance_change=1e-7, history_size=5)
     return coefficients.detach()
 
 

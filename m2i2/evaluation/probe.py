@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from m2i2.data.records import Question
 from m2i2.data.text.cleaning import scored_answer
 from m2i2.errors import M2I2Error
+from m2i2.evaluation.fitting import minimise
 from m2i2.evaluation.scoring import share_interval
 
 TARGETS = ("modality", "organ", "plane")
@@ -116,14 +117,5 @@ def _fit(x: Tensor, y: Tensor, penalty: float) -> torch.nn.Linear:
     layer = torch.nn.Linear(x.shape[1], int(y.max()) + 1)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(layer(x), y) + penalty * layer.weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
+    minimise(lambda: F.cross_entropy(layer(x), y) + penalty * layer.weight.square().sum(), layer.parameters(), max_iter=100)
     return layer.requires_grad_(False)

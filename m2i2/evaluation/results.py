@@ -45,10 +45,10 @@ def summarise(
     rules = protocol.name if normalisation == "official" else f"{protocol.name}, {normalisation}"  # published numbers are official
     languages = "+".join(sorted({question.metadata.get("language") or "en" for question in questions}))
     for view in protocol.views(source, split):
-        inside = [view.contains(question) for question in questions]
-        rows = {who: [a for a, yes in zip(all_, inside, strict=True) if yes] for who, all_ in answered.items()}
-        table = {"dataset": source, "view": view.name, "split": split, "language": languages, "questions": sum(inside)}
-        if any(inside):
+        rows = {who: [a for a in all_ if view.contains(a.question)] for who, all_ in answered.items()}
+        count = len(rows["model"])
+        table = {"dataset": source, "view": view.name, "split": split, "language": languages, "questions": count}
+        if count:
             views[view.name] = {**_scores(rows, normalisation), "published": published_beside(rules, table)}
             by_rule[view.name] = scored_by_every_rule([(a.key, a.question, a.prediction) for a in rows["model"]], source)
     written = [(g.best[0][0], g.generated) for g in given if g.generated is not None]

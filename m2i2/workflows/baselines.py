@@ -19,25 +19,19 @@ def score_baselines(
     folder: str, split: str, rules: str, output: Path | None = None, cache: CacheConfig | None = None
 ) -> dict[str, Any]:
     """Score and show the baselines on a split of question shards, and write what was found to ``output``; returns it."""
-    followed, shards, settings = (
-        protocol(rules),
-        storage_of(folder, cache),
-        AnsweringConfig(protocol="clean" if rules == "clean" else "paper"),
-    )
+    followed, shards = protocol(rules), storage_of(folder, cache)
+    settings = AnsweringConfig(protocol="clean" if rules == "clean" else "paper")
     there = asked_questions(shards, split, rules, settings.selection)
     asked = [(question.key, question.question) for question in there.split.questions()]
     answered, source, views = blind(asked, there.learned, settings.form), str(read_index(shards)["source"]), {}
     for view in followed.views(source, split):
-        inside = [view.contains(question) for _, question in asked]
-        views[view.name] = {
-            who: {kind: accuracy.to_json() for kind, accuracy in by_kind(mine).items()}
-            for who, all_ in answered.items()
-            if (mine := [answer for answer, yes in zip(all_, inside, strict=True) if yes])
-        }
+        rows = {who: [a for a in all_ if view.contains(a.question)] for who, all_ in answered.items()}
+        if any(rows.values()):
+            views[view.name] = {who: {kind: a.to_json() for kind, a in by_kind(mine).items()} for who, mine in rows.items()}
     results = {
         "protocol": {"name": followed.name},
         "normalisation": settings.form,
-        "views": {name: view for name, view in views.items() if view},
+        "views": views,
         "split": split,
         "splits": there.counts,
         "learned_from": len(there.learned),
